@@ -1,0 +1,319 @@
+// Package api is what stoker's processes say to each other: the JSON of the
+// controller's and the worker's HTTP APIs, their clients, and the helpers both
+// servers share. Field names are part of the contract and only ever added.
+package api
+
+import (
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/ufs"
+)
+
+// Failure is one object that is not resident, and why.
+type Failure struct {
+	Path   string `json:"path"` // relative to the mount; bytes that are not UTF-8 percent-escaped
+	Kind   string `json:"kind"` // notexist|stale|corrupt|denied|transient|nospace
+	Reason string `json:"reason"`
+}
+
+// Unmountable is a key that cannot be a path.
+type Unmountable struct {
+	Key    string `json:"key"`
+	Reason string `json:"reason"`
+}
+
+// Refetched counts UFS bytes read more than once, by reason.
+type Refetched struct {
+	Lost   int64 `json:"lost"`
+	Retry  int64 `json:"retry"`
+	Hedge  int64 `json:"hedge"`
+	Bypass int64 `json:"bypass"`
+}
+
+// Certificate says what is resident of a dataset: the answer of preload
+// --wait and of verify.
+type Certificate struct {
+	Dataset         string        `json:"dataset"`
+	Generation      int           `json:"generation"`
+	Manifest        stoker.ID     `json:"manifest"`
+	State           string        `json:"state"` // Ready | Failed | Cancelled
+	Objects         int64         `json:"objects"`
+	Bytes           int64         `json:"bytes"`
+	ResidentObjects int64         `json:"residentObjects"`
+	ResidentBytes   int64         `json:"residentBytes"`
+	UFSRequests     int64         `json:"ufsRequests"`
+	UFSBytes        int64         `json:"ufsBytes"`
+	Refetched       Refetched     `json:"refetched"`
+	Seconds         float64       `json:"seconds"`
+	Failed          []Failure     `json:"failed"`      // never null
+	Unmountable     []Unmountable `json:"unmountable"` // never null
+}
+
+// Job states that users see (design: Planned to Released).
+const (
+	JobPlanned  = "Planned"
+	JobQueued   = "Queued"
+	JobWarming  = "Warming"
+	JobReady    = "Ready"
+	JobLeased   = "Leased"
+	JobGrace    = "Grace"
+	JobReleased = "Released"
+	JobDegraded = "Degraded"
+	JobFailed   = "Failed"
+)
+
+// DatasetRef is a dataset as a user names it: NAME or URI, [@GEN], [=DIR].
+type DatasetRef struct {
+	Name       string `json:"name"`                 // registered name, or a URI
+	Generation int    `json:"generation,omitempty"` // 0 = current
+	Dir        string `json:"dir,omitempty"`        // absolute; "" = the default mount point
+}
+
+// ClaimRequest is the body of POST /v1/jobs. It is idempotent on Job.
+type ClaimRequest struct {
+	Job             string       `json:"job,omitempty"` // "" = generated
+	Datasets        []DatasetRef `json:"datasets"`
+	OnMiss          string       `json:"onMiss,omitempty"`          // start|wait|fail; "" = start
+	DeadlineSeconds *float64     `json:"deadlineSeconds,omitempty"` // from submission; nil = none
+	Layout          string       `json:"layout,omitempty"`          // auto|local|spread
+	Replicas        int          `json:"replicas,omitempty"`        // 0 = 1
+	Sync            bool         `json:"sync,omitempty"`            // new generation first
+	Preload         bool         `json:"preload,omitempty"`         // release at Ready; refuse at once if it does not fit
+	Owner           string       `json:"owner,omitempty"`           // filled by the controller from the principal
+}
+
+// JobDataset is one dataset of a job, resolved.
+type JobDataset struct {
+	DatasetRef
+	Manifest      stoker.ID    `json:"manifest"`
+	ListedAt      time.Time    `json:"listedAt"`
+	Bytes         int64        `json:"bytes"`
+	ResidentBytes int64        `json:"residentBytes"`
+	Certificate   *Certificate `json:"certificate,omitempty"`
+}
+
+// JobStatus is GET /v1/jobs/{job}, and a line of its watch stream.
+type JobStatus struct {
+	Job           string       `json:"job"`
+	State         string       `json:"state"`
+	Owner         string       `json:"owner"`
+	Datasets      []JobDataset `json:"datasets"`
+	Bytes         int64        `json:"bytes"`
+	ResidentBytes int64        `json:"residentBytes"`
+	ETASeconds    float64      `json:"etaSeconds"` // -1 = unknown
+	BytesPerSec   float64      `json:"bytesPerSecond"`
+	Submitted     time.Time    `json:"submitted"`
+	Error         *ErrorBody   `json:"error,omitempty"` // Failed: why
+}
+
+// JobLine is one element of `stoker jobs -o json`.
+type JobLine struct {
+	Job           string   `json:"job"`
+	State         string   `json:"state"`
+	Owner         string   `json:"owner"`
+	Datasets      []string `json:"datasets"`
+	Bytes         int64    `json:"bytes"`
+	ResidentBytes int64    `json:"residentBytes"`
+	ETASeconds    float64  `json:"etaSeconds"`
+}
+
+// WorkerInfo is one element of `stoker workers -o json`.
+type WorkerInfo struct {
+	ID            string             `json:"id"`
+	Incarnation   stoker.Incarnation `json:"incarnation"`
+	Address       string             `json:"address"` // base URL of its TCP API
+	Socket        string             `json:"socket"`  // path of its Unix socket
+	PID           int                `json:"pid"`
+	State         string             `json:"state"` // live | lost
+	CapacityBytes int64              `json:"capacityBytes"`
+	UsedBytes     int64              `json:"usedBytes"`
+	ReservedBytes int64              `json:"reservedBytes"`
+}
+
+// DatasetInfo is one element of `stoker dataset ls -o json`.
+type DatasetInfo struct {
+	Name          string    `json:"name"`
+	URIs          []string  `json:"uris"`
+	Owner         string    `json:"owner"`
+	Generation    int       `json:"generation"`
+	Manifest      stoker.ID `json:"manifest"`
+	Objects       int64     `json:"objects"`
+	Bytes         int64     `json:"bytes"`
+	ResidentBytes int64     `json:"residentBytes"`
+	ListedAt      time.Time `json:"listedAt"`
+}
+
+// DatasetDetail is GET /v1/datasets/{name}: what show prints.
+type DatasetDetail struct {
+	DatasetInfo
+	Shards      int            `json:"shards"`
+	Directories int64          `json:"directories"`
+	Locations   []ufs.Location `json:"locations"`
+	Unmountable []Unmountable  `json:"unmountable"`
+	Holders     []string       `json:"holders"`
+}
+
+// Status is GET /v1/status.
+type Status struct {
+	Jobs     []JobLine     `json:"jobs"`
+	Workers  []WorkerInfo  `json:"workers"`
+	Datasets []DatasetInfo `json:"datasets"`
+}
+
+// AddRoot is one URI of a new dataset and the folder it is joined under.
+type AddRoot struct {
+	Folder string `json:"folder,omitempty"`
+	ufs.Location
+}
+
+// AddDatasetRequest is the body of POST /v1/datasets.
+type AddDatasetRequest struct {
+	Name          string    `json:"name"`
+	Roots         []AddRoot `json:"roots"`
+	MaxAgeSeconds float64   `json:"maxAgeSeconds,omitempty"`
+}
+
+// ListProgress counts a running listing.
+type ListProgress struct {
+	Objects int64 `json:"objects"`
+	Bytes   int64 `json:"bytes"`
+	Pages   int64 `json:"pages"`
+}
+
+// Event is one line of a stream (application/x-ndjson). Exactly one field is
+// set; Error, Dataset and Certificate end the stream.
+type Event struct {
+	Listing     *ListProgress  `json:"listing,omitempty"`
+	Load        *LoadProgress  `json:"load,omitempty"`
+	Job         *JobStatus     `json:"job,omitempty"`
+	Dataset     *DatasetDetail `json:"dataset,omitempty"`
+	Certificate *Certificate   `json:"certificate,omitempty"`
+	Error       *ErrorBody     `json:"error,omitempty"`
+}
+
+// ErrorBody is the body of every answer that is not 2xx.
+type ErrorBody struct {
+	Kind    string `json:"kind"` // stoker.Kind by name
+	Message string `json:"message"`
+}
+
+// LoadRequest is the body of PUT /v1/loads/{plan}/{part}.
+type LoadRequest struct {
+	Plan stoker.ID `json:"plan"`
+	Part int       `json:"part"`
+}
+
+// LoadProgress is how far a load is; the last line of its stream has Done.
+type LoadProgress struct {
+	Cursor        int       `json:"cursor"` // shards of the part that are whole
+	Shards        int       `json:"shards"`
+	Bytes         int64     `json:"bytes"` // object bytes of the part that are resident
+	TotalBytes    int64     `json:"totalBytes"`
+	UFSRequests   int64     `json:"ufsRequests"` // spent by this load so far, over restarts of the stream
+	UFSBytes      int64     `json:"ufsBytes"`
+	Refetched     Refetched `json:"refetched"`
+	Done          bool      `json:"done,omitempty"`
+	FailedObjects int       `json:"failedObjects,omitempty"`
+	Failed        []Failure `json:"failed,omitempty"` // with Done: at most 1000
+}
+
+// ReserveRequest is the body of PUT /v1/reservations/{plan}/{part}.
+type ReserveRequest struct {
+	Plan stoker.ID `json:"plan"`
+	Part int       `json:"part"`
+}
+
+// Lease is one hold on a dataset's data on one worker.
+type Lease struct {
+	Holder     string    `json:"holder"` // job id
+	Owner      string    `json:"owner"`  // principal
+	Manifest   stoker.ID `json:"manifest"`
+	TTLSeconds float64   `json:"ttlSeconds"` // counted from its arrival
+}
+
+// LeaseRequest is the body of PUT /v1/leases: all leases of the sender's
+// jobs, renewed in one call. Drop names holders whose leases end now.
+type LeaseRequest struct {
+	Leases []Lease  `json:"leases"`
+	Drop   []string `json:"drop,omitempty"`
+}
+
+// VerifyRequest is the body of POST /v1/verify on a worker. A worker reports
+// only on the shards it holds.
+type VerifyRequest struct {
+	Manifest stoker.ID `json:"manifest"`
+	Deep     bool      `json:"deep,omitempty"`
+}
+
+// ShardReport is what a worker truly has of one shard.
+type ShardReport struct {
+	Shard   uint32 `json:"shard"`   // number in the manifest
+	Present []byte `json:"present"` // bitmap of blocks, least bit first; nil = all
+	Corrupt []int  `json:"corrupt,omitempty"`
+}
+
+// VerifyReport is the answer to VerifyRequest.
+type VerifyReport struct {
+	Worker string        `json:"worker"`
+	Shards []ShardReport `json:"shards"`
+}
+
+// EvictRequest is the body of POST /v1/evict on a worker, and of
+// POST /v1/datasets/{name}/evict on the controller (Manifest empty there).
+type EvictRequest struct {
+	Manifest stoker.ID `json:"manifest,omitzero"`
+	Force    bool      `json:"force,omitempty"`
+}
+
+// EvictReport says what an eviction freed.
+type EvictReport struct {
+	Shards int   `json:"shards"`
+	Bytes  int64 `json:"bytes"`
+}
+
+// MountRequest is the body of POST /v1/mounts on a worker's socket.
+type MountRequest struct {
+	Dataset    string    `json:"dataset"`           // for messages and the mount table
+	Manifest   stoker.ID `json:"manifest,omitzero"` // zero = resolve Dataset, Generation in the registry
+	Generation int       `json:"generation,omitempty"`
+	Dir        string    `json:"dir"`              // absolute
+	View       string    `json:"view,omitempty"`   // auto|tree
+	UID        *uint32   `json:"uid,omitempty"`    // nil = the caller's
+	GID        *uint32   `json:"gid,omitempty"`    // nil = the caller's
+	Umask      *uint32   `json:"umask,omitempty"`  // nil = 0022
+	Holder     string    `json:"holder,omitempty"` // job the mount belongs to
+}
+
+// MountInfo is one mounted view of a worker.
+type MountInfo struct {
+	MountRequest
+	State string `json:"state"` // mounted
+}
+
+// WorkerStatus is GET /v1/status on a worker.
+type WorkerStatus struct {
+	WorkerInfo
+	Mounts    []MountInfo       `json:"mounts"`
+	Leases    []Lease           `json:"leases"`
+	Manifests []ManifestHolding `json:"manifests"`
+	Reads     ReadCounters      `json:"reads"`
+}
+
+// ManifestHolding is what a worker holds of one manifest.
+type ManifestHolding struct {
+	Manifest stoker.ID `json:"manifest"`
+	Dataset  string    `json:"dataset"`
+	Shards   int       `json:"shards"` // whole ones
+	Bytes    int64     `json:"bytes"`  // object bytes resident
+	Holders  []string  `json:"holders"`
+}
+
+// ReadCounters counts where bytes came from since the worker started.
+type ReadCounters struct {
+	LocalBytes  int64 `json:"localBytes"`
+	PeerBytes   int64 `json:"peerBytes"`
+	UFSBytes    int64 `json:"ufsBytes"`
+	UFSRequests int64 `json:"ufsRequests"`
+	FUSEReads   int64 `json:"fuseReads"`
+}
