@@ -129,6 +129,7 @@ type WorkerInfo struct {
 	CapacityBytes int64              `json:"capacityBytes"`
 	UsedBytes     int64              `json:"usedBytes"`
 	ReservedBytes int64              `json:"reservedBytes"`
+	FreeableBytes int64              `json:"freeableBytes"` // of usedBytes: held by nobody
 }
 
 // DatasetInfo is one element of `stoker dataset ls -o json`.
@@ -220,8 +221,15 @@ type LoadProgress struct {
 
 // ReserveRequest is the body of PUT /v1/reservations/{plan}/{part}.
 type ReserveRequest struct {
-	Plan stoker.ID `json:"plan"`
-	Part int       `json:"part"`
+	Plan   stoker.ID `json:"plan"`
+	Part   int       `json:"part"`
+	Leases []Lease   `json:"leases,omitempty"` // placed with the grant, so that nothing falls between
+}
+
+// ReserveReport is the answer: what the worker granted.
+type ReserveReport struct {
+	NeededBytes   int64 `json:"neededBytes"` // not yet on its disk
+	ResidentBytes int64 `json:"residentBytes"`
 }
 
 // Lease is one hold on a dataset's data on one worker.
@@ -257,6 +265,7 @@ type ShardReport struct {
 type VerifyReport struct {
 	Worker string        `json:"worker"`
 	Shards []ShardReport `json:"shards"`
+	Failed []Failure     `json:"failed,omitempty"` // why objects were not brought in by the last loads here
 }
 
 // EvictRequest is the body of POST /v1/evict on a worker, and of
