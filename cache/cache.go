@@ -1,0 +1,311 @@
+// Package cache is one worker's cache: it reads datasets block by block from
+// its own disk, fills what is missing from peers, the shard's owner or the
+// under file system in one flight per block, loads the parts of a plan, and
+// decides what may be evicted. It never talks to a kernel, a workflow or
+// Redis; those are reached through the small interfaces declared here. All
+// methods may be called from any goroutine.
+package cache
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/cache/store"
+	"stoker.dev/planner"
+	"stoker.dev/ufs"
+	"stoker.dev/ufs/guard"
+)
+
+// Peer is another worker, as far as a fetch needs to know it.
+type Peer struct {
+	ID          string
+	Incarnation stoker.Incarnation
+	Address     string // base URL
+	Whole       bool   // it is said to hold the whole shard
+}
+
+// Directory knows which workers hold, or own, a shard. Answers may be old:
+// a wrong one costs one refused request.
+type Directory interface {
+	// Holders returns the other live workers said to hold shard n of the
+	// manifest, those with all of it first.
+	Holders(ctx context.Context, id stoker.ID, n uint32) []Peer
+	// Owner returns the worker that reads shard n through for the others,
+	// by the plan if there is one (may be nil); self means this worker.
+	Owner(ctx context.Context, plan *planner.Plan, shard stoker.ID, n uint32) (p Peer, self bool)
+	// Announce tells the others that this worker has part, or all, of a
+	// shard; Withdraw that it has it no more. Both only queue.
+	Announce(id stoker.ID, n uint32, whole bool)
+	Withdraw(id stoker.ID, shards []uint32)
+}
+
+// Fetcher reads runs of blocks from a peer.
+type Fetcher interface {
+	// Fetch asks p for blocks [from, to) of shard n and calls got for each one
+	// that it has, in order, with verified bytes that are only valid during
+	// the call. With through, the peer fills what it lacks itself. Blocks that
+	// the peer does not have are left out without an error.
+	Fetch(ctx context.Context, p Peer, id stoker.ID, n uint32, from, to int, through bool,
+		got func(block int, data []byte) error) error
+}
+
+// Options wires a Cache. All fields but Log are needed.
+type Options struct {
+	Store     *store.Store
+	Manifests *manifest.Store
+	Open      func(context.Context, ufs.Location) (ufs.FS, string, error)
+	Directory Directory
+	Fetcher   Fetcher
+	Streams   int // UFS streams that one load keeps busy; 0 = 16
+	Log       *slog.Logger
+}
+
+// Counters say where the bytes of reads and loads came from.
+type Counters struct {
+	LocalBytes, PeerBytes, ServedBytes, BypassBytes atomic.Int64
+	Corrupt                                         atomic.Int64 // blocks whose checksum did not match
+	UFS                                             guard.Count  // all data requests
+}
+
+// Cache is one worker's cache. Make it with New, end it with Close.
+type Cache struct {
+	o        Options
+	counters Counters
+	fills    fills
+	holds    holds
+	loads    loads
+
+	mu   sync.Mutex
+	sets map[stoker.ID]*Set // +checklocks:mu
+
+	stop context.Context // ends every flight and load; cancelled by Close
+	end  context.CancelFunc
+	busy sync.WaitGroup
+}
+
+// New makes the cache and reads back what it held before.
+func New(o Options) (*Cache, error) {
+	if o.Streams <= 0 {
+		o.Streams = 16
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Cache{o: o, sets: map[stoker.ID]*Set{}}
+	// Flights and loads outlive the requests that start them; Close ends them.
+	c.stop, c.end = context.WithCancel(context.Background())
+	c.fills.runs = map[stoker.ID][]*flight{}
+	c.loads.all = map[loadKey]*load{}
+	if err := c.holds.restore(o.Store); err != nil {
+		c.end()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Counters returns the live counters.
+func (c *Cache) Counters() *Counters { return &c.counters }
+
+// Close stops loads and fills and waits for them. Sets must be closed before.
+func (c *Cache) Close() error {
+	c.end()
+	c.busy.Wait()
+	return nil
+}
+
+// Set is an open dataset: one manifest and this worker's shards of it. It is
+// shared: Open of an open manifest returns the same Set with one more user.
+type Set struct {
+	c     *Cache
+	id    stoker.ID
+	man   *manifest.Manifest
+	users int // guarded by c.mu
+	slots []slot
+	roots []rootFS
+	plan  atomic.Pointer[planner.Plan]
+}
+
+// slot is this worker's file of one shard, while it is open.
+type slot struct {
+	mu sync.RWMutex
+	// sh is nil until the shard is first used here. Who reads it holds mu for
+	// reading, so that an eviction waits for reads in progress.
+	sh      *store.Shard      // +checklocks:mu
+	members []manifest.Member // +checklocks:mu
+}
+
+type rootFS struct {
+	mu     sync.Mutex
+	fs     ufs.FS // +checklocks:mu
+	prefix string // +checklocks:mu
+}
+
+// Open opens the dataset frozen in a manifest. Close the Set when done.
+func (c *Cache) Open(ctx context.Context, id stoker.ID) (*Set, error) {
+	c.mu.Lock()
+	if s := c.sets[id]; s != nil {
+		s.users++
+		c.mu.Unlock()
+		return s, nil
+	}
+	c.mu.Unlock()
+	m, err := c.o.Manifests.Load(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.sets[id]; s != nil { // another one was faster
+		s.users++
+		return s, m.Close()
+	}
+	s := &Set{c: c, id: id, man: m, users: 1,
+		slots: make([]slot, m.Shards()), roots: make([]rootFS, len(m.Roots()))}
+	c.sets[id] = s
+	return s, nil
+}
+
+// Close gives the Set back; the last user's Close releases its files.
+func (s *Set) Close() error {
+	s.c.mu.Lock()
+	s.users--
+	last := s.users == 0
+	if last {
+		delete(s.c.sets, s.id)
+	}
+	s.c.mu.Unlock()
+	if !last {
+		return nil
+	}
+	for n := range s.slots {
+		s.release(uint32(n))
+	}
+	return s.man.Close()
+}
+
+// retain adds a user: a flight keeps its Set open.
+func (s *Set) retain() {
+	s.c.mu.Lock()
+	s.users++
+	s.c.mu.Unlock()
+}
+
+// Manifest returns the dataset's manifest, valid until Close.
+func (s *Set) Manifest() *manifest.Manifest { return s.man }
+
+// UsePlan makes the plan decide who owns which shard.
+func (s *Set) UsePlan(p *planner.Plan) { s.plan.Store(p) }
+
+// release closes the slot's file; the next use opens it again.
+func (s *Set) release(n uint32) {
+	sl := &s.slots[n]
+	sl.mu.Lock()
+	if sl.sh != nil {
+		sl.sh.Release()
+		sl.sh = nil
+	}
+	sl.mu.Unlock()
+}
+
+// shard returns the slot of shard n, locked for reading, with its file open
+// if this worker has one. The caller unlocks it.
+func (s *Set) shard(n uint32) *slot {
+	sl := &s.slots[n]
+	sl.mu.RLock()
+	if sl.sh != nil {
+		return sl
+	}
+	sl.mu.RUnlock()
+	sl.mu.Lock()
+	if sl.sh == nil {
+		if sh, ok := s.c.o.Store.Get(s.man.Shard(n).ID); ok {
+			sl.sh = sh
+		}
+	}
+	if sl.members == nil {
+		sl.members = s.man.Members(n, nil)
+	}
+	sl.mu.Unlock()
+	sl.mu.RLock()
+	return sl
+}
+
+// create makes sure that shard n has a file here, charged to a reservation
+// ("" = free space). NoSpace comes back after eviction was tried.
+func (s *Set) create(n uint32, reservation string) error {
+	sl := s.shard(n)
+	have := sl.sh != nil
+	sl.mu.RUnlock()
+	if have {
+		return nil
+	}
+	d := s.man.Shard(n)
+	spec := store.Spec{ID: d.ID, Bytes: d.Bytes, Blocks: int(d.Blocks)}
+	sh, err := s.c.o.Store.Create(spec, reservation)
+	if err != nil {
+		return err
+	}
+	sl = &s.slots[n]
+	sl.mu.Lock()
+	if sl.sh == nil {
+		sl.sh = sh
+	} else {
+		sh.Release()
+	}
+	if sl.members == nil {
+		sl.members = s.man.Members(n, nil)
+	}
+	sl.mu.Unlock()
+	s.c.o.Directory.Announce(s.id, n, false)
+	return nil
+}
+
+// root opens the store of root i once.
+func (s *Set) root(ctx context.Context, i uint16) (ufs.FS, error) {
+	if int(i) >= len(s.roots) {
+		return nil, stoker.Errorf(stoker.KindCorrupt, "cache.root", s.id.Short(), "no root %d", i)
+	}
+	r := &s.roots[i]
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.fs == nil {
+		fs, prefix, err := s.c.o.Open(ctx, s.man.Roots()[i].Location)
+		if err != nil {
+			return nil, err
+		}
+		r.fs, r.prefix = fs, prefix
+	}
+	return r.fs, nil
+}
+
+// memberOf returns the member that block lies in. Members are in block order.
+func memberOf(members []manifest.Member, block int) manifest.Member {
+	lo, hi := 0, len(members)
+	for hi-lo > 1 {
+		if mid := (lo + hi) / 2; int(members[mid].FirstBlock) <= block {
+			lo = mid
+		} else {
+			hi = mid
+		}
+	}
+	return members[lo]
+}
+
+// blockOf returns where a block of m lies: in the shard, in the object, and
+// how long it is.
+func blockOf(m manifest.Member, block int) (off, objectOff int64, length int) {
+	rel := int64(block-int(m.FirstBlock)) * stoker.BlockBytes
+	return m.Off + rel, m.ObjectOff + rel, int(min(m.Bytes-rel, stoker.BlockBytes))
+}
+
+// canceled reports whether err only says that somebody gave up.
+func canceled(err error) bool { return errors.Is(err, context.Canceled) }
+
+// now is wall time; leases count elapsed time from it.
+func now() time.Time { return time.Now() }

@@ -1,0 +1,174 @@
+package cache
+
+import (
+	"context"
+	"io"
+
+	"stoker.dev"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/ufs/guard"
+)
+
+// fly brings in what is missing of the flight's run: from workers that hold
+// it, else through the shard's owner, else from the UFS. What cannot be had
+// stands in f.failed by object.
+func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
+	// Without space the run is read through memory; see deliver.
+	if err := s.create(n, w.reservation); err != nil && stoker.KindOf(err) != stoker.KindNoSpace {
+		s.failAll(n, f, err)
+		return
+	}
+	for _, p := range s.c.o.Directory.Holders(ctx, s.id, n) {
+		if s.fromPeer(ctx, n, f, p, false) {
+			break
+		}
+	}
+	bypass := false
+	if !w.direct && s.missing(n, f) {
+		if owner, self := s.c.o.Directory.Owner(ctx, s.plan.Load(), s.man.Shard(n).ID, n); !self {
+			bypass = !s.fromPeer(ctx, n, f, owner, true)
+		}
+	}
+	var spent guard.Count
+	s.fromUFS(guard.WithCount(ctx, &spent), n, f)
+	addCount(&s.c.counters.UFS, &spent)
+	if w.count != nil {
+		addCount(w.count, &spent)
+	}
+	if bypass {
+		s.c.counters.BypassBytes.Add(spent.Bytes.Load())
+	}
+	s.seal(n)
+}
+
+func addCount(to, from *guard.Count) {
+	to.Requests.Add(from.Requests.Load())
+	to.Bytes.Add(from.Bytes.Load())
+	to.RetriedBytes.Add(from.RetriedBytes.Load())
+}
+
+// missing reports whether a block of the run is neither on disk nor in memory.
+func (s *Set) missing(n uint32, f *flight) bool {
+	for b := f.from; b < f.to; b++ {
+		if !s.arrived(n, f, b) {
+			return true
+		}
+	}
+	return false
+}
+
+// arrived reports whether block b is on disk or in memory.
+func (s *Set) arrived(n uint32, f *flight, b int) bool {
+	if s.firstMissing(n, b, b+1) != b {
+		return true
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mem[b] != nil
+}
+
+// fromPeer asks one worker for the run and reports whether all of it is here.
+func (s *Set) fromPeer(ctx context.Context, n uint32, f *flight, p Peer, through bool) bool {
+	err := s.c.o.Fetcher.Fetch(ctx, p, s.id, n, f.from, f.to, through, func(block int, data []byte) error {
+		if block < f.from || block >= f.to {
+			return stoker.Errorf(stoker.KindCorrupt, "cache.peer", p.ID, "sent block %d, asked for %d to %d", block, f.from, f.to)
+		}
+		off, length := s.where(n, block)
+		if len(data) != length {
+			return stoker.Errorf(stoker.KindCorrupt, "cache.peer", p.ID, "block %d has %d bytes, want %d", block, len(data), length)
+		}
+		s.c.counters.PeerBytes.Add(int64(len(data)))
+		return s.deliver(n, f, block, off, data)
+	})
+	if err != nil && !canceled(err) {
+		s.c.o.Log.Debug("peer did not serve", "peer", p.ID, "shard", n, "error", err)
+	}
+	return !s.missing(n, f)
+}
+
+// where returns offset and length of a block in the shard's file.
+func (s *Set) where(n uint32, block int) (int64, int) {
+	sl := s.shard(n)
+	defer sl.mu.RUnlock()
+	off, _, length := blockOf(memberOf(sl.members, block), block)
+	return off, length
+}
+
+// failAll notes err for every object of the run.
+func (s *Set) failAll(n uint32, f *flight, err error) {
+	for _, m := range s.membersIn(n, f.from, f.to) {
+		f.fail(m.Row, err)
+	}
+}
+
+// membersIn returns the members that have a block in [from, to).
+func (s *Set) membersIn(n uint32, from, to int) []manifest.Member {
+	sl := s.shard(n)
+	defer sl.mu.RUnlock()
+	var in []manifest.Member
+	for _, m := range sl.members {
+		if first := int(m.FirstBlock); first < to && first+manifest.BlocksOf(m.Bytes) > from {
+			in = append(in, m)
+		}
+	}
+	return in
+}
+
+// fromUFS reads what is still missing of the run, one request per gap of each
+// object. An object that fails does not keep the others from coming in.
+func (s *Set) fromUFS(ctx context.Context, n uint32, f *flight) {
+	for _, m := range s.membersIn(n, f.from, f.to) {
+		from := max(f.from, int(m.FirstBlock))
+		end := min(f.to, int(m.FirstBlock)+manifest.BlocksOf(m.Bytes))
+		for b := from; b < end; {
+			if s.arrived(n, f, b) {
+				b++
+				continue
+			}
+			gap := b + 1
+			for gap < end && !s.arrived(n, f, gap) {
+				gap++
+			}
+			if err := s.readObject(ctx, n, f, m, b, gap); err != nil {
+				f.fail(m.Row, err)
+				break
+			}
+			b = gap
+		}
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// readObject reads blocks [from, to) of one object with one request.
+func (s *Set) readObject(ctx context.Context, n uint32, f *flight, m manifest.Member, from, to int) error {
+	src := s.man.Source(m.Row)
+	fs, err := s.root(ctx, src.Root)
+	if err != nil {
+		return err
+	}
+	_, off, _ := blockOf(m, from)
+	_, last, length := blockOf(m, to-1)
+	body, err := fs.Open(ctx, src.Key, src.Version, off, last+int64(length)-off)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	b := blockPool.Get().(*[]byte)
+	defer blockPool.Put(b)
+	for block := from; block < to; block++ {
+		off, _, length := blockOf(m, block)
+		buf := (*b)[:length]
+		if _, err := io.ReadFull(body, buf); err != nil {
+			if stoker.KindOf(err) != stoker.KindInternal || ctx.Err() != nil {
+				return err
+			}
+			return stoker.Errorf(stoker.KindTransient, "cache.fill", src.Key, "body ended at block %d: %w", block, err)
+		}
+		if err := s.deliver(n, f, block, off, buf); err != nil {
+			return err
+		}
+	}
+	return nil
+}

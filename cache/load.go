@@ -1,0 +1,370 @@
+package cache
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"stoker.dev"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/internal/api"
+	"stoker.dev/planner"
+	"stoker.dev/ufs/guard"
+)
+
+// pieceBlocks and pieceObjects bound what one flight of a load brings in:
+// 8 MiB of large objects, 32 small ones. Small enough to spread a shard over
+// all streams, large enough that a flight's own cost does not show.
+const (
+	pieceBlocks  = 8 << 20 / stoker.BlockBytes
+	pieceObjects = 32
+	maxFailures  = 1000 // api.LoadProgress.Failed
+)
+
+type loadKey struct {
+	plan stoker.ID
+	part int
+}
+
+// load is one part of a plan being brought in. It goes on while nobody
+// watches; it ends when all that can be had is here.
+type load struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	count  guard.Count
+	cursor atomic.Int64
+	shards int64
+	bytes  atomic.Int64 // object bytes resident
+	total  int64
+
+	mu     sync.Mutex
+	failed map[string]api.Failure // +checklocks:mu — by path
+	err    error                  // +checklocks:mu
+}
+
+type loads struct {
+	mu  sync.Mutex
+	all map[loadKey]*load // +checklocks:mu
+}
+
+// loadsKept is how many ended loads a worker remembers, for controllers that
+// ask again after a restart.
+const loadsKept = 256
+
+// Load begins the part of a plan, or attaches to it if it runs or has ended
+// well here. The dataset stays held until it ends.
+func (c *Cache) Load(ctx context.Context, planID stoker.ID, part int) error {
+	key := loadKey{planID, part}
+	c.loads.mu.Lock()
+	l := c.loads.all[key]
+	c.loads.mu.Unlock()
+	if l != nil && !l.again() {
+		return nil
+	}
+	plan, set, err := c.openPlan(ctx, planID, part)
+	if err != nil {
+		return err
+	}
+	if err := c.holds.know(c.o.Store, plan.Manifest, plan.Dataset); err != nil {
+		_ = set.Close()
+		return err
+	}
+	c.loads.mu.Lock()
+	defer c.loads.mu.Unlock()
+	if l := c.loads.all[key]; l != nil && !l.again() {
+		return set.Close()
+	}
+	if c.stop.Err() != nil {
+		_ = set.Close()
+		return c.stopped()
+	}
+	run, cancel := context.WithCancel(c.stop)
+	shards := plan.Part(part)
+	l = &load{cancel: cancel, done: make(chan struct{}), shards: int64(len(shards)), failed: map[string]api.Failure{}}
+	for _, n := range shards {
+		l.total += set.objectBytes(n)
+	}
+	c.loads.forgetEnded()
+	c.loads.all[key] = l
+	c.holds.loading(plan.Manifest, 1)
+	c.busy.Add(1)
+	go func() {
+		defer c.busy.Done()
+		defer close(l.done)
+		defer cancel()
+		c.runLoad(run, set, l, shards, reservationName(planID, part))
+	}()
+	return nil
+}
+
+// again reports whether a load of the same part has to be run anew: it was
+// stopped, or something could not be had.
+func (l *load) again() bool {
+	select {
+	case <-l.done:
+	default:
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err != nil || len(l.failed) > 0
+}
+
+// forgetEnded keeps the table of loads bounded.
+func (ls *loads) forgetEnded() {
+	for key, l := range ls.all {
+		if len(ls.all) < loadsKept {
+			return
+		}
+		select {
+		case <-l.done:
+			delete(ls.all, key)
+		default:
+		}
+	}
+}
+
+// openPlan reads a stored plan and opens its dataset.
+func (c *Cache) openPlan(ctx context.Context, planID stoker.ID, part int) (*planner.Plan, *Set, error) {
+	body, err := c.o.Manifests.GetBlob(ctx, "plans", planID)
+	if err != nil {
+		return nil, nil, err
+	}
+	plan, err := planner.DecodePlan(body)
+	if err != nil {
+		return nil, nil, err
+	}
+	if part < 0 || part >= len(plan.Workers) || plan.Workers[part].ID != c.o.Store.WorkerID() {
+		return nil, nil, stoker.Errorf(stoker.KindInvalid, "cache.plan", planID.Short(), "part %d is not this worker's", part)
+	}
+	set, err := c.Open(ctx, plan.Manifest)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(plan.Owners) != set.man.Shards() {
+		_ = set.Close()
+		return nil, nil, stoker.Errorf(stoker.KindInvalid, "cache.plan", planID.Short(), "plan and manifest disagree")
+	}
+	set.UsePlan(plan)
+	return plan, set, nil
+}
+
+// objectBytes adds up the object bytes of shard n.
+func (s *Set) objectBytes(n uint32) int64 {
+	var sum int64
+	for _, m := range s.man.Members(n, nil) {
+		sum += m.Bytes
+	}
+	return sum
+}
+
+// runLoad brings in shard after shard, o.Streams pieces at a time.
+func (c *Cache) runLoad(ctx context.Context, s *Set, l *load, shards []uint32, reservation string) {
+	defer func() {
+		c.holds.loading(s.id, -1)
+		if err := c.o.Store.Unreserve(reservation); err != nil {
+			c.o.Log.Error("cannot give space back", "error", err)
+		}
+		c.holds.noteFailures(c.o.Store, s.id, l.failures())
+		if err := s.Close(); err != nil {
+			c.o.Log.Error("cannot close a dataset", "error", err)
+		}
+	}()
+	c.holds.touch(c.o.Store, s.id)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(c.o.Streams)
+	for _, n := range shards {
+		left := new(atomic.Int64)
+		pieces := s.pieces(n)
+		left.Store(int64(len(pieces)))
+		for _, p := range pieces {
+			g.Go(func() error {
+				err := s.loadPiece(ctx, l, n, p.from, p.to, reservation)
+				if left.Add(-1) == 0 && err == nil {
+					l.cursor.Add(1)
+				}
+				return err
+			})
+		}
+	}
+	err := g.Wait()
+	l.mu.Lock()
+	l.err = err
+	l.mu.Unlock()
+}
+
+type piece struct{ from, to int }
+
+// pieces cuts a shard into the runs that flights bring in.
+func (s *Set) pieces(n uint32) []piece {
+	var out []piece
+	cur, objects := piece{}, 0
+	for _, m := range s.man.Members(n, nil) {
+		end := int(m.FirstBlock) + manifest.BlocksOf(m.Bytes)
+		for b := int(m.FirstBlock); b < end; b = cur.to {
+			if cur.to-cur.from >= pieceBlocks || objects == pieceObjects {
+				out, cur, objects = append(out, cur), piece{b, b}, 0
+			}
+			cur.to = min(end, cur.from+max(pieceBlocks, b-cur.from+1))
+		}
+		objects++
+	}
+	if cur.to > cur.from {
+		out = append(out, cur)
+	}
+	return out
+}
+
+// loadPiece brings in what is missing of [from, to), whoever fetches it, and
+// notes the objects that cannot be had. Its error is the load's end.
+func (s *Set) loadPiece(ctx context.Context, l *load, n uint32, from, to int, reservation string) error {
+	if err := s.create(n, reservation); err != nil {
+		return err
+	}
+	for at := from; at < to; {
+		f := s.joinFlight(n, at, to, why{reservation: reservation, count: &l.count, direct: true})
+		if f == nil {
+			break
+		}
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			s.c.leave(f, false)
+			return ctx.Err()
+		}
+		s.c.leave(f, true)
+		for b := max(at, f.from); b < min(to, f.to); b++ {
+			if s.firstMissing(n, b, b+1) == b {
+				l.fail(s, n, b, s.failure(n, f, b))
+			}
+		}
+		at = f.to
+	}
+	l.bytes.Add(s.residentBytes(n, from, to))
+	return s.c.stopped()
+}
+
+// residentBytes adds up the object bytes of blocks [from, to) that are here.
+func (s *Set) residentBytes(n uint32, from, to int) int64 {
+	sl := s.shard(n)
+	defer sl.mu.RUnlock()
+	if sl.sh == nil {
+		return 0
+	}
+	var sum int64
+	for b := from; b < to; b++ {
+		if sl.sh.Has(b) {
+			_, _, length := blockOf(memberOf(sl.members, b), b)
+			sum += int64(length)
+		}
+	}
+	return sum
+}
+
+func (l *load) fail(s *Set, n uint32, block int, err error) {
+	sl := s.shard(n)
+	row := memberOf(sl.members, block).Row
+	sl.mu.RUnlock()
+	path := api.EscapePath(s.man.Path(row))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, known := l.failed[path]; !known {
+		l.failed[path] = api.Failure{Path: path, Kind: failureKind(err), Reason: err.Error()}
+	}
+}
+
+// failureKind maps to the kinds of the contract's failed[].kind.
+func failureKind(err error) string {
+	switch k := stoker.KindOf(err); k {
+	case stoker.KindNotExist, stoker.KindStale, stoker.KindCorrupt, stoker.KindDenied, stoker.KindNoSpace:
+		return k.String()
+	default:
+		return stoker.KindTransient.String()
+	}
+}
+
+func (l *load) failures() []api.Failure {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]api.Failure, 0, len(l.failed))
+	for _, f := range l.failed {
+		out = append(out, f)
+	}
+	slices.SortFunc(out, func(a, b api.Failure) int { return strings.Compare(a.Path, b.Path) })
+	return out
+}
+
+// LoadProgress tells how far a load is. Its error is the reason why a load
+// ended early; NotExist if it never began here.
+func (c *Cache) LoadProgress(planID stoker.ID, part int) (api.LoadProgress, error) {
+	c.loads.mu.Lock()
+	l := c.loads.all[loadKey{planID, part}]
+	c.loads.mu.Unlock()
+	if l == nil {
+		return api.LoadProgress{}, stoker.Errorf(stoker.KindNotExist, "cache.load", planID.Short(), "part %d was not begun here", part)
+	}
+	p := api.LoadProgress{
+		Cursor: int(l.cursor.Load()), Shards: int(l.shards), Bytes: l.bytes.Load(), TotalBytes: l.total,
+		UFSRequests: l.count.Requests.Load(), UFSBytes: l.count.Bytes.Load(),
+		Refetched: api.Refetched{Retry: l.count.RetriedBytes.Load()},
+	}
+	select {
+	case <-l.done:
+	default:
+		return p, nil
+	}
+	l.mu.Lock()
+	err := l.err
+	l.mu.Unlock()
+	if err != nil {
+		return p, err
+	}
+	p.Done = true
+	p.Failed = l.failures()
+	p.FailedObjects = len(p.Failed)
+	p.Failed = p.Failed[:min(len(p.Failed), maxFailures)]
+	return p, nil
+}
+
+// WatchLoad calls report about every interval until the load has ended, and
+// once more then. It returns the load's error, or ctx's.
+func (c *Cache) WatchLoad(ctx context.Context, planID stoker.ID, part int, every time.Duration, report func(api.LoadProgress) error) error {
+	c.loads.mu.Lock()
+	l := c.loads.all[loadKey{planID, part}]
+	c.loads.mu.Unlock()
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		p, err := c.LoadProgress(planID, part)
+		if err != nil {
+			return err
+		}
+		if err := report(p); err != nil || p.Done {
+			return err
+		}
+		select {
+		case <-l.done:
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// StopLoad ends a load and waits until it has given its space back. Stopping
+// what does not run is fine.
+func (c *Cache) StopLoad(planID stoker.ID, part int) {
+	c.loads.mu.Lock()
+	l := c.loads.all[loadKey{planID, part}]
+	c.loads.mu.Unlock()
+	if l != nil {
+		l.cancel()
+		<-l.done
+	}
+}

@@ -1,0 +1,207 @@
+package manifest
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"stoker.dev"
+	"stoker.dev/ufs"
+)
+
+// item is one listed object and the path it gets.
+type item struct {
+	ufs.Object
+	path string
+	root uint16
+}
+
+// lister lists one root by folders, several at a time.
+type lister struct {
+	fs       ufs.FS
+	prefix   string
+	parallel chan struct{} // a token for each request in flight
+	page     func(objects, bytes int64)
+
+	mu    sync.Mutex
+	found []ufs.Object // +checklocks:mu
+}
+
+// list returns all objects of the root, in no order.
+func (l *lister) list(ctx context.Context) ([]ufs.Object, error) {
+	g, ctx := errgroup.WithContext(ctx)
+	var folder func(prefix string) error
+	folder = func(prefix string) error {
+		for o := (ufs.ListOptions{Prefix: prefix, Delimiter: "/"}); ; {
+			select {
+			case l.parallel <- struct{}{}:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			p, err := l.fs.List(ctx, o)
+			<-l.parallel
+			if err != nil {
+				return err
+			}
+			l.take(p.Objects)
+			for _, sub := range p.Prefixes {
+				if sub == prefix {
+					return stoker.Errorf(stoker.KindCorrupt, "manifest.list", prefix, "the store lists a folder as its own sub-folder")
+				}
+				// Folders wait for a token in goroutines of their own: a few KB
+				// each, bounded by the number of folders, not of objects.
+				g.Go(func() error { return folder(sub) })
+			}
+			if p.Next == "" {
+				return nil
+			}
+			o.Token = p.Next
+		}
+	}
+	g.Go(func() error { return folder(l.prefix) })
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return l.found, nil
+}
+
+func (l *lister) take(objects []ufs.Object) {
+	var bytes int64
+	for _, o := range objects {
+		bytes += o.Version.Bytes
+	}
+	l.page(int64(len(objects)), bytes)
+	l.mu.Lock()
+	l.found = append(l.found, objects...)
+	l.mu.Unlock()
+}
+
+// pathOf makes the path of a key, or says why it can have none (docs/semantics.md).
+func pathOf(key, prefix, folder string, bytes int64) (path string, dir bool, reason string) {
+	rel := strings.TrimPrefix(key, prefix)
+	if strings.HasSuffix(rel, "/") || rel == "" {
+		if bytes > 0 {
+			return "", false, "a folder marker with content"
+		}
+		dir = true
+		rel = strings.TrimSuffix(rel, "/")
+	}
+	path = rel
+	if folder != "" {
+		path = strings.TrimSuffix(folder+"/"+rel, "/")
+	}
+	if path == "" {
+		return "", true, ""
+	}
+	if len(path) > 4095 {
+		return "", dir, "path longer than 4095 bytes"
+	}
+	for part := range strings.SplitSeq(path, "/") {
+		switch {
+		case part == "":
+			return "", dir, "empty path segment"
+		case part == "." || part == "..":
+			return "", dir, "path segment " + part
+		case len(part) > 255:
+			return "", dir, "path segment longer than 255 bytes"
+		case strings.IndexByte(part, 0) >= 0:
+			return "", dir, "NUL byte"
+		}
+	}
+	return path, dir, ""
+}
+
+// prefixOf returns the key prefix of a root's URI: "" or ending in a slash.
+func prefixOf(uri string) string {
+	_, rest, ok := strings.Cut(uri, "://")
+	if !ok {
+		return ""
+	}
+	_, prefix, _ := strings.Cut(rest, "/")
+	if prefix = strings.Trim(prefix, "/"); prefix == "" {
+		return ""
+	}
+	return prefix + "/"
+}
+
+// node is a directory while the tree is built.
+type node struct {
+	name  string
+	dirs  map[string]*node
+	files map[string]int // index into items
+}
+
+func (n *node) sub(name string) *node {
+	if n.dirs == nil {
+		n.dirs = map[string]*node{}
+	}
+	d := n.dirs[name]
+	if d == nil {
+		d = &node{name: name}
+		n.dirs[name] = d
+	}
+	return d
+}
+
+// walk finds or makes the directory of a path.
+func (n *node) walk(path string) *node {
+	for part := range strings.SplitSeq(path, "/") {
+		if part != "" {
+			n = n.sub(part)
+		}
+	}
+	return n
+}
+
+// tree joins the items to one tree. A name that is both file and folder is
+// the folder; two objects with one path are refused.
+func tree(items []item, dirs []string) (*node, []Unmountable, error) {
+	top := &node{}
+	for _, d := range dirs {
+		top.walk(d)
+	}
+	for i := range items {
+		dir, name := "", items[i].path
+		if at := strings.LastIndexByte(name, '/'); at >= 0 {
+			dir, name = name[:at], name[at+1:]
+		}
+		n := top.walk(dir)
+		if n.files == nil {
+			n.files = map[string]int{}
+		}
+		if other, twice := n.files[name]; twice {
+			return nil, nil, stoker.Errorf(stoker.KindInvalid, "manifest.build", items[i].path,
+				"roots overlap: %s and %s have the same path", items[other].Key, items[i].Key)
+		}
+		n.files[name] = i
+	}
+	var lost []Unmountable
+	var check func(n *node)
+	check = func(n *node) {
+		for name, d := range n.dirs {
+			if i, both := n.files[name]; both {
+				lost = append(lost, Unmountable{items[i].Key, "file with the name of a folder"})
+				delete(n.files, name)
+			}
+			check(d)
+		}
+	}
+	check(top)
+	return top, lost, nil
+}
+
+// children returns the names of a directory in byte order.
+func (n *node) children() []string {
+	names := make([]string, 0, len(n.dirs)+len(n.files))
+	for name := range n.dirs {
+		names = append(names, name)
+	}
+	for name := range n.files {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}

@@ -1,0 +1,131 @@
+package manifest
+
+import (
+	"context"
+	"encoding/json"
+	"regexp"
+	"strings"
+	"time"
+
+	"stoker.dev"
+)
+
+// Dataset is one entry of the registry: a name and its generations.
+type Dataset struct {
+	Name        string        `json:"name"`
+	Owner       string        `json:"owner"`
+	Roots       []Root        `json:"roots"`
+	MaxAge      time.Duration `json:"maxAge,omitempty"` // older listings are renewed before use; 0 = never
+	Created     time.Time     `json:"created"`
+	Generations []Generation  `json:"generations"`
+}
+
+// Generation is one frozen listing of a dataset.
+type Generation struct {
+	Number   int       `json:"number"` // from 1 on
+	Manifest stoker.ID `json:"manifest"`
+	ListedAt time.Time `json:"listedAt"`
+	Objects  int64     `json:"objects"`
+	Bytes    int64     `json:"bytes"`
+}
+
+// Current returns the newest generation; Number 0 if there is none.
+func (d *Dataset) Current() Generation {
+	if len(d.Generations) == 0 {
+		return Generation{}
+	}
+	return d.Generations[len(d.Generations)-1]
+}
+
+// Find returns the generation with a number.
+func (d *Dataset) Find(number int) (Generation, bool) {
+	for _, g := range d.Generations {
+		if g.Number == number {
+			return g, true
+		}
+	}
+	return Generation{}, false
+}
+
+var datasetName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+
+// ValidateName says whether a dataset may be called so.
+func ValidateName(name string) error {
+	if !datasetName.MatchString(name) {
+		return stoker.Errorf(stoker.KindInvalid, "dataset", name, "a name has 1 to 63 of a-z 0-9 . _ - and begins with a letter or digit")
+	}
+	return nil
+}
+
+const registryPrefix = "datasets/"
+
+func registryName(name string) string { return registryPrefix + name + ".json" }
+
+// Dataset reads a registry entry and its tag, for UpdateDataset.
+func (s *Store) Dataset(ctx context.Context, name string) (*Dataset, string, error) {
+	if err := ValidateName(name); err != nil {
+		return nil, "", err
+	}
+	body, tag, err := s.objects.Get(ctx, registryName(name))
+	if stoker.KindOf(err) == stoker.KindNotExist {
+		return nil, "", stoker.Errorf(stoker.KindNotExist, "dataset", name, "is not registered; `stoker dataset add %s URI` registers it", name)
+	} else if err != nil {
+		return nil, "", err
+	}
+	var d Dataset
+	if err := json.Unmarshal(body, &d); err != nil {
+		return nil, "", stoker.Errorf(stoker.KindCorrupt, "dataset", name, "%w", err)
+	}
+	return &d, tag, nil
+}
+
+// Datasets reads all registry entries, sorted by name.
+func (s *Store) Datasets(ctx context.Context) ([]*Dataset, error) {
+	names, err := s.objects.List(ctx, registryPrefix)
+	if err != nil {
+		return nil, err
+	}
+	var out []*Dataset
+	for _, n := range names {
+		d, _, err := s.Dataset(ctx, strings.TrimSuffix(strings.TrimPrefix(n, registryPrefix), ".json"))
+		if stoker.KindOf(err) == stoker.KindNotExist {
+			continue // removed meanwhile
+		} else if err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// CreateDataset registers a dataset; Held if the name is taken.
+func (s *Store) CreateDataset(ctx context.Context, d *Dataset) error {
+	if err := ValidateName(d.Name); err != nil {
+		return err
+	}
+	body, err := json.MarshalIndent(d, "", "  ")
+	if err != nil {
+		return stoker.Errorf(stoker.KindInternal, "dataset", d.Name, "%w", err)
+	}
+	_, err = s.objects.PutIfAbsent(ctx, registryName(d.Name), body)
+	return err
+}
+
+// UpdateDataset replaces an entry that still has the tag; Held if another one
+// changed it.
+func (s *Store) UpdateDataset(ctx context.Context, d *Dataset, tag string) error {
+	body, err := json.MarshalIndent(d, "", "  ")
+	if err != nil {
+		return stoker.Errorf(stoker.KindInternal, "dataset", d.Name, "%w", err)
+	}
+	_, err = s.objects.ReplaceIf(ctx, registryName(d.Name), body, tag)
+	return err
+}
+
+// RemoveDataset takes a name out of the registry; its manifests stay.
+func (s *Store) RemoveDataset(ctx context.Context, name string) error {
+	if err := ValidateName(name); err != nil {
+		return err
+	}
+	return s.objects.Delete(ctx, registryName(name))
+}

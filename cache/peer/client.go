@@ -1,0 +1,142 @@
+package peer
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/internal/api"
+)
+
+// Options tune a Client; the zero value is useful.
+type Options struct {
+	Token       string        // bearer token of this worker; "" = none
+	DialTimeout time.Duration // 0 = 2 s: a dead peer must cost little
+	Stall       time.Duration // no byte for so long ends a fetch; 0 = 20 s
+}
+
+// Client fetches blocks from peers. The zero value is not usable: use New.
+type Client struct {
+	http  *http.Client
+	token string
+	stall time.Duration
+}
+
+// New makes a client with its own connections.
+func New(o Options) *Client {
+	if o.DialTimeout <= 0 {
+		o.DialTimeout = 2 * time.Second
+	}
+	if o.Stall <= 0 {
+		o.Stall = 20 * time.Second
+	}
+	d := &net.Dialer{Timeout: o.DialTimeout}
+	return &Client{
+		token: o.Token,
+		stall: o.Stall,
+		http: &http.Client{Transport: &http.Transport{
+			DialContext:         d.DialContext,
+			MaxIdleConnsPerHost: 64, // one connection for each stream in flight
+			IdleConnTimeout:     90 * time.Second,
+			DisableCompression:  true,
+		}},
+	}
+}
+
+// Close ends idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, stoker.BlockBytes); return &b }}
+
+// Fetch asks the worker at base for blocks [from, to) of shard n of the
+// manifest and calls got for each that it has, in order; data is valid during
+// the call only. through lets that worker fill what it lacks. Errors: NotExist
+// (it is not the incarnation, or holds nothing), Corrupt, Transient.
+func (c *Client) Fetch(ctx context.Context, base string, inc stoker.Incarnation, id stoker.ID, n uint32, from, to int,
+	through bool, got func(block int, data []byte) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watch := time.AfterFunc(c.stall, func() { cancel(errStalled) })
+	defer watch.Stop()
+
+	url := fmt.Sprintf("%s/v1/manifests/%s/shards/%d/blocks?from=%d&to=%d", base, id, n, from, to)
+	if through {
+		url += "&through=1"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return stoker.Errorf(stoker.KindInvalid, "peer.fetch", base, "%w", err)
+	}
+	req.Header.Set(IncarnationHeader, inc.String())
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.failed(ctx, base, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return api.ReadError(resp)
+	}
+	if err := readFrames(resp.Body, from, to, func() { watch.Reset(c.stall) }, got); err != nil {
+		return c.failed(ctx, base, err)
+	}
+	return nil
+}
+
+var errStalled = errors.New("no byte came for too long")
+
+// failed gives an error of the transport its kind.
+func (c *Client) failed(ctx context.Context, base string, err error) error {
+	if cause := context.Cause(ctx); errors.Is(cause, errStalled) {
+		err = cause
+	} else if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var known *stoker.Error
+	if errors.As(err, &known) {
+		return err
+	}
+	return stoker.Errorf(stoker.KindTransient, "peer.fetch", base, "%w", err)
+}
+
+// readFrames hands out the blocks of a response after checking each.
+func readFrames(r io.Reader, from, to int, alive func(), got func(int, []byte) error) error {
+	br := bufio.NewReaderSize(r, 64<<10)
+	b := buffers.Get().(*[]byte)
+	defer buffers.Put(b)
+	var head [headerBytes]byte
+	for block := from; block < to; block++ {
+		if _, err := io.ReadFull(br, head[:]); err != nil {
+			return fmt.Errorf("broken off before block %d: %w", block, err)
+		}
+		alive()
+		h := parseHeader(head[:])
+		if int(h.block) != block || h.length > stoker.BlockBytes {
+			return stoker.Errorf(stoker.KindCorrupt, "peer.fetch", "", "frame says block %d with %d bytes, expected block %d", h.block, h.length, block)
+		}
+		if h.length == 0 {
+			continue
+		}
+		data := (*b)[:h.length]
+		if _, err := io.ReadFull(br, data); err != nil {
+			return fmt.Errorf("broken off in block %d: %w", block, err)
+		}
+		if sum := crc32.Checksum(data, castagnoli); sum != h.crc {
+			return stoker.Errorf(stoker.KindCorrupt, "peer.fetch", "", "block %d has checksum %08x, announced %08x", block, sum, h.crc)
+		}
+		if err := got(block, data); err != nil {
+			return err
+		}
+	}
+	return nil
+}

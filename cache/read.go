@@ -1,0 +1,147 @@
+package cache
+
+import (
+	"context"
+	"sync"
+
+	"stoker.dev"
+	"stoker.dev/cache/manifest"
+)
+
+// demandWindow is how much of a large object one miss brings in: 4 MiB, so
+// that a sequential reader meets every 16th block missing, not each one.
+// Objects up to this size come in whole.
+const demandWindow = 4 << 20 / stoker.BlockBytes
+
+var blockPool = sync.Pool{New: func() any { b := make([]byte, stoker.BlockBytes); return &b }}
+
+// ReadAt reads from the file of a row: len(p) bytes from off, fewer only at
+// its end. Blocks that are not here are brought in first; what is read is
+// checked against its checksum each time. A warm read does not allocate.
+func (s *Set) ReadAt(ctx context.Context, row manifest.Row, p []byte, off int64) (int, error) {
+	e := s.man.Entry(row)
+	if e.Kind != manifest.File || off < 0 {
+		return 0, stoker.Errorf(stoker.KindInvalid, "cache.read", s.man.Path(row), "not a file, or a negative offset")
+	}
+	if off >= e.Bytes {
+		return 0, nil
+	}
+	p = p[:min(int64(len(p)), e.Bytes-off)]
+	done := 0
+	for done < len(p) {
+		n, err := s.readBlock(ctx, row, e, p[done:], off+int64(done))
+		if err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// readBlock reads up to the end of the block that off lies in.
+func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry, p []byte, off int64) (int, error) {
+	n := s.man.ShardOf(row, off)
+	if n == manifest.NoShard || int(n) >= len(s.slots) {
+		return 0, stoker.Errorf(stoker.KindCorrupt, "cache.read", s.man.Path(row), "no shard holds offset %d", off)
+	}
+	inShard := off // offset in this shard's part of the object
+	if e.Bytes >= stoker.ExtentBytes {
+		inShard = off % stoker.ExtentBytes
+	}
+	rel := inShard / stoker.BlockBytes
+	block := int(e.FirstBlock) + int(rel)
+	start := rel * stoker.BlockBytes // of the block, in the object's part
+	length := int(min(e.Bytes-(off-inShard)-start, stoker.BlockBytes))
+	if e.Bytes >= stoker.ExtentBytes {
+		length = int(min(int64(length), stoker.ExtentBytes-start))
+	}
+	skip := int(inShard - start)
+	want := p[:min(len(p), length-skip)]
+	for attempt := 0; ; attempt++ {
+		err := s.readLocal(n, block, e.Off+start, length, skip, want)
+		if err == nil {
+			s.c.counters.LocalBytes.Add(int64(len(want)))
+			return len(want), nil
+		}
+		if stoker.KindOf(err) == stoker.KindCorrupt {
+			s.c.counters.Corrupt.Add(1)
+			s.c.o.Log.Error("block does not match its checksum", "path", s.man.Path(row), "shard", n, "block", block)
+			s.retire(n, block)
+		} else if stoker.KindOf(err) != stoker.KindNotExist {
+			return 0, err
+		}
+		if attempt == 2 {
+			return 0, err
+		}
+		mem, err := s.demand(ctx, n, block)
+		if err != nil {
+			return 0, err
+		}
+		if mem != nil { // there is no space: the bytes are only in memory
+			return copy(want, mem[min(skip, len(mem)):]), nil
+		}
+	}
+}
+
+// readLocal reads part of one block from this worker's disk. NotExist means
+// that the block is not here.
+func (s *Set) readLocal(n uint32, block int, off int64, length, skip int, p []byte) error {
+	sl := s.shard(n)
+	defer sl.mu.RUnlock()
+	if sl.sh == nil || !sl.sh.Has(block) {
+		return errMissing
+	}
+	if skip == 0 && len(p) == length {
+		return sl.sh.ReadBlock(block, off, p)
+	}
+	b := blockPool.Get().(*[]byte)
+	defer blockPool.Put(b)
+	buf := (*b)[:length]
+	if err := sl.sh.ReadBlock(block, off, buf); err != nil {
+		return err
+	}
+	copy(p, buf[skip:])
+	return nil
+}
+
+// errMissing is kept, so that a miss does not allocate before its fill does.
+var errMissing = &stoker.Error{Op: "cache.read", Kind: stoker.KindNotExist}
+
+// demand brings in the block that a reader waits for, and what the reader
+// will probably want with it.
+func (s *Set) demand(ctx context.Context, n uint32, block int) ([]byte, error) {
+	sl := s.shard(n)
+	m := memberOf(sl.members, block)
+	sl.mu.RUnlock()
+	from, to := int(m.FirstBlock), int(m.FirstBlock)+manifest.BlocksOf(m.Bytes)
+	if to-from > demandWindow {
+		window := from + (block-from)/demandWindow*demandWindow
+		return s.fillOne(ctx, n, block, min(to, window+demandWindow))
+	}
+	return s.fillOne(ctx, n, block, to)
+}
+
+// retire takes a block whose bytes went bad out of use. A sealed shard is
+// never written again, so it goes as a whole and is filled anew.
+func (s *Set) retire(n uint32, block int) {
+	sl := s.shard(n)
+	sealed := sl.sh != nil && sl.sh.Sealed()
+	if sl.sh != nil && !sealed {
+		if err := sl.sh.Drop(block); err != nil {
+			s.c.o.Log.Error("cannot drop a bad block", "shard", n, "block", block, "error", err)
+		}
+	}
+	sl.mu.RUnlock()
+	if sealed {
+		s.discard(n)
+	}
+}
+
+// discard removes the shard's file from this worker and says so.
+func (s *Set) discard(n uint32) {
+	if err := s.c.o.Store.Remove(s.man.Shard(n).ID); err != nil {
+		s.c.o.Log.Error("cannot remove a shard", "shard", n, "error", err)
+	}
+	s.release(n)
+	s.c.o.Directory.Withdraw(s.id, []uint32{n})
+}

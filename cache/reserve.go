@@ -1,0 +1,119 @@
+package cache
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"stoker.dev"
+	"stoker.dev/internal/api"
+)
+
+func reservationName(plan stoker.ID, part int) string { return fmt.Sprintf("%s-%d", plan, part) }
+
+// Reserve promises the space of a plan's part, or refuses with KindNoSpace
+// and numbers. To make room it evicts the datasets that nobody holds, the
+// one used longest ago first. The leases of the plan's jobs come into force
+// with it, so that nothing falls between promise and load. Asking again is
+// fine.
+func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveReport, error) {
+	plan, s, err := c.openPlan(ctx, r.Plan, r.Part)
+	if err != nil {
+		return api.ReserveReport{}, err
+	}
+	defer func() { _ = s.Close() }()
+	if err := c.holds.know(c.o.Store, plan.Manifest, plan.Dataset); err != nil {
+		return api.ReserveReport{}, err
+	}
+	here := map[stoker.ID]bool{}
+	for _, sh := range c.o.Store.Shards() {
+		here[sh.ID] = true
+	}
+	var rep api.ReserveReport
+	for _, n := range plan.Part(r.Part) {
+		d := s.man.Shard(n)
+		if here[d.ID] {
+			rep.ResidentBytes += d.Bytes
+			continue
+		}
+		rep.NeededBytes += c.o.Store.ChargeBytes(d.Bytes, int(d.Blocks))
+	}
+	name := reservationName(r.Plan, r.Part)
+	err = c.o.Store.Reserve(name, rep.NeededBytes)
+	if stoker.KindOf(err) == stoker.KindNoSpace {
+		if err := c.makeRoom(ctx, rep.NeededBytes, plan.Manifest); err != nil {
+			return rep, err
+		}
+		err = c.o.Store.Reserve(name, rep.NeededBytes)
+	}
+	if err != nil {
+		return rep, c.explainNoSpace(err, rep.NeededBytes)
+	}
+	return rep, c.PutLeases(api.LeaseRequest{Leases: r.Leases})
+}
+
+// GiveBack ends a promise; what was loaded under it stays.
+func (c *Cache) GiveBack(plan stoker.ID, part int) error {
+	return c.o.Store.Unreserve(reservationName(plan, part))
+}
+
+// makeRoom evicts unheld datasets until need bytes are free, or none is left.
+func (c *Cache) makeRoom(ctx context.Context, need int64, keep stoker.ID) error {
+	for _, id := range c.unheld(keep) {
+		u := c.o.Store.Usage()
+		if u.CapacityBytes-u.UsedBytes-u.ReservedBytes >= need {
+			return nil
+		}
+		r, err := c.drop(ctx, id)
+		if err != nil {
+			return err
+		}
+		c.o.Log.Info("evicted to make room", "manifest", id.Short(), "shards", r.Shards, "bytes", r.Bytes)
+	}
+	return nil
+}
+
+// unheld lists the datasets that nobody holds, the one used longest ago first.
+func (c *Cache) unheld(keep stoker.ID) []stoker.ID {
+	h := &c.holds
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var free []*holding
+	for id, k := range h.known {
+		if id != keep && len(h.holdersLocked(id)) == 0 {
+			free = append(free, k)
+		}
+	}
+	slices.SortFunc(free, func(a, b *holding) int { return a.LastUsed.Compare(b.LastUsed) })
+	ids := make([]stoker.ID, len(free))
+	for i, k := range free {
+		ids[i] = k.Manifest
+	}
+	return ids
+}
+
+// explainNoSpace adds who holds the worker's space to a refusal.
+func (c *Cache) explainNoSpace(err error, need int64) error {
+	if stoker.KindOf(err) != stoker.KindNoSpace {
+		return err
+	}
+	u := c.o.Store.Usage()
+	h := &c.holds
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var who []string
+	for id, k := range h.known {
+		if holders := h.holdersLocked(id); len(holders) > 0 {
+			who = append(who, fmt.Sprintf("%s by %s", k.Dataset, strings.Join(holders, " and ")))
+		}
+	}
+	slices.Sort(who)
+	held := "nothing is held"
+	if len(who) > 0 {
+		held = "held: " + strings.Join(who, "; ")
+	}
+	return stoker.Errorf(stoker.KindNoSpace, "reserve", "worker "+c.o.Store.WorkerID()[:8],
+		"needs %s, %s of %s free; %s", api.HumanBytes(need),
+		api.HumanBytes(max(0, u.CapacityBytes-u.UsedBytes-u.ReservedBytes)), api.HumanBytes(u.CapacityBytes), held)
+}

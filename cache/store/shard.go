@@ -1,0 +1,340 @@
+package store
+
+import (
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stoker.dev"
+)
+
+const (
+	dataSuffix  = ".shard"
+	indexSuffix = ".idx"
+)
+
+// Shard is one shard's file. A reference (from Create or Get) keeps its files
+// open until Release.
+//
+// Lock order: Store.mu before Shard.mu.
+type Shard struct {
+	st   *Store
+	spec Spec
+
+	refs int  // guarded by Store.mu
+	gone bool // guarded by Store.mu: unlinked
+
+	mu    sync.Mutex
+	data  *os.File // nil while nobody has a reference; set before acquire returns
+	index *os.File // nil once sealed
+
+	// What is present is read without a lock: a bit is set after the block's
+	// bytes and checksum are in place.
+	bits    []atomic.Uint32
+	crcs    []uint32
+	present atomic.Int64
+	sealed  atomic.Bool
+	used    atomic.Int64 // unix seconds of the last use
+}
+
+func (sh *Shard) charge() int64 { return sh.st.ChargeBytes(sh.spec.Bytes, sh.spec.Blocks) }
+
+func (sh *Shard) state() ShardState {
+	return ShardState{sh.spec, int(sh.present.Load()), sh.sealed.Load(), time.Unix(sh.used.Load(), 0)}
+}
+
+// createShard makes the files of a new shard.
+func (s *Store) createShard(spec Spec) (*Shard, error) {
+	dataPath := s.path(spec.ID, dataSuffix)
+	if err := os.MkdirAll(filepath.Dir(dataPath), 0o700); err != nil {
+		return nil, failed("store.create", spec.ID.Short(), err)
+	}
+	// What a crash may have left without an index is not ours to trust.
+	_ = os.Remove(dataPath)
+	err := makeFile(dataPath, spec.Bytes, nil)
+	if err == nil {
+		err = makeFile(s.path(spec.ID, indexSuffix), indexBytes(spec.Blocks), encodeHeader(spec, 0))
+	}
+	if err != nil {
+		_ = os.Remove(dataPath)
+		_ = os.Remove(s.path(spec.ID, indexSuffix))
+		return nil, failed("store.create", spec.ID.Short(), err)
+	}
+	sh := &Shard{st: s, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks)}
+	sh.used.Store(time.Now().Unix())
+	return sh, nil
+}
+
+func makeFile(path string, bytes int64, head []byte) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	err = f.Truncate(bytes)
+	if err == nil && head != nil {
+		_, err = f.WriteAt(head, 0)
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// scanShard reads a shard's index at start.
+func (s *Store) scanShard(id stoker.ID) (*Shard, error) {
+	fi, err := os.Lstat(s.path(id, dataSuffix))
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(s.path(id, indexSuffix), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	ii, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !ii.Mode().IsRegular() || ii.Size() < headerBytes || ii.Size() > indexBytes(1<<20) {
+		return nil, fmt.Errorf("index of %d bytes", ii.Size())
+	}
+	b := make([]byte, ii.Size())
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return nil, err
+	}
+	spec, flags, ok := decodeHeader(b)
+	if !ok || spec.ID != id || indexBytes(spec.Blocks) != ii.Size() || !fi.Mode().IsRegular() || fi.Size() != spec.Bytes {
+		return nil, fmt.Errorf("index and data disagree: %d bytes of data", fi.Size())
+	}
+	sh := &Shard{st: s, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks)}
+	for block := range spec.Blocks {
+		crc, ok := validEntry(b[headerBytes+entryBytes*block:], &id, block, s.epoch)
+		if ok {
+			sh.crcs[block] = crc
+			sh.setBit(block)
+		}
+	}
+	sh.sealed.Store(flags&flagSealed != 0 && int(sh.present.Load()) == spec.Blocks)
+	sh.used.Store(fi.ModTime().Unix())
+	return sh, nil
+}
+
+func (sh *Shard) setBit(block int) {
+	if sh.bits[block/32].Or(1<<(block%32))&(1<<(block%32)) == 0 {
+		sh.present.Add(1)
+	}
+}
+
+// acquire opens the files for a new reference. REQUIRES: Store.mu is held.
+func (sh *Shard) acquire() error {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.data == nil {
+		mode := os.O_RDWR
+		if sh.sealed.Load() {
+			mode = os.O_RDONLY
+		}
+		data, err := os.OpenFile(sh.st.path(sh.spec.ID, dataSuffix), mode|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return failed("store.open", sh.spec.ID.Short(), err)
+		}
+		if !sh.sealed.Load() {
+			sh.index, err = os.OpenFile(sh.st.path(sh.spec.ID, indexSuffix), os.O_RDWR|unix.O_NOFOLLOW, 0)
+			if err != nil {
+				_ = data.Close()
+				return failed("store.open", sh.spec.ID.Short(), err)
+			}
+		}
+		sh.data = data
+	}
+	sh.refs++
+	sh.used.Store(time.Now().Unix())
+	return nil
+}
+
+// Release gives a reference back. The shard must not be used after.
+func (sh *Shard) Release() {
+	s := sh.st
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sh.refs--
+	if sh.refs > 0 {
+		return
+	}
+	sh.closeFiles()
+	if sh.gone {
+		s.used -= sh.charge()
+	}
+}
+
+func (sh *Shard) closeFiles() {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for _, f := range []**os.File{&sh.data, &sh.index} {
+		if *f != nil {
+			_ = (*f).Close() // nothing is buffered
+			*f = nil
+		}
+	}
+}
+
+// ID returns the shard's id.
+func (sh *Shard) ID() stoker.ID { return sh.spec.ID }
+
+// Spec returns the shard's description.
+func (sh *Shard) Spec() Spec { return sh.spec }
+
+// Has reports whether a block is present.
+func (sh *Shard) Has(block int) bool {
+	return block >= 0 && block < sh.spec.Blocks && sh.bits[block/32].Load()&(1<<(block%32)) != 0
+}
+
+// HasAll reports whether n blocks from one on are present.
+func (sh *Shard) HasAll(from, n int) bool {
+	for b := from; b < from+n; b++ {
+		if !sh.Has(b) {
+			return false
+		}
+	}
+	return true
+}
+
+// Present returns how many blocks are present.
+func (sh *Shard) Present() int { return int(sh.present.Load()) }
+
+// CRC returns the CRC32C of a present block.
+func (sh *Shard) CRC(block int) uint32 { return sh.crcs[block] }
+
+// Bitmap returns a bit for each block, least bit first.
+func (sh *Shard) Bitmap() []byte {
+	out := make([]byte, (sh.spec.Blocks+7)/8)
+	for b := range sh.spec.Blocks {
+		if sh.Has(b) {
+			out[b/8] |= 1 << (b % 8)
+		}
+	}
+	return out
+}
+
+// File returns the data file, valid until Release.
+func (sh *Shard) File() *os.File { return sh.data }
+
+// Sealed reports whether the shard is whole and read-only.
+func (sh *Shard) Sealed() bool { return sh.sealed.Load() }
+
+// Write writes a block at its offset and marks it: first the bytes, then the
+// mark. A block that is present is not written again.
+func (sh *Shard) Write(block int, off int64, p []byte) (uint32, error) {
+	if block < 0 || block >= sh.spec.Blocks || off < 0 || off+int64(len(p)) > sh.spec.Bytes || len(p) == 0 || len(p) > stoker.BlockBytes {
+		return 0, stoker.Errorf(stoker.KindInvalid, "store.write", sh.spec.ID.Short(), "block %d: %d bytes at %d", block, len(p), off)
+	}
+	crc := crc32.Checksum(p, castagnoli)
+	if sh.Has(block) {
+		return sh.crcs[block], nil
+	}
+	// Two writers of one block write the same bytes; only marks are ordered.
+	if _, err := sh.data.WriteAt(p, off); err != nil {
+		return 0, failed("store.write", sh.spec.ID.Short(), err)
+	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.Has(block) || sh.index == nil {
+		return crc, nil
+	}
+	var e [entryBytes]byte
+	putEntry(e[:], &sh.spec.ID, block, crc, sh.st.epoch)
+	if _, err := sh.index.WriteAt(e[:], headerBytes+entryBytes*int64(block)); err != nil {
+		return 0, failed("store.write", sh.spec.ID.Short(), err)
+	}
+	sh.crcs[block] = crc
+	sh.setBit(block)
+	return crc, nil
+}
+
+// ReadAt reads raw bytes of the file, without checking.
+func (sh *Shard) ReadAt(p []byte, off int64) (int, error) { return sh.data.ReadAt(p, off) }
+
+// ReadBlock reads a whole block into p, which must have its length, and
+// checks it: Corrupt if the bytes are not those that were written, NotExist
+// if the block is not present.
+func (sh *Shard) ReadBlock(block int, off int64, p []byte) error {
+	if !sh.Has(block) {
+		return stoker.Errorf(stoker.KindNotExist, "store.read", sh.spec.ID.Short(), "no block %d", block)
+	}
+	if _, err := sh.data.ReadAt(p, off); err != nil {
+		return stoker.Errorf(stoker.KindCorrupt, "store.read", sh.spec.ID.Short(), "block %d: %w", block, err)
+	}
+	if got := crc32.Checksum(p, castagnoli); got != sh.crcs[block] {
+		return stoker.Errorf(stoker.KindCorrupt, "store.read", sh.spec.ID.Short(), "block %d has checksum %08x, was written with %08x", block, got, sh.crcs[block])
+	}
+	return nil
+}
+
+// Drop forgets blocks that were found corrupt, so that they can be written
+// again. A sealed shard is never written again: Remove it instead.
+func (sh *Shard) Drop(blocks ...int) error {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.sealed.Load() || sh.index == nil {
+		return stoker.Errorf(stoker.KindInvalid, "store.drop", sh.spec.ID.Short(), "the shard is sealed")
+	}
+	for _, b := range blocks {
+		if !sh.Has(b) {
+			continue
+		}
+		if _, err := sh.index.WriteAt(make([]byte, entryBytes), headerBytes+entryBytes*int64(b)); err != nil {
+			return failed("store.drop", sh.spec.ID.Short(), err)
+		}
+		sh.bits[b/32].And(^uint32(1 << (b % 32)))
+		sh.present.Add(-1)
+	}
+	return nil
+}
+
+// Seal makes a whole shard durable and read-only: bytes are synced, then
+// every mark is written anew as durable. Sealing again is fine.
+func (sh *Shard) Seal() error {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.sealed.Load() {
+		return nil
+	}
+	if int(sh.present.Load()) != sh.spec.Blocks || sh.index == nil {
+		return stoker.Errorf(stoker.KindInvalid, "store.seal", sh.spec.ID.Short(), "%d of %d blocks are present", sh.present.Load(), sh.spec.Blocks)
+	}
+	if err := sh.data.Chmod(0o400); err != nil {
+		return failed("store.seal", sh.spec.ID.Short(), err)
+	}
+	if err := sh.data.Sync(); err != nil {
+		return failed("store.seal", sh.spec.ID.Short(), err)
+	}
+	b := make([]byte, indexBytes(sh.spec.Blocks))
+	copy(b, encodeHeader(sh.spec, flagSealed))
+	for block := range sh.spec.Blocks {
+		putEntry(b[headerBytes+entryBytes*block:], &sh.spec.ID, block, sh.crcs[block], durable)
+	}
+	// The entries first, then the header that says so: a crash in between
+	// leaves an unsealed shard with durable marks.
+	if _, err := sh.index.WriteAt(b[headerBytes:], headerBytes); err != nil {
+		return failed("store.seal", sh.spec.ID.Short(), err)
+	}
+	if _, err := sh.index.WriteAt(b[:headerBytes], 0); err != nil {
+		return failed("store.seal", sh.spec.ID.Short(), err)
+	}
+	if err := sh.index.Sync(); err != nil {
+		return failed("store.seal", sh.spec.ID.Short(), err)
+	}
+	if err := syncDir(filepath.Dir(sh.st.path(sh.spec.ID, indexSuffix))); err != nil {
+		return failed("store.seal", sh.spec.ID.Short(), err)
+	}
+	sh.sealed.Store(true)
+	_ = sh.index.Close()
+	sh.index = nil
+	return nil
+}

@@ -1,0 +1,367 @@
+// Package store keeps a worker's shards on its disk: one file per shard,
+// written once, sealed when whole, freed only by unlink, with a presence mark
+// and a CRC32C for each block in an index beside it (docs/adr/0002). It never
+// exceeds its byte limit, survives kill -9 without losing what was written,
+// and power loss without ever claiming a block whose bytes were not synced.
+// It knows nothing of objects or manifests. All methods may be called from
+// any goroutine; one process owns a folder at a time.
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stoker.dev"
+)
+
+// Options of Open.
+type Options struct {
+	Dir           string // the cache folder, made 0700
+	CapacityBytes int64  // hard limit of allocated bytes below Dir
+	Log           *slog.Logger
+}
+
+// Overheads are charged beside the data, so that allocated bytes stay below
+// the limit: file-system blocks for two inodes' extents and directory entries.
+const (
+	pageBytes     = 4096
+	shardOverhead = 3 * pageBytes
+	baseOverhead  = 1 << 20 // lock, id, folders, reservations
+	stateOverhead = 2 * pageBytes
+)
+
+// Usage is a snapshot of the space.
+type Usage struct {
+	CapacityBytes int64
+	UsedBytes     int64 // charged to shards and documents that exist
+	ReservedBytes int64 // promised and not yet drawn
+}
+
+// Spec describes a shard file.
+type Spec struct {
+	ID     stoker.ID
+	Bytes  int64 // length of the file
+	Blocks int
+}
+
+// ShardState is what the store knows of one shard.
+type ShardState struct {
+	Spec
+	Present  int // blocks
+	Sealed   bool
+	LastUsed time.Time
+}
+
+// Store is an open cache folder.
+type Store struct {
+	dir, id string
+	log     *slog.Logger
+	lock    *os.File
+	epoch   uint32 // of this boot: see index.go
+
+	mu       sync.Mutex
+	capacity int64
+	used     int64                // +checklocks:mu
+	reserved map[string]int64     // +checklocks:mu — by name, what is left
+	shards   map[stoker.ID]*Shard // +checklocks:mu
+	states   map[string]int64     // +checklocks:mu — charged bytes of documents
+	closed   bool                 // +checklocks:mu
+}
+
+// Open takes a cache folder and recovers what is in it. Busy: another process
+// has it.
+func Open(o Options) (*Store, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.CapacityBytes <= 0 {
+		return nil, stoker.Errorf(stoker.KindInvalid, "store.open", o.Dir, "capacity of %d bytes", o.CapacityBytes)
+	}
+	s := &Store{dir: o.Dir, log: o.Log, capacity: o.CapacityBytes, used: baseOverhead,
+		reserved: map[string]int64{}, shards: map[stoker.ID]*Shard{}, states: map[string]int64{}}
+	if err := s.take(); err != nil {
+		return nil, err
+	}
+	if err := s.recover(); err != nil {
+		_ = s.lock.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// take makes the folder, locks it and reads its id.
+func (s *Store) take() error {
+	for _, d := range []string{"", "shards", "state"} {
+		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o700); err != nil {
+			return failed("store.open", s.dir, err)
+		}
+	}
+	if err := os.Chmod(s.dir, 0o700); err != nil {
+		return failed("store.open", s.dir, err)
+	}
+	lock, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return failed("store.open", s.dir, err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		pid, _ := os.ReadFile(lock.Name())
+		_ = lock.Close()
+		return stoker.Errorf(stoker.KindBusy, "store.open", s.dir, "is in use by process %s", strings.TrimSpace(string(pid)))
+	}
+	s.lock = lock
+	if err := lock.Truncate(0); err == nil {
+		_, err = lock.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
+		if err != nil {
+			s.log.Warn("lock file has no pid", "error", err)
+		}
+	}
+	s.epoch, err = bootEpoch()
+	if err != nil {
+		return err
+	}
+	return s.readID()
+}
+
+// readID reads the worker's id, made once for a folder.
+func (s *Store) readID() error {
+	path := filepath.Join(s.dir, "id")
+	body, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		body = []byte(stoker.NewToken() + "\n")
+		err = writeAtomic(path, body)
+	}
+	if err != nil {
+		return failed("store.open", path, err)
+	}
+	s.id = strings.TrimSpace(string(body))
+	if len(s.id) != 32 || strings.Trim(s.id, "0123456789abcdef") != "" {
+		return stoker.Errorf(stoker.KindCorrupt, "store.open", path, "holds no worker id; remove it to become a new worker")
+	}
+	return nil
+}
+
+// recover reads the folder: shards, documents, reservations.
+func (s *Store) recover() error {
+	if err := s.recoverStates(); err != nil {
+		return err
+	}
+	folders, err := os.ReadDir(filepath.Join(s.dir, "shards"))
+	if err != nil {
+		return failed("store.open", s.dir, err)
+	}
+	for _, d := range folders {
+		dir := filepath.Join(s.dir, "shards", d.Name())
+		files, err := os.ReadDir(dir)
+		if err != nil {
+			return failed("store.open", dir, err)
+		}
+		seen := map[string]bool{}
+		for _, f := range files {
+			name, _, _ := strings.Cut(f.Name(), ".")
+			if !seen[name] {
+				seen[name] = true
+				s.recoverShard(dir, name)
+			}
+		}
+	}
+	return s.recoverReservations()
+}
+
+// recoverShard takes in one shard, or removes what is no whole one.
+func (s *Store) recoverShard(dir, name string) {
+	id, err := stoker.ParseID(name)
+	if err == nil && filepath.Base(dir) != name[:2] {
+		err = errors.New("lies in the wrong folder")
+	}
+	var sh *Shard
+	if err == nil {
+		sh, err = s.scanShard(id)
+	}
+	if err != nil {
+		s.log.Warn("removed what is no shard", "dir", dir, "name", name, "error", err)
+		for _, suffix := range []string{"", dataSuffix, indexSuffix} {
+			_ = os.RemoveAll(filepath.Join(dir, name+suffix))
+		}
+		return
+	}
+	s.shards[id] = sh
+	s.used += sh.charge()
+}
+
+// Dir returns the cache folder.
+func (s *Store) Dir() string { return s.dir }
+
+// WorkerID returns the random id of this folder.
+func (s *Store) WorkerID() string { return s.id }
+
+// Usage returns what is used and promised.
+func (s *Store) Usage() Usage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Usage{s.capacity, s.used, s.reservedLocked()}
+}
+
+func (s *Store) reservedLocked() (sum int64) {
+	for _, n := range s.reserved {
+		sum += n
+	}
+	return sum
+}
+
+// ChargeBytes is what a shard of this size takes of the capacity.
+func (s *Store) ChargeBytes(bytes int64, blocks int) int64 {
+	return roundUp(bytes) + roundUp(indexBytes(blocks)) + shardOverhead
+}
+
+func roundUp(n int64) int64 { return (n + pageBytes - 1) / pageBytes * pageBytes }
+
+// Create opens the shard's file and makes it if it is not there. Its full
+// size is charged at once: against what is left of the named reservation, or,
+// with "", against free space. NoSpace names the numbers. The caller releases
+// the shard.
+func (s *Store) Create(spec Spec, reservation string) (*Shard, error) {
+	if spec.Bytes <= 0 || spec.Blocks <= 0 || int64(spec.Blocks)*stoker.BlockBytes < spec.Bytes/2 && spec.Bytes > stoker.BlockBytes*int64(spec.Blocks) {
+		return nil, stoker.Errorf(stoker.KindInvalid, "store.create", spec.ID.Short(), "%d bytes in %d blocks", spec.Bytes, spec.Blocks)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sh := s.shards[spec.ID]; sh != nil {
+		if sh.spec != spec {
+			return nil, stoker.Errorf(stoker.KindInvalid, "store.create", spec.ID.Short(), "exists with %d bytes in %d blocks", sh.spec.Bytes, sh.spec.Blocks)
+		}
+		return sh, sh.acquire()
+	}
+	if s.closed {
+		return nil, stoker.Errorf(stoker.KindTransient, "store.create", s.dir, "the store is closed")
+	}
+	need := s.ChargeBytes(spec.Bytes, spec.Blocks)
+	drawn := min(need, s.reserved[reservation])
+	if free := s.capacity - s.used - s.reservedLocked(); need-drawn > free {
+		return nil, stoker.Errorf(stoker.KindNoSpace, "store.create", spec.ID.Short(), "needs %d bytes, %d free", need-drawn, max(0, free))
+	}
+	sh, err := s.createShard(spec)
+	if err != nil {
+		return nil, err
+	}
+	if drawn > 0 {
+		s.reserved[reservation] -= drawn
+	}
+	s.used += need
+	s.shards[spec.ID] = sh
+	return sh, sh.acquire()
+}
+
+// Get opens a shard that is there. The caller releases it.
+func (s *Store) Get(id stoker.ID) (*Shard, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sh := s.shards[id]
+	if sh == nil || s.closed {
+		return nil, false
+	}
+	if err := sh.acquire(); err != nil {
+		s.log.Error("shard cannot be opened", "shard", id.Short(), "error", err)
+		return nil, false
+	}
+	return sh, true
+}
+
+// Check looks at a shard's files as they are on the disk now: there, of the
+// right size. Corrupt if not; NotExist if the store has no such shard.
+func (s *Store) Check(id stoker.ID) error {
+	s.mu.Lock()
+	sh := s.shards[id]
+	s.mu.Unlock()
+	if sh == nil {
+		return stoker.Errorf(stoker.KindNotExist, "store.check", id.Short(), "no such shard")
+	}
+	for path, want := range map[string]int64{s.path(id, dataSuffix): sh.spec.Bytes, s.path(id, indexSuffix): indexBytes(sh.spec.Blocks)} {
+		fi, err := os.Lstat(path)
+		if err != nil {
+			return stoker.Errorf(stoker.KindCorrupt, "store.check", path, "%w", err)
+		}
+		if !fi.Mode().IsRegular() || fi.Size() != want {
+			return stoker.Errorf(stoker.KindCorrupt, "store.check", path, "is %v of %d bytes, want a file of %d", fi.Mode(), fi.Size(), want)
+		}
+	}
+	return nil
+}
+
+// Shards lists what is there, sorted by id.
+func (s *Store) Shards() []ShardState {
+	s.mu.Lock()
+	out := make([]ShardState, 0, len(s.shards))
+	for _, sh := range s.shards {
+		out = append(out, sh.state())
+	}
+	s.mu.Unlock()
+	slices.SortFunc(out, func(a, b ShardState) int { return slices.Compare(a.ID[:], b.ID[:]) })
+	return out
+}
+
+// Remove unlinks a shard. Who has it open reads on; its space counts as free
+// when the last of them has released it. One that is not there is fine.
+func (s *Store) Remove(id stoker.ID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sh := s.shards[id]
+	if sh == nil {
+		return nil
+	}
+	// The index goes first: data without an index is removed at recovery, an
+	// index without its data would have to be disbelieved.
+	for _, suffix := range []string{indexSuffix, dataSuffix} {
+		if err := os.Remove(s.path(id, suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return failed("store.remove", id.Short(), err)
+		}
+	}
+	delete(s.shards, id)
+	sh.gone = true
+	if sh.refs == 0 {
+		s.used -= sh.charge()
+	}
+	return nil
+}
+
+// Close ends the store. Shards that are open are closed with it.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	for _, sh := range s.shards {
+		sh.closeFiles()
+	}
+	return s.lock.Close()
+}
+
+func (s *Store) path(id stoker.ID, suffix string) string {
+	name := id.String()
+	return filepath.Join(s.dir, "shards", name[:2], name+suffix)
+}
+
+// failed gives an error of the file system its kind.
+func failed(op, key string, err error) error {
+	kind := stoker.KindTransient
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		kind = stoker.KindNoSpace
+	case errors.Is(err, fs.ErrNotExist):
+		kind = stoker.KindNotExist
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
+		kind = stoker.KindDenied
+	}
+	return stoker.Errorf(kind, op, key, "%w", err)
+}

@@ -1,0 +1,206 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"stoker.dev"
+)
+
+// VersionInfo is GET /v1/version of both daemons.
+type VersionInfo struct {
+	Version string `json:"version"`
+	Role    string `json:"role,omitempty"` // controller | worker
+	ID      string `json:"id,omitempty"`   // of a worker
+}
+
+// Settled reports whether a job in that state waits for nothing any more: its
+// data is there, or will not come. A watch ends with such a state.
+func Settled(state string) bool {
+	switch state {
+	case JobReady, JobLeased, JobGrace, JobReleased, JobDegraded, JobFailed:
+		return true
+	}
+	return false
+}
+
+// Controller is a client of the controller's API. Its methods may be called
+// from any number of goroutines. Errors are *stoker.Error in the chain, with
+// the kind that the controller named; nobody there is KindTransient.
+type Controller struct{ c *caller }
+
+// NewController makes a client; it does not connect.
+func NewController(o ClientOptions) (*Controller, error) {
+	c, err := newCaller("controller", o)
+	if err != nil {
+		return nil, err
+	}
+	return &Controller{c}, nil
+}
+
+// segment makes name one segment of a path. What HTTP servers would clean
+// away is refused.
+func segment(what, name string) (string, error) {
+	if name == "" || name == "." || name == ".." {
+		return "", stoker.Errorf(stoker.KindInvalid, what, name, "is no name")
+	}
+	return url.PathEscape(name), nil
+}
+
+// Version asks what runs there.
+func (c *Controller) Version(ctx context.Context) (VersionInfo, error) {
+	return get[VersionInfo](ctx, c.c, answerTimeout, http.MethodGet, "/v1/version", nil)
+}
+
+// AddDataset registers a dataset and lists its first generation. each, if not
+// nil, gets every line of the stream.
+func (c *Controller) AddDataset(ctx context.Context, req AddDatasetRequest, each func(Event)) (*DatasetDetail, error) {
+	e, err := c.c.stream(ctx, http.MethodPost, "/v1/datasets", req, each, func(e Event) bool { return e.Dataset != nil })
+	return e.Dataset, err
+}
+
+// Datasets lists what is registered.
+func (c *Controller) Datasets(ctx context.Context) ([]DatasetInfo, error) {
+	return get[[]DatasetInfo](ctx, c.c, answerTimeout, http.MethodGet, "/v1/datasets", nil)
+}
+
+// Dataset shows one dataset; name may end in @GEN.
+func (c *Controller) Dataset(ctx context.Context, name string) (*DatasetDetail, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return nil, err
+	}
+	v, err := get[DatasetDetail](ctx, c.c, answerTimeout, http.MethodGet, "/v1/datasets/"+seg, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &v, nil
+}
+
+// Verify compares what workers have with the manifest.
+func (c *Controller) Verify(ctx context.Context, name string, deep bool, each func(Event)) (*Certificate, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return nil, err
+	}
+	path := "/v1/datasets/" + seg + "/verify?deep=" + strconv.FormatBool(deep)
+	e, err := c.c.stream(ctx, http.MethodPost, path, nil, each, func(e Event) bool { return e.Certificate != nil })
+	return e.Certificate, err
+}
+
+// Evict gives the space of a dataset back.
+func (c *Controller) Evict(ctx context.Context, name string, force bool) (EvictReport, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return EvictReport{}, err
+	}
+	return get[EvictReport](ctx, c.c, workTimeout, http.MethodPost, "/v1/datasets/"+seg+"/evict", EvictRequest{Force: force})
+}
+
+// Claim submits a job; it is idempotent on req.Job. each gets the progress of
+// listings that it needs.
+func (c *Controller) Claim(ctx context.Context, req ClaimRequest, each func(Event)) (*JobStatus, error) {
+	e, err := c.c.stream(ctx, http.MethodPost, "/v1/jobs", req, each, func(e Event) bool { return e.Job != nil })
+	return e.Job, err
+}
+
+// Jobs lists jobs.
+func (c *Controller) Jobs(ctx context.Context) ([]JobLine, error) {
+	return get[[]JobLine](ctx, c.c, answerTimeout, http.MethodGet, "/v1/jobs", nil)
+}
+
+// Job shows one job.
+func (c *Controller) Job(ctx context.Context, job string) (*JobStatus, error) {
+	seg, err := segment("job", job)
+	if err != nil {
+		return nil, err
+	}
+	v, err := get[JobStatus](ctx, c.c, answerTimeout, http.MethodGet, "/v1/jobs/"+seg, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &v, nil
+}
+
+// Watch follows a job until its state is Settled. each, if not nil, gets every
+// state on the way, the last one too.
+func (c *Controller) Watch(ctx context.Context, job string, each func(JobStatus)) (*JobStatus, error) {
+	seg, err := segment("job", job)
+	if err != nil {
+		return nil, err
+	}
+	e, err := c.c.stream(ctx, http.MethodGet, "/v1/jobs/"+seg+"/watch", nil, func(e Event) {
+		if e.Job != nil && each != nil {
+			each(*e.Job)
+		}
+	}, func(e Event) bool { return e.Job != nil && Settled(e.Job.State) })
+	return e.Job, err
+}
+
+// Renew keeps a claim alive; NotExist says that it has ended.
+func (c *Controller) Renew(ctx context.Context, job string) error {
+	seg, err := segment("job", job)
+	if err != nil {
+		return err
+	}
+	return c.c.call(ctx, answerTimeout, http.MethodPost, "/v1/jobs/"+seg+"/renew", nil, nil)
+}
+
+// Release ends a claim.
+func (c *Controller) Release(ctx context.Context, job string) error {
+	seg, err := segment("job", job)
+	if err != nil {
+		return err
+	}
+	return c.c.call(ctx, answerTimeout, http.MethodDelete, "/v1/jobs/"+seg, nil, nil)
+}
+
+// Workers lists workers.
+func (c *Controller) Workers(ctx context.Context) ([]WorkerInfo, error) {
+	return get[[]WorkerInfo](ctx, c.c, answerTimeout, http.MethodGet, "/v1/workers", nil)
+}
+
+// Status shows jobs, workers and datasets at once.
+func (c *Controller) Status(ctx context.Context) (Status, error) {
+	return get[Status](ctx, c.c, answerTimeout, http.MethodGet, "/v1/status", nil)
+}
+
+// Node is a client of the worker of this node, over its Unix socket. Its
+// methods may be called from any number of goroutines.
+type Node struct{ c *caller }
+
+// NewNode makes a client; it does not connect.
+func NewNode(o ClientOptions) (*Node, error) {
+	c, err := newCaller("worker", o)
+	if err != nil {
+		return nil, err
+	}
+	return &Node{c}, nil
+}
+
+// Version asks what runs there.
+func (n *Node) Version(ctx context.Context) (VersionInfo, error) {
+	return get[VersionInfo](ctx, n.c, answerTimeout, http.MethodGet, "/v1/version", nil)
+}
+
+// Status shows what the worker holds, mounts and reads.
+func (n *Node) Status(ctx context.Context) (WorkerStatus, error) {
+	return get[WorkerStatus](ctx, n.c, answerTimeout, http.MethodGet, "/v1/status", nil)
+}
+
+// Mount mounts a view; it is readable when Mount returns.
+func (n *Node) Mount(ctx context.Context, req MountRequest) (MountInfo, error) {
+	return get[MountInfo](ctx, n.c, workTimeout, http.MethodPost, "/v1/mounts", req)
+}
+
+// Mounts lists mounted views.
+func (n *Node) Mounts(ctx context.Context) ([]MountInfo, error) {
+	return get[[]MountInfo](ctx, n.c, answerTimeout, http.MethodGet, "/v1/mounts", nil)
+}
+
+// Unmount ends the view at dir, an absolute path.
+func (n *Node) Unmount(ctx context.Context, dir string) error {
+	return n.c.call(ctx, workTimeout, http.MethodDelete, "/v1/mounts?dir="+url.QueryEscape(dir), nil, nil)
+}

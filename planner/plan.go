@@ -1,0 +1,136 @@
+package planner
+
+import (
+	"encoding/binary"
+	"hash/crc32"
+
+	"stoker.dev"
+)
+
+// Plan says which worker owns which shard of a manifest. It is stored as a
+// blob and known by its hash; part k of it is what worker k has to load.
+type Plan struct {
+	Dataset    string
+	Generation int
+	Manifest   stoker.ID
+	Replicas   int
+	Workers    []PlanWorker
+	Owners     [][]uint16 // for each shard its workers, the owner first
+}
+
+// PlanWorker is one worker of a plan.
+type PlanWorker struct {
+	ID      string
+	Address string // base URL when the plan was made
+}
+
+const (
+	planMagic = "STKPLN1\n"
+	maxString = 4096
+)
+
+// Encode makes the plan's bytes; equal plans have equal bytes.
+func (p *Plan) Encode() []byte {
+	b := []byte(planMagic)
+	str := func(s string) {
+		b = binary.AppendUvarint(b, uint64(len(s)))
+		b = append(b, s...)
+	}
+	str(p.Dataset)
+	b = binary.AppendUvarint(b, uint64(p.Generation))
+	b = append(b, p.Manifest[:]...)
+	b = binary.AppendUvarint(b, uint64(p.Replicas))
+	b = binary.AppendUvarint(b, uint64(len(p.Workers)))
+	for _, w := range p.Workers {
+		str(w.ID)
+		str(w.Address)
+	}
+	b = binary.AppendUvarint(b, uint64(len(p.Owners)))
+	for _, owners := range p.Owners {
+		b = binary.AppendUvarint(b, uint64(len(owners)))
+		for _, w := range owners {
+			b = binary.AppendUvarint(b, uint64(w))
+		}
+	}
+	return binary.LittleEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
+}
+
+// decoder reads a plan; after the first damage all reads give zero.
+type decoder struct {
+	b   []byte
+	bad bool
+}
+
+// num reads a number up to limit.
+func (d *decoder) num(limit uint64) int {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 || v > limit {
+		d.bad, d.b = true, nil
+		return 0
+	}
+	d.b = d.b[n:]
+	return int(v)
+}
+
+func (d *decoder) take(n int) []byte {
+	if n > len(d.b) {
+		d.bad, d.b = true, nil
+		return make([]byte, min(n, maxString))
+	}
+	v := d.b[:n]
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) str() string { return string(d.take(d.num(maxString))) }
+
+// DecodePlan reads what Encode made; anything else is Corrupt.
+func DecodePlan(b []byte) (*Plan, error) {
+	corrupt := func(what string) (*Plan, error) {
+		return nil, stoker.Errorf(stoker.KindCorrupt, "plan.decode", "", "%s", what)
+	}
+	if len(b) < len(planMagic)+4 || string(b[:len(planMagic)]) != planMagic {
+		return corrupt("is no plan")
+	}
+	body := b[:len(b)-4]
+	if crc32.ChecksumIEEE(body) != binary.LittleEndian.Uint32(b[len(b)-4:]) {
+		return corrupt("is damaged")
+	}
+	d := &decoder{b: body[len(planMagic):]}
+	p := &Plan{Dataset: d.str(), Generation: d.num(1 << 40)}
+	copy(p.Manifest[:], d.take(len(p.Manifest)))
+	p.Replicas = d.num(1 << 16)
+	workers := d.num(min(1<<16, uint64(len(d.b))))
+	for range workers {
+		p.Workers = append(p.Workers, PlanWorker{ID: d.str(), Address: d.str()})
+	}
+	shards := d.num(uint64(len(d.b)))
+	p.Owners = make([][]uint16, shards)
+	for i := range p.Owners {
+		p.Owners[i] = make([]uint16, d.num(min(uint64(workers), uint64(len(d.b)))))
+		for j := range p.Owners[i] {
+			if w := d.num(1<<16 - 1); w < workers {
+				p.Owners[i][j] = uint16(w)
+			} else {
+				d.bad = true
+			}
+		}
+	}
+	if d.bad || len(d.b) != 0 {
+		return corrupt("breaks off or has too much")
+	}
+	return p, nil
+}
+
+// Part returns the shards that worker number part has to hold, in order.
+func (p *Plan) Part(part int) []uint32 {
+	var out []uint32
+	for n, owners := range p.Owners {
+		for _, w := range owners {
+			if int(w) == part {
+				out = append(out, uint32(n))
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,238 @@
+// Package folder keeps small objects with conditional writes in a folder of a
+// local or shared file system. A write is whole or not there; what a call
+// returned survives power loss. Any number of processes may use one folder.
+package folder
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"stoker.dev"
+	"stoker.dev/ufs"
+)
+
+var _ ufs.Objects = (*Objects)(nil)
+
+// Objects is one folder. Open makes it.
+type Objects struct {
+	dir  string
+	name *regexp.Regexp
+}
+
+const tempPrefix = ".new-" // no name can begin with it: words begin with a letter or digit
+
+// Open takes the folder, and makes it if it is not there.
+func Open(dir string) (*Objects, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, stoker.Errorf(stoker.KindInvalid, "store", dir, "%w", err)
+	}
+	return &Objects{dir, regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]*(/[a-zA-Z0-9][a-zA-Z0-9._-]*)*$`)}, nil
+}
+
+func (o *Objects) path(name string) (string, error) {
+	if !o.name.MatchString(name) || len(name) > 512 {
+		return "", stoker.Errorf(stoker.KindInvalid, "store", name, "not a name: words of letters, digits, '.', '_', '-', with slashes between")
+	}
+	return filepath.Join(o.dir, filepath.FromSlash(name)), nil
+}
+
+func tagOf(body []byte) string {
+	sum := sha256.Sum256(body)
+	return hex.EncodeToString(sum[:16])
+}
+
+// failed gives an error of the file system its kind.
+func failed(op, name string, err error) error {
+	kind := stoker.KindTransient
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		kind = stoker.KindNotExist
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
+		kind = stoker.KindDenied
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		kind = stoker.KindNoSpace
+	}
+	return stoker.Errorf(kind, op, name, "%w", err)
+}
+
+// Get implements ufs.Objects.
+func (o *Objects) Get(ctx context.Context, name string) ([]byte, string, error) {
+	path, err := o.path(name)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, "", err
+	}
+	body, err := os.ReadFile(path)
+	if err != nil {
+		return nil, "", failed("store.get", name, err)
+	}
+	return body, tagOf(body), nil
+}
+
+// temp writes body to a synced file beside path.
+func temp(path string, body []byte) (string, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return "", err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix)
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(body)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return "", err
+	}
+	return f.Name(), nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// PutIfAbsent implements ufs.Objects: link(2) makes the name or fails.
+func (o *Objects) PutIfAbsent(ctx context.Context, name string, body []byte) (string, error) {
+	path, err := o.path(name)
+	if err != nil {
+		return "", err
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	tmp, err := temp(path, body)
+	if err != nil {
+		return "", failed("store.put", name, err)
+	}
+	defer func() { _ = os.Remove(tmp) }()
+	if err := os.Link(tmp, path); errors.Is(err, fs.ErrExist) {
+		return "", stoker.Errorf(stoker.KindHeld, "store.put", name, "exists already")
+	} else if err != nil {
+		return "", failed("store.put", name, err)
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return "", failed("store.put", name, err)
+	}
+	return tagOf(body), nil
+}
+
+// ReplaceIf implements ufs.Objects. A lock on the folder makes comparing and
+// renaming one step for all processes.
+func (o *Objects) ReplaceIf(ctx context.Context, name string, body []byte, tag string) (string, error) {
+	path, err := o.path(name)
+	if err != nil {
+		return "", err
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	unlock, err := o.lock()
+	if err != nil {
+		return "", failed("store.replace", name, err)
+	}
+	defer unlock()
+	_, now, err := o.Get(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	if now != tag {
+		return "", stoker.Errorf(stoker.KindHeld, "store.replace", name, "was changed by another")
+	}
+	tmp, err := temp(path, body)
+	if err != nil {
+		return "", failed("store.replace", name, err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		_ = os.Remove(tmp)
+		return "", failed("store.replace", name, err)
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return "", failed("store.replace", name, err)
+	}
+	return tagOf(body), nil
+}
+
+// lock takes the folder's lock, waiting for its present holder.
+func (o *Objects) lock() (func(), error) {
+	f, err := os.OpenFile(filepath.Join(o.dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// List implements ufs.Objects.
+func (o *Objects) List(ctx context.Context, prefix string) ([]string, error) {
+	names := []string{}
+	err := filepath.WalkDir(o.dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if d == nil || d.IsDir() || strings.HasPrefix(d.Name(), ".") {
+			return nil
+		}
+		rel, err := filepath.Rel(o.dir, path)
+		if err != nil {
+			return err
+		}
+		if name := filepath.ToSlash(rel); strings.HasPrefix(name, prefix) {
+			names = append(names, name)
+		}
+		return nil
+	})
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, failed("store.list", prefix, err)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// Delete implements ufs.Objects.
+func (o *Objects) Delete(ctx context.Context, name string) error {
+	path, err := o.path(name)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return failed("store.delete", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,21 @@
+package ufs
+
+import "context"
+
+// Objects is a store of small named objects with conditional writes: what the
+// manifest store is kept in. Names are slash-separated words of letters,
+// digits, '.', '_' and '-'. Errors are *stoker.Error: NotExist, Held (it
+// exists already, or was changed), Invalid, Transient. All methods may be
+// called concurrently, by any number of processes.
+type Objects interface {
+	// Get returns an object and the tag of its content.
+	Get(ctx context.Context, name string) (body []byte, tag string, err error)
+	// PutIfAbsent writes a new object whole or not at all; Held if it exists.
+	PutIfAbsent(ctx context.Context, name string, body []byte) (tag string, err error)
+	// ReplaceIf replaces the content that has the tag; Held if it changed.
+	ReplaceIf(ctx context.Context, name string, body []byte, tag string) (newTag string, err error)
+	// List returns the names that begin with prefix, sorted.
+	List(ctx context.Context, prefix string) ([]string, error)
+	// Delete removes an object; one that is not there is fine.
+	Delete(ctx context.Context, name string) error
+}
