@@ -83,7 +83,6 @@ type fakeDirectory struct {
 	self int
 	mu   sync.Mutex
 	held map[uint32]bool // shard -> whole
-	down map[string]bool
 }
 
 func (d *fakeDirectory) Holders(_ context.Context, _ stoker.ID, n uint32) []Peer {

@@ -299,7 +299,7 @@ func (m *Manifest) ReadDir(dir Row, from int, fn func(r Row, name []byte) bool) 
 		if r%groupRows == 0 {
 			names = m.group(r)
 		}
-		name, names, ok = nextName(name[:len(name)], 0, names, r%groupRows == 0)
+		name, names, ok = nextName(name, 0, names, r%groupRows == 0)
 		if ok && r >= first && !fn(r, name) {
 			return
 		}

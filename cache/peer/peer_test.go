@@ -19,10 +19,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // someBlocks serves blocks from a map; block -1 of nothing.
 type someBlocks struct {
-	have    map[int][]byte
-	errs    map[int]error
-	through bool
-	asked   chan bool // whether through was asked for
+	have  map[int][]byte
+	errs  map[int]error
+	asked chan bool // whether through was asked for
 }
 
 func (s *someBlocks) OpenRun(_ context.Context, _ stoker.ID, n uint32, _, _ int, through bool) (Run, error) {

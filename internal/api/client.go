@@ -22,6 +22,7 @@ import (
 const (
 	answerTimeout = 30 * time.Second // for an answer that takes no work
 	workTimeout   = 5 * time.Minute  // for one that does: mount, unmount, evict
+	deepTimeout   = 12 * time.Hour   // to read every byte of a worker again
 	maxLineBytes  = 256 << 20        // one line of a stream; a certificate lists every failed object
 )
 

@@ -200,7 +200,8 @@ func (n *Node) Mounts(ctx context.Context) ([]MountInfo, error) {
 	return get[[]MountInfo](ctx, n.c, answerTimeout, http.MethodGet, "/v1/mounts", nil)
 }
 
-// Unmount ends the view at dir, an absolute path.
-func (n *Node) Unmount(ctx context.Context, dir string) error {
-	return n.c.call(ctx, workTimeout, http.MethodDelete, "/v1/mounts?dir="+url.QueryEscape(dir), nil, nil)
+// Unmount ends the view at dir, an absolute path; lazily, even if processes
+// still use it.
+func (n *Node) Unmount(ctx context.Context, dir string, lazy bool) error {
+	return n.c.call(ctx, workTimeout, http.MethodDelete, "/v1/mounts?dir="+url.QueryEscape(dir)+"&lazy="+strconv.FormatBool(lazy), nil, nil)
 }

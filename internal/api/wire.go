@@ -31,6 +31,13 @@ type Refetched struct {
 	Bypass int64 `json:"bypass"`
 }
 
+// States of a certificate.
+const (
+	CertificateReady     = "Ready"
+	CertificateFailed    = "Failed"
+	CertificateCancelled = "Cancelled"
+)
+
 // Certificate says what is resident of a dataset: the answer of preload
 // --wait and of verify.
 type Certificate struct {

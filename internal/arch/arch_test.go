@@ -39,6 +39,7 @@ var layers = map[string][]string{
 	"workflows":                     {"", "activities", "internal/api"},
 	"internal/api":                  {"", "ufs"},
 	"internal/arch":                 {},
+	"internal/e2e":                  {"", "internal/api", "internal/testenv"},
 	"internal/testenv":              {""},
 	"internal/worker":               {"", "ufs", "ufs/*", "planner", "cache", "cache/*", "fuse", "fuse/*", "internal/api"},
 	"internal/control":              {"", "ufs", "ufs/*", "planner", "cache", "cache/*", "activities", "workflows", "internal/api"},

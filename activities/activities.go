@@ -1,0 +1,148 @@
+// Package activities holds the side effects of stoker's workflows: listing,
+// planning, and what is asked of the workers over HTTP. Each may run twice, on
+// any controller; none carries more than a few hundred bytes in or 256 KiB out
+// (plans, manifests and certificates go by hash). An Activities may be used
+// from any goroutine.
+package activities
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"stoker.dev"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/cache/placement"
+	"stoker.dev/internal/api"
+	"stoker.dev/planner"
+	"stoker.dev/ufs"
+)
+
+// LeaseTTL is how long a lease outlives its last renewal; controllers renew
+// every LeaseEvery.
+const (
+	LeaseTTL   = 120 * time.Second
+	LeaseEvery = 30 * time.Second
+	fanOut     = 64 // workers asked at a time
+)
+
+// Options are what activities work on.
+type Options struct {
+	Store   *manifest.Store
+	Index   placement.Index
+	Open    func(context.Context, ufs.Location) (ufs.FS, string, error)
+	TempDir string // for manifests in the making
+	Token   string // sent to workers
+	Joiner  Joiner
+	Log     *slog.Logger
+}
+
+// Joiner reaches the workflow of a dataset.
+type Joiner interface {
+	Join(ctx context.Context, in JoinInput) error
+	Leave(ctx context.Context, in LeaveInput) error
+}
+
+// Activities are registered with Temporal as a whole.
+type Activities struct {
+	o Options
+
+	mu      sync.Mutex
+	clients map[string]*api.WorkerClient // +checklocks:mu — by address
+	seen    map[string]placement.Worker  // +checklocks:mu — last known, by id
+}
+
+// New makes them.
+func New(o Options) *Activities {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Activities{o: o, clients: map[string]*api.WorkerClient{}, seen: map[string]placement.Worker{}}
+}
+
+// Worker returns the client of the worker at an address.
+func (a *Activities) Worker(address string) (*api.WorkerClient, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c := a.clients[address]; c != nil {
+		return c, nil
+	}
+	c, err := api.NewWorkerClient(address, a.o.Token)
+	if err == nil {
+		a.clients[address] = c
+	}
+	return c, err
+}
+
+// Workers returns the live workers, and those that were seen and are not
+// live now. While the index does not answer, the last ones seen are taken for
+// live.
+func (a *Activities) Workers(ctx context.Context) (live, lost []placement.Worker, err error) {
+	live, err = a.o.Index.Workers(ctx)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err != nil {
+		for _, w := range a.seen {
+			live = append(live, w)
+		}
+		if len(live) == 0 {
+			return nil, nil, err
+		}
+		return live, nil, nil
+	}
+	now := map[string]bool{}
+	for _, w := range live {
+		a.seen[w.ID], now[w.ID] = w, true
+	}
+	for id, w := range a.seen {
+		if !now[id] {
+			lost = append(lost, w)
+		}
+	}
+	return live, lost, nil
+}
+
+// EachWorker calls do for every address, some at a time, and returns the first
+// error after all have ended.
+func (a *Activities) EachWorker(ctx context.Context, addresses []string, do func(ctx context.Context, i int, w *api.WorkerClient) error) error {
+	var g errgroup.Group
+	g.SetLimit(fanOut)
+	for i, address := range addresses {
+		g.Go(func() error {
+			w, err := a.Worker(address)
+			if err != nil {
+				return err
+			}
+			return do(ctx, i, w)
+		})
+	}
+	return g.Wait()
+}
+
+func addressesOf(ws []placement.Worker) []string {
+	out := make([]string, len(ws))
+	for i, w := range ws {
+		out[i] = w.Address
+	}
+	return out
+}
+
+// LoadPlan reads a stored plan.
+func (a *Activities) LoadPlan(ctx context.Context, id stoker.ID) (*planner.Plan, error) {
+	body, err := a.o.Store.GetBlob(ctx, "plans", id)
+	if err != nil {
+		return nil, err
+	}
+	return planner.DecodePlan(body)
+}
+
+func planAddresses(p *planner.Plan) []string {
+	out := make([]string, len(p.Workers))
+	for i, w := range p.Workers {
+		out[i] = w.Address
+	}
+	return out
+}

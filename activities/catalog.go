@@ -1,0 +1,62 @@
+package activities
+
+import (
+	"context"
+	"time"
+
+	"go.temporal.io/sdk/activity"
+
+	"stoker.dev"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/internal/api"
+)
+
+// FreezeInput names what is to be listed.
+type FreezeInput struct {
+	Roots []manifest.Root
+	Base  stoker.ID `json:",omitzero"`
+}
+
+// Frozen is a stored manifest.
+type Frozen struct {
+	Manifest stoker.ID
+	Objects  int64
+	Bytes    int64
+	ListedAt time.Time
+}
+
+// Freeze lists all roots and stores the manifest. Its heartbeats carry
+// api.ListProgress.
+func (a *Activities) Freeze(ctx context.Context, in FreezeInput) (Frozen, error) {
+	b, err := manifest.Build(ctx, manifest.BuildOptions{
+		Roots: in.Roots, Base: in.Base, Open: a.o.Open, TempDir: a.o.TempDir,
+		Progress: func(objects, bytes, pages int64) {
+			activity.RecordHeartbeat(ctx, api.ListProgress{Objects: objects, Bytes: bytes, Pages: pages})
+		},
+	})
+	if err != nil {
+		return Frozen{}, ToTemporal(err)
+	}
+	if b.Objects == 0 && len(b.Unmountable) == 0 {
+		uri := in.Roots[0].URI
+		return Frozen{}, ToTemporal(stoker.Errorf(stoker.KindNotExist, "dataset", uri, "nothing is stored there: check the bucket and the prefix"))
+	}
+	if err := a.o.Store.Put(ctx, b); err != nil {
+		return Frozen{}, ToTemporal(err)
+	}
+	return Frozen{Manifest: b.ID, Objects: b.Objects, Bytes: b.Bytes, ListedAt: b.ListedTo.UTC()}, nil
+}
+
+// Register enters a dataset with its first generation. A repetition that
+// finds its own entry is fine.
+func (a *Activities) Register(ctx context.Context, d manifest.Dataset) error {
+	err := a.o.Store.CreateDataset(ctx, &d)
+	if stoker.KindOf(err) == stoker.KindHeld {
+		there, _, gerr := a.o.Store.Dataset(ctx, d.Name)
+		if gerr == nil && there.Created.Equal(d.Created) && there.Owner == d.Owner && there.Current().Manifest == d.Current().Manifest {
+			return nil
+		}
+		err = stoker.Errorf(stoker.KindHeld, "dataset", d.Name, "is registered already ('stoker dataset show %s'); take another name", d.Name)
+	}
+	return ToTemporal(err)
+}

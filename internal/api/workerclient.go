@@ -1,0 +1,89 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"stoker.dev"
+)
+
+// WorkerClient is a controller's client of one worker's TCP API. Its methods
+// may be called from any number of goroutines; all of them may be repeated.
+type WorkerClient struct{ c *caller }
+
+// NewWorkerClient makes a client of the worker at url; it does not connect.
+func NewWorkerClient(url, token string) (*WorkerClient, error) {
+	c, err := newCaller("worker", ClientOptions{URL: url, Token: token, Hint: "is its node up?"})
+	if err != nil {
+		return nil, err
+	}
+	return &WorkerClient{c}, nil
+}
+
+// Close closes idle connections.
+func (w *WorkerClient) Close() { w.c.http.CloseIdleConnections() }
+
+func partPath(kind string, plan stoker.ID, part int) string {
+	return fmt.Sprintf("/v1/%s/%s/%d", kind, plan, part)
+}
+
+// Reserve asks for the space of one part of a plan.
+func (w *WorkerClient) Reserve(ctx context.Context, req ReserveRequest) (ReserveReport, error) {
+	return get[ReserveReport](ctx, w.c, workTimeout, http.MethodPut, partPath("reservations", req.Plan, req.Part), req)
+}
+
+// GiveBack ends a reservation; what it was used for stays.
+func (w *WorkerClient) GiveBack(ctx context.Context, plan stoker.ID, part int) error {
+	return w.c.call(ctx, answerTimeout, http.MethodDelete, partPath("reservations", plan, part), nil, nil)
+}
+
+// Load begins a load, or attaches to the one that runs, and follows it to its
+// end. Hanging up does not stop it.
+func (w *WorkerClient) Load(ctx context.Context, plan stoker.ID, part int, each func(LoadProgress)) (LoadProgress, error) {
+	e, err := w.c.stream(ctx, http.MethodPut, partPath("loads", plan, part), LoadRequest{plan, part},
+		func(e Event) {
+			if e.Load != nil {
+				each(*e.Load)
+			}
+		},
+		func(e Event) bool { return e.Load != nil && e.Load.Done })
+	if err != nil {
+		return LoadProgress{}, err
+	}
+	return *e.Load, nil
+}
+
+// LoadProgress asks how far a load is; NotExist if it never began there.
+func (w *WorkerClient) LoadProgress(ctx context.Context, plan stoker.ID, part int) (LoadProgress, error) {
+	return get[LoadProgress](ctx, w.c, answerTimeout, http.MethodGet, partPath("loads", plan, part), nil)
+}
+
+// StopLoad stops a load.
+func (w *WorkerClient) StopLoad(ctx context.Context, plan stoker.ID, part int) error {
+	return w.c.call(ctx, answerTimeout, http.MethodDelete, partPath("loads", plan, part), nil, nil)
+}
+
+// PutLeases adds, renews and drops leases.
+func (w *WorkerClient) PutLeases(ctx context.Context, req LeaseRequest) error {
+	return w.c.call(ctx, answerTimeout, http.MethodPut, "/v1/leases", req, nil)
+}
+
+// Verify asks what the worker truly has of a manifest.
+func (w *WorkerClient) Verify(ctx context.Context, req VerifyRequest) (VerifyReport, error) {
+	timeout := workTimeout
+	if req.Deep {
+		timeout = deepTimeout
+	}
+	return get[VerifyReport](ctx, w.c, timeout, http.MethodPost, "/v1/verify", req)
+}
+
+// Evict frees what the worker has of a manifest; Held names the holders.
+func (w *WorkerClient) Evict(ctx context.Context, req EvictRequest) (EvictReport, error) {
+	return get[EvictReport](ctx, w.c, workTimeout, http.MethodPost, "/v1/evict", req)
+}
+
+// Status asks what the worker holds.
+func (w *WorkerClient) Status(ctx context.Context) (WorkerStatus, error) {
+	return get[WorkerStatus](ctx, w.c, answerTimeout, http.MethodGet, "/v1/status", nil)
+}

@@ -1,0 +1,247 @@
+package worker
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/cache"
+	"stoker.dev/cache/placement"
+	"stoker.dev/planner"
+)
+
+var _ cache.Directory = (*directory)(nil)
+
+const (
+	leaseTTL      = 15 * time.Second       // of this worker in the index
+	renewEvery    = 3 * time.Second        // also how old the list of workers may be
+	announceEvery = 100 * time.Millisecond // one pipeline for what came together
+	askTimeout    = 500 * time.Millisecond // an index that is slower is as good as none
+)
+
+// directory is what this worker knows of the others. It renews the worker's
+// own lease in the index, keeps the list of live workers, and announces what
+// the cache holds. If the index is gone, the last list serves on: placements
+// are only hints.
+type directory struct {
+	index placement.Index
+	self  func() placement.Worker // this worker as it is now
+	held  func(ctx context.Context, f func(id stoker.ID, n uint32, whole bool)) error
+	log   *slog.Logger
+
+	mu      sync.Mutex
+	workers []placement.Worker                      // +checklocks:mu — live ones, self included, by id
+	pending map[stoker.ID]map[uint32]placement.Mark // +checklocks:mu
+	gone    map[stoker.ID]map[uint32]bool           // +checklocks:mu
+}
+
+func newDirectory(index placement.Index, self func() placement.Worker, log *slog.Logger) *directory {
+	return &directory{index: index, self: self, log: log,
+		pending: map[stoker.ID]map[uint32]placement.Mark{}, gone: map[stoker.ID]map[uint32]bool{}}
+}
+
+// run registers the worker, keeps its lease and announces, until ctx ends.
+// ready is called once the worker is registered.
+func (d *directory) run(ctx context.Context, ready func()) {
+	renew := time.NewTicker(renewEvery)
+	defer renew.Stop()
+	flush := time.NewTicker(announceEvery)
+	defer flush.Stop()
+	known := d.register(ctx)
+	if known {
+		ready()
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+			_ = d.index.Leave(last, d.self().Incarnation) // its lease ends by itself
+			cancel()
+			return
+		case <-flush.C:
+			d.flush(ctx)
+		case <-renew.C:
+			if known {
+				known = d.renew(ctx)
+			}
+			if !known {
+				if known = d.register(ctx); known {
+					ready()
+				}
+			}
+		}
+	}
+}
+
+// register enters the worker into the index and announces all that it has.
+func (d *directory) register(ctx context.Context) bool {
+	if err := d.index.Register(ctx, d.self(), leaseTTL); err != nil {
+		d.log.Warn("not registered: the placement index does not answer", "error", err)
+		return false
+	}
+	d.refresh(ctx)
+	err := d.held(ctx, d.Announce)
+	if err != nil {
+		d.log.Warn("not all that is here was announced", "error", err)
+	}
+	return err == nil
+}
+
+// renew reports whether the index still knows this worker. When the index
+// does not answer, the worker believes that it does.
+func (d *directory) renew(ctx context.Context) bool {
+	known, err := d.index.Renew(ctx, d.self(), leaseTTL)
+	if err != nil {
+		d.log.Warn("lease not renewed: the placement index does not answer", "error", err)
+		return true
+	}
+	d.refresh(ctx)
+	return known
+}
+
+func (d *directory) refresh(ctx context.Context) {
+	ws, err := d.index.Workers(ctx)
+	if err != nil {
+		return // the last list serves on
+	}
+	slices.SortFunc(ws, func(a, b placement.Worker) int { return compare(a.ID, b.ID) })
+	d.mu.Lock()
+	d.workers = ws
+	d.mu.Unlock()
+}
+
+func compare(a, b string) int {
+	if a < b {
+		return -1
+	}
+	if a > b {
+		return 1
+	}
+	return 0
+}
+
+func (d *directory) live() []placement.Worker {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.workers
+}
+
+// Holders implements cache.Directory.
+func (d *directory) Holders(ctx context.Context, id stoker.ID, n uint32) []cache.Peer {
+	workers := d.live()
+	self := d.self().Incarnation
+	if len(workers) == 0 || len(workers) == 1 && workers[0].Incarnation == self {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	holders, err := d.index.Holders(ctx, id, []uint32{n})
+	if err != nil || len(holders) == 0 {
+		return nil
+	}
+	var peers []cache.Peer
+	for _, h := range holders[0] {
+		for _, w := range workers {
+			if w.Incarnation == h.Incarnation && w.Incarnation != self {
+				peers = append(peers, cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address, Whole: h.Whole})
+			}
+		}
+	}
+	slices.SortStableFunc(peers, func(a, b cache.Peer) int {
+		switch {
+		case a.Whole == b.Whole:
+			return 0
+		case a.Whole:
+			return -1
+		}
+		return 1
+	})
+	return peers
+}
+
+// Owner implements cache.Directory: the plan's first live owner, else the
+// first choice of rendezvous over the live workers.
+func (d *directory) Owner(_ context.Context, plan *planner.Plan, shard stoker.ID, n uint32) (cache.Peer, bool) {
+	self := d.self()
+	workers := d.live()
+	if plan != nil && int(n) < len(plan.Owners) {
+		for _, o := range plan.Owners[n] {
+			for _, w := range workers {
+				if w.ID == plan.Workers[o].ID {
+					return cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address}, w.ID == self.ID
+				}
+			}
+		}
+	}
+	choices := make([]planner.Worker, len(workers))
+	for i, w := range workers {
+		choices[i] = planner.Worker{ID: w.ID, Weight: 1}
+	}
+	best := planner.Guess(shard, choices, 1)
+	if len(best) == 0 {
+		return cache.Peer{}, true
+	}
+	w := workers[best[0]]
+	return cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address}, w.ID == self.ID
+}
+
+// Announce implements cache.Directory.
+func (d *directory) Announce(id stoker.ID, n uint32, whole bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.pending[id] == nil {
+		d.pending[id] = map[uint32]placement.Mark{}
+	}
+	if had, ok := d.pending[id][n]; !ok || !had.Whole {
+		d.pending[id][n] = placement.Mark{Shard: n, Whole: whole}
+	}
+	delete(d.gone[id], n)
+}
+
+// Withdraw implements cache.Directory.
+func (d *directory) Withdraw(id stoker.ID, shards []uint32) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.gone[id] == nil {
+		d.gone[id] = map[uint32]bool{}
+	}
+	for _, n := range shards {
+		d.gone[id][n] = true
+		delete(d.pending[id], n)
+	}
+}
+
+// flush sends what was announced and withdrawn since the last time. What
+// does not get through is dropped: a new registration announces everything.
+func (d *directory) flush(ctx context.Context) {
+	d.mu.Lock()
+	pending, gone := d.pending, d.gone
+	if len(pending) == 0 && len(gone) == 0 {
+		d.mu.Unlock()
+		return
+	}
+	d.pending, d.gone = map[stoker.ID]map[uint32]placement.Mark{}, map[stoker.ID]map[uint32]bool{}
+	d.mu.Unlock()
+	inc := d.self().Incarnation
+	for id, marks := range pending {
+		list := make([]placement.Mark, 0, len(marks))
+		for _, m := range marks {
+			list = append(list, m)
+		}
+		if err := d.index.Announce(ctx, inc, id, list); err != nil {
+			d.log.Warn("announcement lost", "manifest", id.Short(), "error", err)
+		}
+	}
+	for id, shards := range gone {
+		list := make([]uint32, 0, len(shards))
+		for n := range shards {
+			list = append(list, n)
+		}
+		if err := d.index.Withdraw(ctx, inc, id, list); err != nil {
+			d.log.Warn("withdrawal lost", "manifest", id.Short(), "error", err)
+		}
+	}
+}

@@ -1,0 +1,313 @@
+package worker
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stoker.dev"
+	"stoker.dev/cache"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/cache/store"
+	"stoker.dev/fuse/mount"
+	"stoker.dev/fuse/tree"
+	"stoker.dev/internal/api"
+)
+
+const viewState = "view-"
+
+// views are the node's mounts. What is mounted stands on disk too, so that
+// the next life of the worker mounts it again.
+type views struct {
+	cache     *cache.Cache
+	manifests *manifest.Store
+	store     *store.Store
+	source    string // first part of the mounts' source, this worker's alone
+	log       *slog.Logger
+
+	mu   sync.Mutex
+	open map[string]*view // +checklocks:mu — by folder; nil while one is being made
+
+	stop    chan struct{} // closed when the process ends
+	serving sync.WaitGroup
+}
+
+type view struct {
+	info    api.MountInfo
+	owner   uint32 // uid that asked for it
+	set     *cache.Set
+	mounted *mount.Mounted
+	reads   func() int64
+}
+
+// saved is a view's document on disk.
+type saved struct {
+	api.MountRequest
+	Owner uint32 `json:"owner"`
+}
+
+func stateName(dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return viewState + hex.EncodeToString(sum[:16])
+}
+
+// Mount makes a view of a dataset. The caller with this uid must own the
+// folder, or be root.
+func (v *views) Mount(ctx context.Context, uid uint32, r api.MountRequest) (api.MountInfo, error) {
+	if err := v.check(uid, &r); err != nil {
+		return api.MountInfo{}, err
+	}
+	if err := v.resolve(ctx, &r); err != nil {
+		return api.MountInfo{}, err
+	}
+	if err := v.claimDir(r.Dir); err != nil {
+		return api.MountInfo{}, err
+	}
+	w, err := v.make(ctx, uid, r)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err != nil {
+		delete(v.open, r.Dir)
+		return api.MountInfo{}, err
+	}
+	v.open[r.Dir] = w
+	return w.info, nil
+}
+
+// claimDir takes the folder's place in the table, or says that it is taken.
+func (v *views) claimDir(dir string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if _, taken := v.open[dir]; taken {
+		return stoker.Errorf(stoker.KindBusy, "mount", dir, "there is a view already; stoker umount it first")
+	}
+	v.open[dir] = nil
+	return nil
+}
+
+// check refuses what the caller may not ask for.
+func (v *views) check(uid uint32, r *api.MountRequest) error {
+	if r.View != "" && r.View != "auto" && r.View != "tree" {
+		return stoker.Errorf(stoker.KindInvalid, "mount", r.Dir, "view %q: want auto or tree", r.View)
+	}
+	if uid != 0 && r.UID != nil && *r.UID != uid {
+		return stoker.Errorf(stoker.KindDenied, "mount", r.Dir, "only root may give files to another uid (%d)", *r.UID)
+	}
+	return nil
+}
+
+// ownedBy lets only the folder's owner, or root, mount on it.
+func ownedBy(uid uint32, dir string) func(*unix.Stat_t) error {
+	return func(st *unix.Stat_t) error {
+		if uid != 0 && st.Uid != uid {
+			return stoker.Errorf(stoker.KindDenied, "mount", dir, "belongs to uid %d, not to you (%d)", st.Uid, uid)
+		}
+		return nil
+	}
+}
+
+// resolve finds the manifest of a dataset that is named only.
+func (v *views) resolve(ctx context.Context, r *api.MountRequest) error {
+	if !r.Manifest.IsZero() {
+		return nil
+	}
+	d, _, err := v.manifests.Dataset(ctx, r.Dataset)
+	if err != nil {
+		return err
+	}
+	g := d.Current()
+	if r.Generation != 0 {
+		var ok bool
+		if g, ok = d.Find(r.Generation); !ok {
+			return stoker.Errorf(stoker.KindNotExist, "mount", r.Dataset, "no generation %d; the current one is %d", r.Generation, d.Current().Number)
+		}
+	}
+	r.Manifest, r.Generation = g.Manifest, g.Number
+	return nil
+}
+
+// make opens the dataset and mounts it.
+func (v *views) make(ctx context.Context, uid uint32, r api.MountRequest) (*view, error) {
+	set, err := v.cache.Open(ctx, r.Manifest)
+	if err != nil {
+		return nil, err
+	}
+	o := tree.Options{Manifest: set.Manifest(), Reader: set, UID: uid, GID: uid, Umask: 0o022, Log: v.log}
+	if r.UID != nil {
+		o.UID = *r.UID
+	}
+	o.GID = o.UID
+	if r.GID != nil {
+		o.GID = *r.GID
+	}
+	if r.Umask != nil {
+		o.Umask = *r.Umask
+	}
+	fs := tree.New(o)
+	// Held and written down before it is seen: a crash leaves no mount that
+	// the next life does not know of.
+	if err := v.cache.Mounted(r.Manifest, r.Dataset, 1); err != nil {
+		_ = set.Close()
+		return nil, err
+	}
+	undo := func(err error) (*view, error) {
+		_ = v.store.DeleteState(stateName(r.Dir)) // the next life finds the folder unusable and forgets it
+		return nil, errors.Join(err, v.cache.Mounted(r.Manifest, r.Dataset, -1), set.Close())
+	}
+	body, err := json.Marshal(saved{r, uid})
+	if err != nil {
+		return undo(err)
+	}
+	if err := v.store.PutState(stateName(r.Dir), body); err != nil {
+		return undo(err)
+	}
+	m, err := mount.Mount(fs, mount.Options{Dir: r.Dir, Name: v.source + ":" + r.Dataset, Check: ownedBy(uid, r.Dir)})
+	if err != nil {
+		return undo(err)
+	}
+	w := &view{api.MountInfo{MountRequest: r, State: "mounted"}, uid, set, m, fs.Reads}
+	v.serving.Go(func() { v.afterEnd(w) })
+	return w, nil
+}
+
+// afterEnd waits until a view has ended, whoever unmounted it and however long
+// processes kept files of it open, and forgets it.
+func (v *views) afterEnd(w *view) {
+	select {
+	case <-w.mounted.Done():
+	case <-v.stop:
+		return // the process ends; what it still serves ends with it
+	}
+	dir := w.info.Dir
+	v.mu.Lock()
+	if v.open[dir] == w {
+		delete(v.open, dir)
+		if err := v.store.DeleteState(stateName(dir)); err != nil {
+			v.log.Error("a view that ended cannot be forgotten", "dir", dir, "error", err)
+		}
+	}
+	v.mu.Unlock()
+	if err := errors.Join(v.cache.Mounted(w.info.Manifest, w.info.Dataset, -1), w.set.Close()); err != nil {
+		v.log.Error("a view's data cannot be let go", "dir", dir, "error", err)
+	}
+}
+
+// Unmount ends a view. Only its owner or root may. While a process uses it,
+// that is refused; lazily the folder is freed at once and the processes keep
+// what they have open.
+func (v *views) Unmount(uid uint32, dir string, lazy bool) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	w := v.open[dir]
+	switch _, making := v.open[dir]; {
+	case w == nil && making:
+		return stoker.Errorf(stoker.KindBusy, "umount", dir, "is just being mounted")
+	case w == nil:
+		return stoker.Errorf(stoker.KindNotExist, "umount", dir, "is no view of this worker ('stoker status' lists them)")
+	case uid != 0 && w.owner != uid:
+		return stoker.Errorf(stoker.KindDenied, "umount", dir, "was mounted by uid %d, not by you (%d)", w.owner, uid)
+	}
+	if err := w.mounted.Unmount(lazy); err != nil {
+		return err
+	}
+	delete(v.open, dir)
+	return v.store.DeleteState(stateName(dir))
+}
+
+// EndOf unmounts, lazily, the views of jobs that hold no lease any more: their
+// submit was killed and could not do it.
+func (v *views) EndOf(alive func(holder string) bool) {
+	v.mu.Lock()
+	var gone []string
+	for dir, w := range v.open {
+		if w != nil && w.info.Holder != "" && !alive(w.info.Holder) {
+			gone = append(gone, dir)
+		}
+	}
+	v.mu.Unlock()
+	for _, dir := range gone {
+		v.log.Info("unmounting the view of a job that has ended", "dir", dir)
+		if err := v.Unmount(0, dir, true); err != nil && stoker.KindOf(err) != stoker.KindNotExist {
+			v.log.Error("the view of an ended job cannot be unmounted", "dir", dir, "error", err)
+		}
+	}
+}
+
+// List returns the mounted views and how many reads reached user space.
+func (v *views) List() ([]api.MountInfo, int64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	out := []api.MountInfo{}
+	var reads int64
+	for _, w := range v.open {
+		if w != nil {
+			out = append(out, w.info)
+			reads += w.reads()
+		}
+	}
+	slices.SortFunc(out, func(a, b api.MountInfo) int { return strings.Compare(a.Dir, b.Dir) })
+	return out, reads
+}
+
+// restore clears the mounts that the last life left dead and makes them anew.
+func (v *views) restore(ctx context.Context) {
+	if _, err := mount.CleanDead(v.source); err != nil {
+		v.log.Error("dead mounts could not be cleared", "error", err)
+	}
+	names, err := v.store.ListState(viewState)
+	if err != nil {
+		v.log.Error("views of the last life cannot be read", "error", err)
+		return
+	}
+	for _, name := range names {
+		var s saved
+		body, err := v.store.GetState(name)
+		if err == nil {
+			err = json.Unmarshal(body, &s)
+		}
+		if err == nil {
+			_, err = v.Mount(ctx, s.Owner, s.MountRequest)
+		}
+		if err != nil {
+			v.log.Error("a view of the last life is not mounted again", "dir", s.Dir, "error", err)
+			_ = v.store.DeleteState(name)
+		}
+	}
+}
+
+// Close unmounts all, lazily where a job still has files open. The views
+// stand on disk on: the worker's next life mounts them again.
+func (v *views) Close() {
+	v.mu.Lock()
+	var ending []*view
+	for dir, w := range v.open {
+		if w == nil {
+			continue
+		}
+		if err := w.mounted.Unmount(true); err != nil {
+			v.log.Error("a view could not be unmounted", "dir", dir, "error", err)
+		}
+		ending = append(ending, w)
+	}
+	clear(v.open)
+	v.mu.Unlock()
+	patience := time.After(2 * time.Second)
+	for _, w := range ending {
+		select {
+		case <-w.mounted.Done():
+		case <-patience:
+			v.log.Warn("a job still has files of a view open; its reads fail until the view is mounted anew", "dir", w.info.Dir)
+		}
+	}
+	close(v.stop)
+	v.serving.Wait()
+}

@@ -1,0 +1,255 @@
+// Package worker is the logic of `stokerd worker`, the one daemon of a node:
+// it puts together the shard store, the cache, the node's views and the HTTP
+// API, and keeps the worker registered in the placement index. It never talks
+// to Temporal and never touches files inside its own mounts.
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/cache"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/cache/peer"
+	"stoker.dev/cache/placement"
+	"stoker.dev/cache/store"
+	"stoker.dev/internal/api"
+	"stoker.dev/ufs"
+	"stoker.dev/ufs/mounts"
+)
+
+// Options configure a worker. Dir, CapacityBytes, Objects, Index and Socket
+// are needed.
+type Options struct {
+	Dir           string          // cache folder, made 0700
+	CapacityBytes int64           // hard limit of what lies below Dir
+	Objects       ufs.Objects     // the manifest store
+	Index         placement.Index // where the others are found
+	Socket        string          // path of the Unix socket
+	Listen        string          // host:port of the TCP API; "" = 127.0.0.1:0
+	Advertise     string          // base URL by which others reach Listen; "" = made from it
+	Tokens        *api.Tokens     // who may come in by TCP, and this worker's own token; nil = loopback only
+	Streams       int             // UFS streams of one load; 0 = 16
+	Version       string
+	Log           *slog.Logger
+}
+
+// Worker is a running worker. Open makes it, Run serves until its context
+// ends, and leaves nothing behind.
+type Worker struct {
+	o           Options
+	incarnation stoker.Incarnation
+	store       *store.Store
+	manifests   *manifest.Store
+	mounts      *mounts.Mounts
+	peers       *peer.Client
+	cache       *cache.Cache
+	directory   *directory
+	views       *views
+	unix, tcp   net.Listener
+	address     string
+}
+
+// Open opens the cache folder, recovers what it holds and begins to listen.
+func Open(o Options) (*Worker, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	w := &Worker{o: o, incarnation: stoker.NewIncarnation()}
+	if err := w.open(); err != nil {
+		w.close()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *Worker) open() (err error) {
+	raiseFileLimit(w.o.Log)
+	if w.store, err = store.Open(store.Options{Dir: w.o.Dir, CapacityBytes: w.o.CapacityBytes, Log: w.o.Log}); err != nil {
+		return err
+	}
+	manifestDir := filepath.Join(w.o.Dir, "manifests")
+	if err := os.MkdirAll(manifestDir, 0o700); err != nil {
+		return stoker.Errorf(stoker.KindInternal, "worker", manifestDir, "%w", err)
+	}
+	w.manifests = manifest.NewStore(w.o.Objects, manifestDir)
+	w.mounts = mounts.New(mounts.Options{})
+	token := ""
+	if w.o.Tokens != nil {
+		token = w.o.Tokens.Own()
+	}
+	w.peers = peer.New(peer.Options{Token: token})
+	w.directory = newDirectory(w.o.Index, w.self, w.o.Log)
+	w.cache, err = cache.New(cache.Options{
+		Store: w.store, Manifests: w.manifests, Open: w.mounts.Open,
+		Directory: w.directory, Fetcher: fetcher{w.peers}, Streams: w.o.Streams, Log: w.o.Log,
+	})
+	if err != nil {
+		return err
+	}
+	w.directory.held = w.cache.EachHeld
+	w.views = &views{
+		cache: w.cache, manifests: w.manifests, store: w.store,
+		source: "stoker-" + w.store.WorkerID()[:12], log: w.o.Log,
+		open: map[string]*view{}, stop: make(chan struct{}),
+	}
+	return w.listen()
+}
+
+// fetcher is peer.Client as the cache wants it.
+type fetcher struct{ c *peer.Client }
+
+// Fetch implements cache.Fetcher.
+func (f fetcher) Fetch(ctx context.Context, p cache.Peer, id stoker.ID, n uint32, from, to int, through bool,
+	got func(int, []byte) error) error {
+	return f.c.Fetch(ctx, p.Address, p.Incarnation, id, n, from, to, through, got)
+}
+
+// listen opens both listeners.
+func (w *Worker) listen() (err error) {
+	if w.unix, err = api.ListenUnix(w.o.Socket); err != nil {
+		return err
+	}
+	addr := w.o.Listen
+	if addr == "" {
+		addr = "127.0.0.1:0"
+	}
+	if w.tcp, err = api.ListenTCP(addr, w.o.Tokens); err != nil {
+		return err
+	}
+	w.address = w.o.Advertise
+	if w.address == "" {
+		w.address = "http://" + w.tcp.Addr().String()
+	}
+	return nil
+}
+
+// Run serves until ctx ends. ready is called when the worker answers and is
+// registered.
+func (w *Worker) Run(ctx context.Context, ready func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	local := &http.Server{Handler: w.routes(true), ConnContext: api.ConnContext, ReadHeaderTimeout: 10 * time.Second}
+	remote := &http.Server{Handler: api.Authenticate(w.o.Tokens, w.routes(false)), ConnContext: api.ConnContext, ReadHeaderTimeout: 10 * time.Second}
+	failed := make(chan error, 2) // one for each server
+	go func() { failed <- local.Serve(w.unix) }()
+	go func() { failed <- remote.Serve(w.tcp) }()
+	var tending sync.WaitGroup
+	tending.Go(func() {
+		w.views.restore(ctx)
+		w.directory.run(ctx, ready)
+	})
+	tending.Go(func() { w.endViews(ctx) })
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	cancel()
+	tending.Wait()
+	w.views.Close()
+	stop, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer done()
+	for _, s := range []*http.Server{local, remote} {
+		if s.Shutdown(stop) != nil {
+			_ = s.Close() // streams of loads end with their worker
+		}
+	}
+	w.close()
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	return err
+}
+
+// endViews unmounts, now and then, the views of jobs without a lease. A view
+// may be some seconds older than its job's first lease here.
+func (w *Worker) endViews(ctx context.Context) {
+	tick := time.NewTicker(viewGrace)
+	defer tick.Stop()
+	missing := map[string]bool{} // without a lease at the last look
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		leased := map[string]bool{}
+		for _, l := range w.cache.Leases() {
+			leased[l.Holder] = true
+		}
+		now := map[string]bool{}
+		w.views.EndOf(func(holder string) bool {
+			now[holder] = !leased[holder]
+			return leased[holder] || !missing[holder]
+		})
+		missing = now
+	}
+}
+
+// viewGrace is how long a job's view may stand without a lease, and at most
+// twice that.
+const viewGrace = 30 * time.Second
+
+func (w *Worker) close() {
+	for _, l := range []net.Listener{w.unix, w.tcp} {
+		if l != nil {
+			_ = l.Close()
+		}
+	}
+	if w.cache != nil {
+		_ = w.cache.Close()
+	}
+	if w.peers != nil {
+		w.peers.Close()
+	}
+	if w.store != nil {
+		if err := w.store.Close(); err != nil {
+			w.o.Log.Error("store not closed well", "error", err)
+		}
+	}
+}
+
+// self is this worker as the index shows it.
+func (w *Worker) self() placement.Worker {
+	u := w.store.Usage()
+	return placement.Worker{
+		ID: w.store.WorkerID(), Incarnation: w.incarnation, Address: w.address, Socket: w.o.Socket, PID: os.Getpid(),
+		CapacityBytes: u.CapacityBytes, UsedBytes: u.UsedBytes, ReservedBytes: u.ReservedBytes,
+	}
+}
+
+// info is self, completed with what only the cache knows.
+func (w *Worker) info(ctx context.Context) (api.WorkerInfo, error) {
+	s := w.self()
+	free, err := w.cache.FreeableBytes(ctx)
+	if err != nil {
+		return api.WorkerInfo{}, err
+	}
+	return api.WorkerInfo{
+		ID: s.ID, Incarnation: s.Incarnation, Address: s.Address, Socket: s.Socket, PID: s.PID, State: "live",
+		CapacityBytes: s.CapacityBytes, UsedBytes: s.UsedBytes, ReservedBytes: s.ReservedBytes, FreeableBytes: free,
+	}, nil
+}
+
+// raiseFileLimit lets the worker hold as many shard files open as it may.
+func raiseFileLimit(log *slog.Logger) {
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return
+	}
+	l.Cur = l.Max
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		log.Warn("limit of open files stays as it is", "error", fmt.Sprint(err))
+	}
+}
