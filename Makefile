@@ -2,7 +2,6 @@
 SHELL := /bin/bash
 GO    ?= go
 PKGS  := ./...
-BINARIES := $(addsuffix .,$(dir $(wildcard ./cmd/stoker/main.go ./cmd/stokerd/main.go)))
 export PATH := $(CURDIR)/bin:$(shell $(GO) env GOPATH)/bin:$(PATH)
 # Versions come from the commit; a tree without git builds too.
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -17,15 +16,14 @@ need: ## install what build and tests need (Debian as root; else name it)
 	@scripts/need
 
 build: dev ## bin/stoker, bin/stokerd, bin/stoker-dev
-	$(if $(BINARIES),$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(BINARIES))
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/stoker ./cmd/stokerd
 
 dev: ## bin/stoker-dev alone (embeds a Temporal server: minutes the first time)
-	@[ -d cmd/stoker-dev ] || exit 0; [ -x bin/stoker-dev ] || echo 'building bin/stoker-dev: it embeds a Temporal server and an S3 server; the first build takes 3 to 6 minutes on 2 cores'
-	if [ -d cmd/stoker-dev ]; then cd cmd/stoker-dev && $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o ../../bin/stoker-dev .; fi
+	@[ -x bin/stoker-dev ] || echo 'building bin/stoker-dev: it embeds a Temporal server and an S3 server; the first build takes 3 to 6 minutes on 2 cores'
+	cd cmd/stoker-dev && $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o ../../bin/stoker-dev .
 
 test: need build ## every test, race detector on, real Redis, S3, FUSE and Temporal
 	$(GO) test -race -timeout 25m $(PKGS)
-	if [ -d cmd/stoker-dev ]; then cd cmd/stoker-dev && $(GO) test -timeout 15m ./...; fi
 
 test-long: test ## the slow ones too
 	STOKER_TEST_LONG=1 $(GO) test -race -timeout 50m -count=1 $(PKGS)
@@ -34,6 +32,7 @@ lint: need ## gofmt, vet, staticcheck, the import rules
 	@fmt=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$fmt" ] || { echo "gofmt: $$fmt"; exit 1; }
 	$(GO) vet $(PKGS)
 	staticcheck $(PKGS)
+	cd cmd/stoker-dev && $(GO) vet ./... && staticcheck ./...
 	$(GO) test ./internal/arch
 
 demo: need build ## the whole of it on this machine: preload, train, report

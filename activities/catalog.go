@@ -56,7 +56,7 @@ func (a *Activities) Register(ctx context.Context, d manifest.Dataset) error {
 		if gerr == nil && there.Created.Equal(d.Created) && there.Owner == d.Owner && there.Current().Manifest == d.Current().Manifest {
 			return nil
 		}
-		err = stoker.Errorf(stoker.KindHeld, "dataset", d.Name, "is registered already ('stoker dataset show %s'); take another name", d.Name)
+		err = stoker.Errorf(stoker.KindInvalid, "dataset", d.Name, "is registered already ('stoker dataset show %s'); take another name", d.Name)
 	}
 	return ToTemporal(err)
 }

@@ -41,9 +41,12 @@ func ToTemporal(err error) error {
 func FromTemporal(op, key string, err error) error {
 	var app *temporal.ApplicationError
 	var timeout *temporal.TimeoutError
+	var own *stoker.Error
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &own): // it never crossed
+		return err
 	case temporal.IsCanceledError(err), errors.Is(err, context.Canceled):
 		return context.Canceled
 	case errors.As(err, &app):

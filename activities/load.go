@@ -20,14 +20,15 @@ type JoinInput struct {
 	Generation int
 	Manifest   stoker.ID
 	Job, Owner string
-	Preload    bool `json:",omitempty"`
-	Replicas   int  `json:",omitempty"`
+	Run        string // of the job's workflow: job ids are used again
+	Preload    bool   `json:",omitempty"`
+	Replicas   int    `json:",omitempty"`
 }
 
 // LeaveInput ends that.
 type LeaveInput struct {
 	Manifest stoker.ID
-	Job      string
+	Job, Run string
 }
 
 // Join tells the dataset's workflow, and starts it if it does not run. The
@@ -76,6 +77,7 @@ type PlanInput struct {
 	Generation int
 	Manifest   stoker.ID
 	Replicas   int
+	Round      int64 // no two rounds have one plan
 }
 
 // Planned is a stored plan.
@@ -102,7 +104,7 @@ func (a *Activities) plan(ctx context.Context, in PlanInput) (Planned, error) {
 	if err != nil {
 		return Planned{}, err
 	}
-	plan := &planner.Plan{Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest, Replicas: max(1, in.Replicas)}
+	plan := &planner.Plan{Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest, Replicas: max(1, in.Replicas), Round: in.Round}
 	var workers []planner.Worker
 	free, err := a.freeBytes(ctx, live, in.Manifest)
 	if err != nil {

@@ -32,6 +32,7 @@ type Verified struct {
 	ResidentObjects int64
 	Kind            string // of the error that State Failed stands for
 	Message         string
+	Again           bool // what is missing was not refused by the store: another round may bring it
 }
 
 // Verify counts what is on the workers' disks against the manifest and stores
@@ -54,6 +55,7 @@ func (a *Activities) Verify(ctx context.Context, in VerifyInput) (Verified, erro
 	if c.State != api.CertificateReady {
 		err := stoker.Errorf(stoker.KindIncomplete, "preload", in.Dataset, "%d of %d objects are not resident", c.Objects-c.ResidentObjects, c.Objects)
 		v.Kind, v.Message = err.Kind.String(), err.Error()
+		v.Again = !slices.ContainsFunc(c.Failed, func(f api.Failure) bool { return !retryable(stoker.ParseKind(f.Kind)) })
 	}
 	return v, nil
 }

@@ -43,6 +43,8 @@ type Directory interface {
 	// shard; Withdraw that it has it no more. Both only queue.
 	Announce(id stoker.ID, n uint32, whole bool)
 	Withdraw(id stoker.ID, shards []uint32)
+	// Flush returns when what was announced before can be found by others.
+	Flush(ctx context.Context)
 }
 
 // Fetcher reads runs of blocks from a peer.
@@ -159,6 +161,7 @@ func (c *Cache) Open(ctx context.Context, id stoker.ID) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
+	plan := c.lastPlan(ctx, id, m.Shards())
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s := c.sets[id]; s != nil { // another one was faster
@@ -167,8 +170,27 @@ func (c *Cache) Open(ctx context.Context, id stoker.ID) (*Set, error) {
 	}
 	s := &Set{c: c, id: id, man: m, users: 1,
 		slots: make([]slot, m.Shards()), roots: make([]rootFS, len(m.Roots()))}
+	s.plan.Store(plan)
 	c.sets[id] = s
 	return s, nil
+}
+
+// lastPlan reads the plan by which the dataset was last loaded here: it knows
+// the owners when the placement index does not. nil if there is none.
+func (c *Cache) lastPlan(ctx context.Context, id stoker.ID, shards int) *planner.Plan {
+	planID, ok := c.holds.plan(id)
+	if !ok {
+		return nil
+	}
+	plan, err := c.readPlan(ctx, planID)
+	if err == nil && len(plan.Owners) != shards {
+		err = stoker.Errorf(stoker.KindInvalid, "cache.plan", planID.Short(), "plan and manifest disagree")
+	}
+	if err != nil {
+		c.o.Log.Warn("the last plan is not known any more; owners are guessed", "manifest", id.Short(), "error", err)
+		return nil
+	}
+	return plan
 }
 
 // Close gives the Set back; the last user's Close releases its files.

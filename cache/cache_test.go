@@ -108,6 +108,8 @@ func (d *fakeDirectory) Owner(_ context.Context, plan *planner.Plan, _ stoker.ID
 	return d.c.nodes[owner].peer, owner == d.self
 }
 
+func (d *fakeDirectory) Flush(context.Context) {}
+
 func (d *fakeDirectory) Announce(_ stoker.ID, n uint32, whole bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

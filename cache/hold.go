@@ -28,6 +28,7 @@ type holds struct {
 type holding struct {
 	Manifest stoker.ID     `json:"manifest"`
 	Dataset  string        `json:"dataset"`
+	Plan     stoker.ID     `json:"plan,omitzero"` // of its last load here
 	LastUsed time.Time     `json:"lastUsed"`
 	Failed   []api.Failure `json:"failed,omitempty"` // of its last loads here
 
@@ -125,6 +126,28 @@ func (h *holds) know(st *store.Store, id stoker.ID, dataset string) error {
 	return h.saveLocked(st, k)
 }
 
+// planned notes the plan of a load.
+func (h *holds) planned(st *store.Store, id, plan stoker.ID) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	k := h.known[id]
+	if k == nil || k.Plan == plan {
+		return nil
+	}
+	k.Plan = plan
+	return h.saveLocked(st, k)
+}
+
+// plan returns the plan of the last load.
+func (h *holds) plan(id stoker.ID) (stoker.ID, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if k := h.known[id]; k != nil && !k.Plan.IsZero() {
+		return k.Plan, true
+	}
+	return stoker.ID{}, false
+}
+
 // touch notes a use, for the order of evictions.
 func (h *holds) touch(st *store.Store, id stoker.ID) {
 	h.mu.Lock()
@@ -175,14 +198,21 @@ func (h *holds) holdersLocked(id stoker.ID) []string {
 	}
 	if k := h.known[id]; k != nil {
 		if k.mounts > 0 {
-			who = append(who, fmt.Sprintf("%d mounted views", k.mounts))
+			who = append(who, counted(k.mounts, "mounted view"))
 		}
 		if k.loads > 0 {
-			who = append(who, "a running load")
+			who = append(who, counted(k.loads, "running load"))
 		}
 	}
 	slices.Sort(who)
 	return who
+}
+
+func counted(n int, what string) string {
+	if n == 1 {
+		return "a " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // Mounted counts a view of the dataset in (or, with -1, out): mounted data

@@ -130,13 +130,17 @@ func (ls *loads) forgetEnded() {
 	}
 }
 
+func (c *Cache) readPlan(ctx context.Context, id stoker.ID) (*planner.Plan, error) {
+	body, err := c.o.Manifests.GetBlob(ctx, "plans", id)
+	if err != nil {
+		return nil, err
+	}
+	return planner.DecodePlan(body)
+}
+
 // openPlan reads a stored plan and opens its dataset.
 func (c *Cache) openPlan(ctx context.Context, planID stoker.ID, part int) (*planner.Plan, *Set, error) {
-	body, err := c.o.Manifests.GetBlob(ctx, "plans", planID)
-	if err != nil {
-		return nil, nil, err
-	}
-	plan, err := planner.DecodePlan(body)
+	plan, err := c.readPlan(ctx, planID)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -194,6 +198,8 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load, shards []uint32, r
 		}
 	}
 	err := g.Wait()
+	// Whoever hears that the load has ended finds what it brought.
+	c.o.Directory.Flush(c.stop)
 	l.mu.Lock()
 	l.err = err
 	l.mu.Unlock()

@@ -26,6 +26,9 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 	if err := c.holds.know(c.o.Store, plan.Manifest, plan.Dataset); err != nil {
 		return api.ReserveReport{}, err
 	}
+	if err := c.holds.planned(c.o.Store, plan.Manifest, r.Plan); err != nil {
+		return api.ReserveReport{}, err
+	}
 	here := map[stoker.ID]bool{}
 	for _, sh := range c.o.Store.Shards() {
 		here[sh.ID] = true

@@ -14,6 +14,7 @@ type Plan struct {
 	Generation int
 	Manifest   stoker.ID
 	Replicas   int
+	Round      int64 // sets plans of one placement apart: what a load has cost is counted by plan
 	Workers    []PlanWorker
 	Owners     [][]uint16 // for each shard its workers, the owner first
 }
@@ -40,6 +41,7 @@ func (p *Plan) Encode() []byte {
 	b = binary.AppendUvarint(b, uint64(p.Generation))
 	b = append(b, p.Manifest[:]...)
 	b = binary.AppendUvarint(b, uint64(p.Replicas))
+	b = binary.AppendUvarint(b, uint64(p.Round))
 	b = binary.AppendUvarint(b, uint64(len(p.Workers)))
 	for _, w := range p.Workers {
 		str(w.ID)
@@ -100,6 +102,7 @@ func DecodePlan(b []byte) (*Plan, error) {
 	p := &Plan{Dataset: d.str(), Generation: d.num(1 << 40)}
 	copy(p.Manifest[:], d.take(len(p.Manifest)))
 	p.Replicas = d.num(1 << 16)
+	p.Round = int64(d.num(1<<63 - 1))
 	workers := d.num(min(1<<16, uint64(len(d.b))))
 	for range workers {
 		p.Workers = append(p.Workers, PlanWorker{ID: d.str(), Address: d.str()})

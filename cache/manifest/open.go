@@ -105,6 +105,19 @@ func VerifyFile(path string, want stoker.ID) error {
 	return nil
 }
 
+// retain adds a use, unless the last one is just being given back.
+func (m *Manifest) retain() bool {
+	for {
+		n := m.users.Load()
+		if n == 0 {
+			return false
+		}
+		if m.users.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
 // Close gives one use back; the last one unmaps the file.
 func (m *Manifest) Close() error {
 	if m.users.Add(-1) > 0 {

@@ -55,8 +55,7 @@ func (s *Store) Put(ctx context.Context, b *Built) error {
 func (s *Store) Load(ctx context.Context, id stoker.ID) (*Manifest, error) {
 	for {
 		s.mu.Lock()
-		if m := s.open[id]; m != nil {
-			m.users.Add(1)
+		if m := s.open[id]; m != nil && m.retain() {
 			s.mu.Unlock()
 			return m, nil
 		}

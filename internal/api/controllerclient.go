@@ -139,13 +139,14 @@ func (c *Controller) Watch(ctx context.Context, job string, each func(JobStatus)
 	return e.Job, err
 }
 
-// Renew keeps a claim alive; NotExist says that it has ended.
-func (c *Controller) Renew(ctx context.Context, job string) error {
+// Renew keeps a claim alive; NotExist says that it has ended. started tells,
+// once, that the job's command runs.
+func (c *Controller) Renew(ctx context.Context, job string, started bool) error {
 	seg, err := segment("job", job)
 	if err != nil {
 		return err
 	}
-	return c.c.call(ctx, answerTimeout, http.MethodPost, "/v1/jobs/"+seg+"/renew", nil, nil)
+	return c.c.call(ctx, answerTimeout, http.MethodPost, "/v1/jobs/"+seg+"/renew", RenewRequest{Started: started}, nil)
 }
 
 // Release ends a claim.

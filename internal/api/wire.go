@@ -31,6 +31,11 @@ type Refetched struct {
 	Bypass int64 `json:"bypass"`
 }
 
+// Add adds o's counts to r.
+func (r *Refetched) Add(o Refetched) {
+	r.Lost, r.Retry, r.Hedge, r.Bypass = r.Lost+o.Lost, r.Retry+o.Retry, r.Hedge+o.Hedge, r.Bypass+o.Bypass
+}
+
 // States of a certificate.
 const (
 	CertificateReady     = "Ready"
@@ -88,6 +93,11 @@ type ClaimRequest struct {
 	Sync            bool         `json:"sync,omitempty"`            // new generation first
 	Preload         bool         `json:"preload,omitempty"`         // release at Ready; refuse at once if it does not fit
 	Owner           string       `json:"owner,omitempty"`           // filled by the controller from the principal
+}
+
+// RenewRequest is the body of POST /v1/jobs/{job}/renew.
+type RenewRequest struct {
+	Started bool `json:"started,omitempty"` // the job's command runs
 }
 
 // JobDataset is one dataset of a job, resolved.
@@ -304,7 +314,8 @@ type MountRequest struct {
 // MountInfo is one mounted view of a worker.
 type MountInfo struct {
 	MountRequest
-	State string `json:"state"` // mounted
+	State    string    `json:"state"`             // mounted
+	ListedAt time.Time `json:"listedAt,omitzero"` // of the generation, where the worker resolved it
 }
 
 // WorkerStatus is GET /v1/status on a worker.

@@ -36,7 +36,7 @@ var layers = map[string][]string{
 	"fuse/tree":                     {"", "fuse", "cache/manifest"},
 	"fuse/mount":                    {"", "fuse"},
 	"activities":                    {"", "ufs", "ufs/*", "planner", "cache", "cache/*", "internal/api"},
-	"workflows":                     {"", "activities", "internal/api"},
+	"workflows":                     {"", "activities", "cache/manifest", "internal/api"},
 	"internal/api":                  {"", "ufs"},
 	"internal/arch":                 {},
 	"internal/e2e":                  {"", "internal/api", "internal/testenv"},

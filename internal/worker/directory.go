@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,7 +18,8 @@ var _ cache.Directory = (*directory)(nil)
 
 const (
 	leaseTTL      = 15 * time.Second       // of this worker in the index
-	renewEvery    = 3 * time.Second        // also how old the list of workers may be
+	renewEvery    = 3 * time.Second        // also how old the list of workers may be while it says enough
+	refreshAge    = 200 * time.Millisecond // and while it does not
 	announceEvery = 100 * time.Millisecond // one pipeline for what came together
 	askTimeout    = 500 * time.Millisecond // an index that is slower is as good as none
 )
@@ -32,8 +34,10 @@ type directory struct {
 	held  func(ctx context.Context, f func(id stoker.ID, n uint32, whole bool)) error
 	log   *slog.Logger
 
+	sending sync.Mutex // held while announcements are on their way; taken before mu
 	mu      sync.Mutex
 	workers []placement.Worker                      // +checklocks:mu — live ones, self included, by id
+	asked   time.Time                               // +checklocks:mu — when workers was read
 	pending map[stoker.ID]map[uint32]placement.Mark // +checklocks:mu
 	gone    map[stoker.ID]map[uint32]bool           // +checklocks:mu
 }
@@ -62,7 +66,7 @@ func (d *directory) run(ctx context.Context, ready func()) {
 			cancel()
 			return
 		case <-flush.C:
-			d.flush(ctx)
+			d.Flush(ctx)
 		case <-renew.C:
 			if known {
 				known = d.renew(ctx)
@@ -107,20 +111,29 @@ func (d *directory) refresh(ctx context.Context) {
 	if err != nil {
 		return // the last list serves on
 	}
-	slices.SortFunc(ws, func(a, b placement.Worker) int { return compare(a.ID, b.ID) })
+	slices.SortFunc(ws, func(a, b placement.Worker) int { return strings.Compare(a.ID, b.ID) })
 	d.mu.Lock()
-	d.workers = ws
+	d.workers, d.asked = ws, time.Now()
 	d.mu.Unlock()
 }
 
-func compare(a, b string) int {
-	if a < b {
-		return -1
+// search finds a worker among the live ones; one that is not known may have
+// come since they were read.
+func (d *directory) search(ctx context.Context, is func(placement.Worker) bool) (placement.Worker, bool) {
+	for again := false; ; again = true {
+		d.mu.Lock()
+		ws, old := d.workers, time.Since(d.asked) > refreshAge
+		d.mu.Unlock()
+		if i := slices.IndexFunc(ws, is); i >= 0 {
+			return ws[i], true
+		}
+		if again || !old {
+			return placement.Worker{}, false
+		}
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		d.refresh(ctx)
+		cancel()
 	}
-	if a > b {
-		return 1
-	}
-	return 0
 }
 
 func (d *directory) live() []placement.Worker {
@@ -131,23 +144,20 @@ func (d *directory) live() []placement.Worker {
 
 // Holders implements cache.Directory.
 func (d *directory) Holders(ctx context.Context, id stoker.ID, n uint32) []cache.Peer {
-	workers := d.live()
 	self := d.self().Incarnation
-	if len(workers) == 0 || len(workers) == 1 && workers[0].Incarnation == self {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	holders, err := d.index.Holders(ctx, id, []uint32{n})
+	holders, err := d.index.Holders(asking, id, []uint32{n})
 	if err != nil || len(holders) == 0 {
 		return nil
 	}
 	var peers []cache.Peer
 	for _, h := range holders[0] {
-		for _, w := range workers {
-			if w.Incarnation == h.Incarnation && w.Incarnation != self {
-				peers = append(peers, cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address, Whole: h.Whole})
-			}
+		if h.Incarnation == self {
+			continue
+		}
+		if w, ok := d.search(ctx, func(w placement.Worker) bool { return w.Incarnation == h.Incarnation }); ok {
+			peers = append(peers, cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address, Whole: h.Whole})
 		}
 	}
 	slices.SortStableFunc(peers, func(a, b cache.Peer) int {
@@ -164,18 +174,20 @@ func (d *directory) Holders(ctx context.Context, id stoker.ID, n uint32) []cache
 
 // Owner implements cache.Directory: the plan's first live owner, else the
 // first choice of rendezvous over the live workers.
-func (d *directory) Owner(_ context.Context, plan *planner.Plan, shard stoker.ID, n uint32) (cache.Peer, bool) {
+func (d *directory) Owner(ctx context.Context, plan *planner.Plan, shard stoker.ID, n uint32) (cache.Peer, bool) {
 	self := d.self()
-	workers := d.live()
 	if plan != nil && int(n) < len(plan.Owners) {
 		for _, o := range plan.Owners[n] {
-			for _, w := range workers {
-				if w.ID == plan.Workers[o].ID {
-					return cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address}, w.ID == self.ID
-				}
+			id := plan.Workers[o].ID
+			if id == self.ID {
+				return cache.Peer{}, true
+			}
+			if w, ok := d.search(ctx, func(w placement.Worker) bool { return w.ID == id }); ok {
+				return cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address}, false
 			}
 		}
 	}
+	workers := d.live()
 	choices := make([]planner.Worker, len(workers))
 	for i, w := range workers {
 		choices[i] = planner.Worker{ID: w.ID, Weight: 1}
@@ -214,9 +226,12 @@ func (d *directory) Withdraw(id stoker.ID, shards []uint32) {
 	}
 }
 
-// flush sends what was announced and withdrawn since the last time. What
-// does not get through is dropped: a new registration announces everything.
-func (d *directory) flush(ctx context.Context) {
+// Flush implements cache.Directory: it sends what was announced and withdrawn
+// since the last time. What does not get through is dropped: a new
+// registration announces everything.
+func (d *directory) Flush(ctx context.Context) {
+	d.sending.Lock()
+	defer d.sending.Unlock()
 	d.mu.Lock()
 	pending, gone := d.pending, d.gone
 	if len(pending) == 0 && len(gone) == 0 {

@@ -66,7 +66,8 @@ func (v *views) Mount(ctx context.Context, uid uint32, r api.MountRequest) (api.
 	if err := v.check(uid, &r); err != nil {
 		return api.MountInfo{}, err
 	}
-	if err := v.resolve(ctx, &r); err != nil {
+	listed, err := v.resolve(ctx, &r)
+	if err != nil {
 		return api.MountInfo{}, err
 	}
 	if err := v.claimDir(r.Dir); err != nil {
@@ -79,6 +80,7 @@ func (v *views) Mount(ctx context.Context, uid uint32, r api.MountRequest) (api.
 		delete(v.open, r.Dir)
 		return api.MountInfo{}, err
 	}
+	w.info.ListedAt = listed
 	v.open[r.Dir] = w
 	return w.info, nil
 }
@@ -116,23 +118,25 @@ func ownedBy(uid uint32, dir string) func(*unix.Stat_t) error {
 }
 
 // resolve finds the manifest of a dataset that is named only.
-func (v *views) resolve(ctx context.Context, r *api.MountRequest) error {
+func (v *views) resolve(ctx context.Context, r *api.MountRequest) (listed time.Time, err error) {
 	if !r.Manifest.IsZero() {
-		return nil
+		return listed, nil
 	}
 	d, _, err := v.manifests.Dataset(ctx, r.Dataset)
-	if err != nil {
-		return err
+	if k := stoker.KindOf(err); err != nil && (k == stoker.KindNotExist || k == stoker.KindInvalid) {
+		return listed, stoker.Errorf(stoker.KindNotExist, "mount", r.Dataset, "is not registered: 'stoker dataset add NAME URI' does that")
+	} else if err != nil {
+		return listed, err
 	}
 	g := d.Current()
 	if r.Generation != 0 {
 		var ok bool
 		if g, ok = d.Find(r.Generation); !ok {
-			return stoker.Errorf(stoker.KindNotExist, "mount", r.Dataset, "no generation %d; the current one is %d", r.Generation, d.Current().Number)
+			return listed, stoker.Errorf(stoker.KindNotExist, "mount", r.Dataset, "no generation %d; the current one is %d", r.Generation, d.Current().Number)
 		}
 	}
 	r.Manifest, r.Generation = g.Manifest, g.Number
-	return nil
+	return g.ListedAt, nil
 }
 
 // make opens the dataset and mounts it.

@@ -1,0 +1,288 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// cluster is what stands in D/cluster.json: chosen once, true as long as D is.
+type cluster struct {
+	Workers  int            `json:"workers"`
+	Capacity string         `json:"capacity"`
+	S3Root   string         `json:"s3Root,omitempty"`
+	Ports    map[string]int `json:"ports"` // by role
+	Access   string         `json:"access"`
+	Secret   string         `json:"secret"`
+
+	dir string
+}
+
+type upOptions struct {
+	dir, capacity, s3Root string
+	workers               int
+	detach                bool
+	changed               func(flag string) bool
+}
+
+const (
+	dirMode     = 0o755
+	privateMode = 0o600
+	maxWorkers  = 64
+)
+
+// openCluster reads D, or says that there is none.
+func openCluster(dir string) (*cluster, error) {
+	if dir == "" {
+		return nil, usagef("--dir is needed")
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	c := &cluster{dir: abs, Ports: map[string]int{}}
+	body, err := os.ReadFile(c.path("cluster.json"))
+	if err != nil {
+		return c, err
+	}
+	if err := json.Unmarshal(body, c); err != nil {
+		return nil, fmt.Errorf("%s: %w: is it the folder of a cluster?", c.path("cluster.json"), err)
+	}
+	return c, nil
+}
+
+// makeCluster opens D or makes it, with what the flags say.
+func makeCluster(o *upOptions) (*cluster, error) {
+	if o.workers < 1 || o.workers > maxWorkers {
+		return nil, usagef("--workers %d: want 1 to %d", o.workers, maxWorkers)
+	}
+	c, err := openCluster(o.dir)
+	fresh := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !fresh {
+		return nil, err
+	}
+	if fresh {
+		c.Workers, c.Capacity = o.workers, o.capacity
+		c.Access, c.Secret = "stoker-"+random(4), random(20)
+	}
+	if o.changed("workers") {
+		c.Workers = max(c.Workers, o.workers) // the cache of one that is left out would stay behind
+		if o.workers < c.Workers {
+			return nil, usagef("--workers %d: %s has %d already", o.workers, c.dir, c.Workers)
+		}
+	}
+	if o.changed("capacity") {
+		c.Capacity = o.capacity
+	}
+	if o.changed("s3-root") {
+		root, err := filepath.Abs(o.s3Root)
+		if err == nil {
+			root, err = filepath.EvalSymlinks(root)
+		}
+		if err != nil {
+			return nil, usagef("--s3-root: %v", err)
+		}
+		if st, err := os.Stat(root); err != nil || !st.IsDir() {
+			return nil, usagef("--s3-root %s: is no folder", root)
+		}
+		c.S3Root = root
+	}
+	if err := os.MkdirAll(c.dir, dirMode); err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(c.dir, dirMode); err != nil {
+		return nil, err
+	}
+	if err := c.choosePorts(); err != nil {
+		return nil, err
+	}
+	return c, c.save()
+}
+
+func (c *cluster) path(parts ...string) string {
+	return filepath.Join(append([]string{c.dir}, parts...)...)
+}
+
+// roles lists what belongs to the cluster, in the order of starting.
+func (c *cluster) roles() []string {
+	all := []string{"temporal", "redis"}
+	if c.S3Root != "" {
+		all = append(all, "s3")
+	}
+	all = append(all, "controller")
+	for k := range c.Workers {
+		all = append(all, "worker-"+strconv.Itoa(k+1))
+	}
+	return all
+}
+
+// choosePorts takes free ports for the roles that have none yet. All are held
+// until the last is taken, so that no two are the same.
+func (c *cluster) choosePorts() error {
+	var held []net.Listener
+	defer func() {
+		for _, l := range held {
+			_ = l.Close()
+		}
+	}()
+	for _, role := range c.roles() {
+		if c.Ports[role] != 0 || role == "controller" {
+			continue
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		held = append(held, l)
+		c.Ports[role] = l.Addr().(*net.TCPAddr).Port
+	}
+	return nil
+}
+
+func (c *cluster) address(role string) string {
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(c.Ports[role]))
+}
+
+// save writes cluster.json, the token and env.
+func (c *cluster) save() error {
+	body, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeFile(c.path("cluster.json"), append(body, '\n'), privateMode); err != nil {
+		return err
+	}
+	if _, err := os.Stat(c.path("token")); errors.Is(err, fs.ErrNotExist) {
+		if err := writeFile(c.path("token"), []byte("stoker "+random(24)+"\n"), privateMode); err != nil {
+			return err
+		}
+	}
+	var env strings.Builder
+	for _, kv := range c.env() {
+		k, v, _ := strings.Cut(kv, "=")
+		fmt.Fprintf(&env, "export %s='%s'\n", k, strings.ReplaceAll(v, "'", `'\''`))
+	}
+	return writeFile(c.path("env"), []byte(env.String()), 0o644)
+}
+
+// env is what users of the cluster need in their environment.
+func (c *cluster) env() []string {
+	out := []string{
+		"STOKER_CONTROLLER=unix://" + c.path("controller.sock"),
+		"STOKER_SOCKET=" + c.path("worker-1", "worker.sock"),
+	}
+	if c.S3Root != "" {
+		out = append(out, c.s3Env()...)
+		out = append(out, "STOKER_S3_ENDPOINT=http://"+c.address("s3"))
+	}
+	return out
+}
+
+// s3Env is what the AWS SDK needs to find the S3 server.
+func (c *cluster) s3Env() []string {
+	return []string{
+		"AWS_ACCESS_KEY_ID=" + c.Access, "AWS_SECRET_ACCESS_KEY=" + c.Secret, "AWS_REGION=us-east-1",
+		"AWS_ENDPOINT_URL_S3=http://" + c.address("s3"),
+	}
+}
+
+// childEnv is a role's environment: this one's, without STOKER_*.
+func (c *cluster) childEnv() []string {
+	var out []string
+	for _, kv := range os.Environ() {
+		if !strings.HasPrefix(kv, "STOKER_") {
+			out = append(out, kv)
+		}
+	}
+	if c.S3Root != "" {
+		out = append(out, c.s3Env()...)
+	}
+	return out
+}
+
+// lock keeps two commands from changing one cluster at the same time.
+func (c *cluster) lock() (unlock func(), err error) {
+	f, err := os.OpenFile(c.path(".lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, privateMode)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+var workerRole = regexp.MustCompile(`^worker-[1-9][0-9]*$`)
+
+// files of a role: where its process id, its log and its data are.
+func (c *cluster) pidFile(role string) string {
+	if workerRole.MatchString(role) {
+		return c.path(role, "worker.pid")
+	}
+	return c.path(role + ".pid")
+}
+
+func (c *cluster) logFile(role string) string {
+	if workerRole.MatchString(role) {
+		return c.path(role, "worker.log")
+	}
+	return c.path(role + ".log")
+}
+
+// command makes the command line of a role.
+func (c *cluster) command(role string) (*exec.Cmd, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	stokerd := filepath.Join(filepath.Dir(self), "stokerd")
+	redis := c.address("redis")
+	switch {
+	case role == "temporal", role == "s3":
+		return exec.Command(self, "serve", role, "--dir", c.dir), nil
+	case role == "redis":
+		if server, err := exec.LookPath("redis-server"); err == nil {
+			if err := os.MkdirAll(c.path("redis"), 0o700); err != nil {
+				return nil, err
+			}
+			return exec.Command(server, "--bind", "127.0.0.1", "--port", strconv.Itoa(c.Ports["redis"]),
+				"--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction", "--dir", c.path("redis")), nil
+		}
+		return exec.Command(self, "serve", role, "--dir", c.dir), nil
+	case role == "controller":
+		return exec.Command(stokerd, "controller", "--temporal", c.address("temporal"), "--redis", redis, "--store", c.path("store"),
+			"--dir", c.path("controller"), "--listen-socket", c.path("controller.sock"), "--token-file", c.path("token")), nil
+	case workerRole.MatchString(role):
+		if err := os.MkdirAll(c.path(role), dirMode); err != nil {
+			return nil, err
+		}
+		return exec.Command(stokerd, "worker", "--cache-dir", c.path(role, "cache"), "--capacity", c.Capacity, "--redis", redis,
+			"--store", c.path("store"), "--socket", c.path(role, "worker.sock"), "--listen", c.address(role), "--token-file", c.path("token")), nil
+	}
+	return nil, usagef("%q is no role: temporal, redis, s3, controller, worker-K", role)
+}
+
+func writeFile(path string, body []byte, mode os.FileMode) error {
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, body, mode); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+func random(n int) string {
+	b := make([]byte, n)
+	rand.Read(b) // never fails (crypto/rand)
+	return hex.EncodeToString(b)
+}

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"stoker.dev/internal/api"
+	"stoker.dev/ufs"
+)
+
+func (a *app) datasetCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "dataset", Short: "register and show datasets"}
+	group(cmd)
+	cmd.AddCommand(a.datasetAddCommand(), a.datasetLsCommand(), a.datasetShowCommand())
+	return cmd
+}
+
+func (a *app) datasetAddCommand() *cobra.Command {
+	var at ufs.Location
+	cmd := &cobra.Command{
+		Use:   "add NAME URI|FOLDER=URI...",
+		Short: "list a prefix of a store, freeze it as generation 1 and give it a name",
+		Long: `Lists everything below the URI and freezes the listing: that is generation 1 of
+the dataset. Several URIs are joined, each under a folder of its own. Without
+--endpoint the daemons' AWS environment says where the store is; credentials are
+always the daemons' own, by name with --profile.`,
+		Example: `  stoker dataset add imagenet s3://datasets/imagenet
+  stoker dataset add speech audio=s3://speech/wav text=s3://speech/transcripts
+  stoker dataset add local s3://bucket --endpoint http://127.0.0.1:9000 --path-style`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) < 2 {
+				return usagef(cmd, "a name and a URI are needed")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req := api.AddDatasetRequest{Name: args[0]}
+			for _, s := range args[1:] {
+				root, err := parseRoot(s, at)
+				if err != nil {
+					return err
+				}
+				req.Roots = append(req.Roots, root)
+			}
+			c, err := a.controller()
+			if err != nil {
+				return err
+			}
+			p := newProgress(a.console)
+			d, err := c.AddDataset(cmd.Context(), req, p.Event)
+			p.Done()
+			if err != nil {
+				return err
+			}
+			if n := len(d.Unmountable); n > 0 {
+				a.console.Note("%d keys cannot be files and are left out: 'stoker dataset show %s' lists them", n, d.Name)
+			}
+			return a.printDetail(d)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&at.Endpoint, "endpoint", "", "URL of the store (default the daemons' AWS environment)")
+	f.StringVar(&at.Region, "region", "", "region of the store (default the daemons' AWS environment)")
+	f.BoolVar(&at.PathStyle, "path-style", false, "bucket in the path, not in the host name")
+	f.BoolVar(&at.Anonymous, "anonymous", false, "send no credentials")
+	f.StringVar(&at.Profile, "profile", "", "name of the credentials that the daemons have")
+	return cmd
+}
+
+func (a *app) datasetLsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "ls", Short: "list the registered datasets", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.controller()
+			if err != nil {
+				return err
+			}
+			all, err := c.Datasets(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(orEmpty(all), func(w io.Writer) { datasetRows(w, all) })
+		},
+	}
+}
+
+func (a *app) datasetShowCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "show NAME[@GEN]", Short: "show one dataset: what it is, where it is, who holds it", Args: oneArg("a dataset's name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref, err := datasetArg(args[0])
+			if err != nil {
+				return err
+			}
+			c, err := a.controller()
+			if err != nil {
+				return err
+			}
+			d, err := c.Dataset(cmd.Context(), refName(ref))
+			if err != nil {
+				return err
+			}
+			return a.printDetail(d)
+		},
+	}
+}
+
+// oneArg wants exactly one argument.
+func oneArg(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return usagef(cmd, "%s is needed, and nothing else", what)
+		}
+		return nil
+	}
+}
+
+// noteAge says which generation is taken, and how old its listing is.
+func (a *app) noteAge(name string, generation int, listed time.Time) {
+	if generation > 0 && !listed.IsZero() {
+		a.console.Line("dataset %s, listed %s ago", refName(api.DatasetRef{Name: name, Generation: generation}), span(time.Since(listed)))
+	}
+}
+
+func (a *app) verifyCommand() *cobra.Command {
+	var deep bool
+	cmd := &cobra.Command{
+		Use:   "verify DATASET[@GEN]",
+		Short: "compare what the workers truly have on disk with the manifest",
+		Long: `Asks every worker which files it has, how long they are and which checksums are
+recorded, and counts that against the manifest. With --deep every byte is read
+and checked. Exit code 4 if something is missing, 6 if bytes are wrong; what was
+wrong is taken out of use, so that 'stoker preload' brings it in again.`,
+		Args: oneArg("a dataset's name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref, err := datasetArg(args[0])
+			if err != nil {
+				return err
+			}
+			c, err := a.controller()
+			if err != nil {
+				return err
+			}
+			p := newProgress(a.console)
+			cert, err := c.Verify(cmd.Context(), refName(ref), deep, p.Event)
+			p.Done()
+			if err != nil {
+				return err
+			}
+			return a.certified(cert, nil)
+		},
+	}
+	cmd.Flags().BoolVar(&deep, "deep", false, "read every byte again")
+	return cmd
+}
+
+// certified prints a certificate and returns the error that it stands for.
+func (a *app) certified(cert *api.Certificate, said error) error {
+	if err := a.printCertificate(cert); err != nil {
+		return err
+	}
+	a.listFailures(cert.Failed)
+	return certificateError(cert, said)
+}
+
+func (a *app) evictCommand() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "evict DATASET[@GEN]",
+		Short: "free the space of a dataset on all workers",
+		Long: `Frees what the workers have of a dataset. Data that a job, a pin or a mounted
+view holds is refused (exit code 11) unless --force, which ends the leases;
+a mounted view then reads from the store again.`,
+		Args: oneArg("a dataset's name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref, err := datasetArg(args[0])
+			if err != nil {
+				return err
+			}
+			c, err := a.controller()
+			if err != nil {
+				return err
+			}
+			rep, err := c.Evict(cmd.Context(), refName(ref), force)
+			if err != nil {
+				return err
+			}
+			return a.print(rep, func(w io.Writer) { row(w, "freed", api.HumanBytes(rep.Bytes)); row(w, "shards", rep.Shards) })
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "even if it is held")
+	return cmd
+}

@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"stoker.dev"
+	"stoker.dev/internal/api"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "status [JOB|DATASET]", Short: "show jobs, workers and datasets, or one of them",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usagef(cmd, "one job or dataset at most")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.controller()
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 {
+				return a.statusOf(cmd.Context(), c, args[0])
+			}
+			st, err := c.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			st.Jobs, st.Workers, st.Datasets = orEmpty(st.Jobs), orEmpty(st.Workers), orEmpty(st.Datasets)
+			return a.print(st, func(w io.Writer) {
+				jobRows(w, st.Jobs)
+				io.WriteString(w, "\n")
+				workerRows(w, st.Workers)
+				io.WriteString(w, "\n")
+				datasetRows(w, st.Datasets)
+			})
+		},
+	}
+}
+
+// statusOf shows a job, or else a dataset of that name.
+func (a *app) statusOf(ctx context.Context, c *api.Controller, name string) error {
+	st, err := c.Job(ctx, name)
+	if err == nil {
+		return a.printJob(st)
+	} else if stoker.KindOf(err) != stoker.KindNotExist {
+		return err
+	}
+	d, err := c.Dataset(ctx, name)
+	if stoker.KindOf(err) == stoker.KindNotExist && err != nil {
+		return stoker.Errorf(stoker.KindNotExist, "status", printable(name), "is neither a job nor a dataset: 'stoker jobs' and 'stoker dataset ls' list them")
+	} else if err != nil {
+		return err
+	}
+	return a.printDetail(d)
+}
+
+func (a *app) jobsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "jobs", Short: "list the running jobs and those that ended last", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.controller()
+			if err != nil {
+				return err
+			}
+			all, err := c.Jobs(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(orEmpty(all), func(w io.Writer) { jobRows(w, all) })
+		},
+	}
+}
+
+func (a *app) workersCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "workers", Short: "list the cache workers", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.controller()
+			if err != nil {
+				return err
+			}
+			all, err := c.Workers(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(orEmpty(all), func(w io.Writer) { workerRows(w, all) })
+		},
+	}
+}
+
+func (a *app) waitCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "wait JOB", Short: "wait until a job's data is there, or will not come",
+		Long: `Returns when the job is Ready, Degraded, Failed or Released. A Failed job's exit
+code says why.`,
+		Args: oneArg("a job's id"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.controller()
+			if err != nil {
+				return err
+			}
+			st, err := a.watch(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
+			if err := a.printJob(st); err != nil {
+				return err
+			}
+			if st.State == api.JobFailed {
+				return st.Error.Err("job", st.Job)
+			}
+			return nil
+		},
+	}
+}
+
+const watchAgain = time.Second // after a controller that went away
+
+// watch follows a job until it is settled, over restarts of the controller.
+func (a *app) watch(ctx context.Context, c *api.Controller, job string) (*api.JobStatus, error) {
+	p := newProgress(a.console)
+	defer p.Done()
+	seen, told := false, false
+	for {
+		st, err := c.Watch(ctx, job, func(st api.JobStatus) { seen, told = true, false; p.Job(st) })
+		if err == nil || ctx.Err() != nil || stoker.KindOf(err) != stoker.KindTransient || !seen {
+			return st, errors.Join(err, ctx.Err())
+		}
+		if !told {
+			a.console.Note("%v; waiting for it", err)
+			told = true
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(watchAgain):
+		}
+	}
+}
+
+func (a *app) cancelCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "cancel JOB", Short: "drop a job's claim",
+		Long: `Ends the claim: what no other job needs stops loading, and may be evicted. The
+command of a submit that runs already goes on, reading what is still there and
+the store for the rest.`,
+		Args: oneArg("a job's id"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.controller()
+			if err != nil {
+				return err
+			}
+			return c.Release(cmd.Context(), args[0])
+		},
+	}
+}
+
+func (a *app) preloadCommand() *cobra.Command {
+	var wait bool
+	var replicas int
+	cmd := &cobra.Command{
+		Use:   "preload DATASET[@GEN]|URI",
+		Short: "bring a dataset onto the workers, and leave it there evictable",
+		Long: `Loads every byte of the dataset onto the workers and counts it. With --wait the
+certificate is printed: exit code 0 means that every object is resident with
+known checksums, 4 that some are not (they are listed), 8 that it does not fit.
+Ctrl-C drops the claim; without another one the load stops.`,
+		Example: `  stoker preload imagenet --wait
+  stoker preload imagenet --wait -o json | jq .residentBytes
+  stoker preload imagenet --replicas 2`,
+		Args: oneArg("a dataset's name, or a URI"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref, err := datasetArg(args[0])
+			if err != nil {
+				return err
+			}
+			if replicas < 1 {
+				return usagef(cmd, "--replicas %d: want 1 or more", replicas)
+			}
+			return a.preload(cmd.Context(), api.ClaimRequest{Job: stoker.NewToken()[:12], Datasets: []api.DatasetRef{ref}, Preload: true, Replicas: replicas}, wait)
+		},
+	}
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait for the certificate and print it")
+	cmd.Flags().IntVar(&replicas, "replicas", 1, "workers that hold each shard")
+	return cmd
+}
+
+func (a *app) preload(ctx context.Context, req api.ClaimRequest, wait bool) error {
+	c, err := a.controller()
+	if err != nil {
+		return err
+	}
+	p := newProgress(a.console)
+	st, err := c.Claim(ctx, req, p.Listing)
+	p.Done()
+	if err == nil && wait {
+		for _, d := range st.Datasets {
+			a.noteAge(d.Name, d.Generation, d.ListedAt)
+		}
+		st, err = a.watch(ctx, c, req.Job)
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			a.release(ctx, c, req.Job)
+			return errInterrupted
+		}
+		return err
+	}
+	if !wait {
+		out := struct {
+			Job string `json:"job"`
+		}{st.Job}
+		return a.print(out, func(w io.Writer) { row(w, "job", st.Job) })
+	}
+	return a.preloaded(st)
+}
+
+// preloaded prints how a preload ended.
+func (a *app) preloaded(st *api.JobStatus) error {
+	d := st.Datasets[0]
+	said := st.Error.Err("preload", d.Name)
+	switch {
+	case d.Certificate != nil:
+		return a.certified(d.Certificate, said)
+	case said != nil: // no load began: there is nothing to certify
+		return said
+	}
+	return a.certified(&api.Certificate{Dataset: d.Name, Generation: d.Generation, Manifest: d.Manifest,
+		State: api.CertificateCancelled, Bytes: d.Bytes, ResidentBytes: d.ResidentBytes}, nil)
+}
+
+const releaseTimeout = 20 * time.Second
+
+// release drops a claim, also when ctx has ended. What it cannot tell, the
+// claim's own end within a minute does.
+func (a *app) release(ctx context.Context, c *api.Controller, job string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+	defer cancel()
+	err := c.Release(ctx, job)
+	if err != nil && stoker.KindOf(err) != stoker.KindNotExist {
+		a.console.Note("job %s: its claim could not be released and ends within a minute: %v", job, err)
+	}
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"io"
+	"path/filepath"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"stoker.dev"
+	"stoker.dev/internal/api"
+)
+
+// mountPoint makes the path of a folder absolute and frees its parents of
+// symlinks; the folder itself must not be one.
+func mountPoint(dir string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", stoker.Errorf(stoker.KindInvalid, "mount", printable(dir), "%w", err)
+	}
+	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
+	if err != nil {
+		return "", stoker.Errorf(stoker.KindNotExist, "mount", printable(dir), "%w", err)
+	}
+	return filepath.Join(parent, filepath.Base(abs)), nil
+}
+
+func (a *app) mountCommand() *cobra.Command {
+	req := api.MountRequest{}
+	var uid, gid int
+	var umask string
+	cmd := &cobra.Command{
+		Use:   "mount DATASET[@GEN] DIR",
+		Short: "mount a dataset on this node, read-only",
+		Long: `Mounts the dataset as an ordinary read-only folder. DIR must be an empty folder of
+yours. What is not resident is brought in as it is read. The mount stays until
+'stoker umount DIR'; while it stands, the data is not evicted.`,
+		Example: `  mkdir ~/imagenet && stoker mount imagenet ~/imagenet
+  stoker umount ~/imagenet`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return usagef(cmd, "a dataset and a folder are needed")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref, err := datasetArg(args[0])
+			if err != nil {
+				return err
+			}
+			req.Dataset, req.Generation = ref.Name, ref.Generation
+			if req.Dir, err = mountPoint(args[1]); err != nil {
+				return err
+			}
+			if req.View != "auto" && req.View != "tree" {
+				return usagef(cmd, "--view %q: want auto or tree", req.View)
+			}
+			if err := ids(cmd, &req, uid, gid, umask); err != nil {
+				return err
+			}
+			n, err := a.node()
+			if err != nil {
+				return err
+			}
+			m, err := n.Mount(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			a.noteAge(m.Dataset, m.Generation, m.ListedAt)
+			return a.print(m, func(w io.Writer) { row(w, "mounted", m.Dir) })
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&req.View, "view", "auto", "auto or tree")
+	f.IntVar(&uid, "uid", 0, "owner of the files (default yours; only root may choose)")
+	f.IntVar(&gid, "gid", 0, "group of the files (default the owner's)")
+	f.StringVar(&umask, "umask", "0022", "permissions taken away, octal")
+	return cmd
+}
+
+// ids puts the owner's flags into the request, where they were given.
+func ids(cmd *cobra.Command, req *api.MountRequest, uid, gid int, umask string) error {
+	for name, v := range map[string]int{"uid": uid, "gid": gid} {
+		if v < 0 || v > 1<<32-2 {
+			return usagef(cmd, "--%s %d is out of range", name, v)
+		}
+	}
+	if cmd.Flags().Changed("uid") {
+		u := uint32(uid)
+		req.UID = &u
+	}
+	if cmd.Flags().Changed("gid") {
+		g := uint32(gid)
+		req.GID = &g
+	}
+	if cmd.Flags().Changed("umask") {
+		m, err := strconv.ParseUint(umask, 8, 32)
+		if err != nil || m > 0o777 {
+			return usagef(cmd, "--umask %q: want an octal number up to 0777", umask)
+		}
+		v := uint32(m)
+		req.Umask = &v
+	}
+	return nil
+}
+
+func (a *app) umountCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "umount DIR", Short: "unmount a dataset", Args: oneArg("a folder"),
+		Long: `Unmounts what 'stoker mount' mounted. While a process uses it, that is refused
+(exit code 11).`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir, err := mountPoint(args[0])
+			if err != nil {
+				return err
+			}
+			n, err := a.node()
+			if err != nil {
+				return err
+			}
+			return n.Unmount(cmd.Context(), dir, false)
+		},
+	}
+}

@@ -1,0 +1,235 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"stoker.dev"
+	"stoker.dev/internal/api"
+)
+
+// print writes v to stdout in the format asked for; table writes the cells of
+// a table, separated by tabs.
+func (a *app) print(v any, table func(w io.Writer)) error {
+	var body []byte
+	var err error
+	switch a.chosen.Output {
+	case "json":
+		if body, err = json.MarshalIndent(v, "", "  "); err == nil {
+			body = append(body, '\n')
+		}
+	case "yaml":
+		body, err = yaml.Marshal(v)
+	default:
+		var b strings.Builder
+		w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
+		table(w)
+		err = w.Flush()
+		body = []byte(trimLines(b.String()))
+	}
+	if err == nil {
+		_, err = a.stdout.Write(body)
+	}
+	if err != nil {
+		return stoker.Errorf(stoker.KindInternal, "print", "", "%w", err)
+	}
+	return nil
+}
+
+// trimLines takes the blanks away that a table leaves behind empty cells.
+func trimLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, l := range lines {
+		lines[i] = strings.TrimRight(l, " ")
+	}
+	return strings.Join(lines, "\n")
+}
+
+// row writes one line of a table.
+func row(w io.Writer, cells ...any) {
+	for i, c := range cells {
+		if i > 0 {
+			fmt.Fprint(w, "\t")
+		}
+		text := printable(fmt.Sprint(c))
+		if text == "" {
+			text = "-"
+		}
+		fmt.Fprint(w, text)
+	}
+	fmt.Fprintln(w)
+}
+
+func orEmpty[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
+func when(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+// span prints a duration for people, in its largest unit.
+func span(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", max(0, int(d.Seconds())))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%d d", int(d.Hours()/24))
+	}
+}
+
+func eta(seconds float64) string {
+	if seconds < 0 {
+		return ""
+	}
+	return span(time.Duration(min(seconds, 1e9) * float64(time.Second)))
+}
+
+// percent of part in whole; the whole of nothing is there.
+func percent(part, whole int64) int {
+	if whole <= 0 {
+		return 100
+	}
+	return int(min(100, max(0, float64(part)/float64(whole)*100)))
+}
+
+func jobRows(w io.Writer, jobs []api.JobLine) {
+	row(w, "JOB", "STATE", "OWNER", "DATASETS", "RESIDENT", "BYTES", "ETA")
+	for _, j := range jobs {
+		row(w, j.Job, j.State, j.Owner, strings.Join(j.Datasets, ","), api.HumanBytes(j.ResidentBytes), api.HumanBytes(j.Bytes), eta(j.ETASeconds))
+	}
+}
+
+func workerRows(w io.Writer, workers []api.WorkerInfo) {
+	row(w, "WORKER", "STATE", "USED", "RESERVED", "CAPACITY", "ADDRESS", "PID")
+	for _, x := range workers {
+		row(w, x.ID, x.State, api.HumanBytes(x.UsedBytes), api.HumanBytes(x.ReservedBytes), api.HumanBytes(x.CapacityBytes), x.Address, x.PID)
+	}
+}
+
+func datasetRows(w io.Writer, datasets []api.DatasetInfo) {
+	row(w, "DATASET", "GENERATION", "OBJECTS", "BYTES", "RESIDENT", "LISTED", "OWNER", "URIS")
+	for _, d := range datasets {
+		row(w, d.Name, d.Generation, d.Objects, api.HumanBytes(d.Bytes), api.HumanBytes(d.ResidentBytes), when(d.ListedAt), d.Owner, strings.Join(d.URIs, ","))
+	}
+}
+
+func (a *app) printDetail(d *api.DatasetDetail) error {
+	d.URIs, d.Locations, d.Unmountable, d.Holders = orEmpty(d.URIs), orEmpty(d.Locations), orEmpty(d.Unmountable), orEmpty(d.Holders)
+	return a.print(d, func(w io.Writer) {
+		row(w, "dataset", d.Name)
+		row(w, "owner", d.Owner)
+		for _, u := range d.URIs {
+			row(w, "uri", u)
+		}
+		row(w, "generation", d.Generation)
+		row(w, "manifest", d.Manifest)
+		row(w, "listed", when(d.ListedAt))
+		row(w, "objects", d.Objects)
+		row(w, "folders", d.Directories)
+		row(w, "bytes", api.HumanBytes(d.Bytes))
+		row(w, "resident", fmt.Sprintf("%s (%d %%)", api.HumanBytes(d.ResidentBytes), percent(d.ResidentBytes, d.Bytes)))
+		row(w, "shards", d.Shards)
+		row(w, "holders", strings.Join(d.Holders, ","))
+		unmountableRows(w, d.Unmountable)
+	})
+}
+
+// maxListed is how many failures or odd keys a table or message shows.
+const maxListed = 20
+
+func unmountableRows(w io.Writer, list []api.Unmountable) {
+	if len(list) == 0 {
+		return
+	}
+	row(w, "unmountable", len(list))
+	for _, u := range list[:min(len(list), maxListed)] {
+		row(w, "", u.Key+": "+u.Reason)
+	}
+}
+
+func (a *app) printJob(st *api.JobStatus) error {
+	st.Datasets = orEmpty(st.Datasets)
+	return a.print(st, func(w io.Writer) {
+		row(w, "job", st.Job)
+		row(w, "state", st.State)
+		row(w, "owner", st.Owner)
+		row(w, "submitted", when(st.Submitted))
+		row(w, "resident", fmt.Sprintf("%s of %s (%d %%)", api.HumanBytes(st.ResidentBytes), api.HumanBytes(st.Bytes), percent(st.ResidentBytes, st.Bytes)))
+		if !api.Settled(st.State) {
+			row(w, "rate", api.HumanBytes(int64(st.BytesPerSec))+"/s")
+			row(w, "eta", eta(st.ETASeconds))
+		}
+		for _, d := range st.Datasets {
+			row(w, "dataset", fmt.Sprintf("%s, %s of %s, listed %s", refName(d.DatasetRef), api.HumanBytes(d.ResidentBytes), api.HumanBytes(d.Bytes), when(d.ListedAt)))
+		}
+		if st.Error != nil {
+			row(w, "error", st.Error.Message)
+		}
+	})
+}
+
+func (a *app) printCertificate(c *api.Certificate) error {
+	c.Failed, c.Unmountable = orEmpty(c.Failed), orEmpty(c.Unmountable)
+	return a.print(c, func(w io.Writer) {
+		row(w, "dataset", refName(api.DatasetRef{Name: c.Dataset, Generation: c.Generation}))
+		row(w, "manifest", c.Manifest)
+		row(w, "state", c.State)
+		row(w, "objects", fmt.Sprintf("%d of %d resident", c.ResidentObjects, c.Objects))
+		row(w, "bytes", fmt.Sprintf("%s of %s resident", api.HumanBytes(c.ResidentBytes), api.HumanBytes(c.Bytes)))
+		row(w, "fetched", fmt.Sprintf("%s in %d requests", api.HumanBytes(c.UFSBytes), c.UFSRequests))
+		if r := c.Refetched; r != (api.Refetched{}) {
+			row(w, "refetched", fmt.Sprintf("lost %s, retry %s, hedge %s, bypass %s",
+				api.HumanBytes(r.Lost), api.HumanBytes(r.Retry), api.HumanBytes(r.Hedge), api.HumanBytes(r.Bypass)))
+		}
+		row(w, "seconds", fmt.Sprintf("%.1f", c.Seconds))
+		row(w, "failed", len(c.Failed))
+		unmountableRows(w, c.Unmountable)
+	})
+}
+
+// listFailures names what is not resident, on stderr.
+func (a *app) listFailures(failed []api.Failure) {
+	for _, f := range failed[:min(len(failed), maxListed)] {
+		a.console.Note("%s: %s: %s", f.Path, f.Kind, f.Reason)
+	}
+	if n := len(failed) - maxListed; n > 0 {
+		a.console.Note("and %d more objects: -o json lists them all", n)
+	}
+}
+
+// certificateError is the error that a certificate stands for; nil for Ready.
+func certificateError(c *api.Certificate, said error) error {
+	name := refName(api.DatasetRef{Name: c.Dataset, Generation: c.Generation})
+	for _, f := range c.Failed {
+		if f.Kind == stoker.KindCorrupt.String() {
+			return stoker.Errorf(stoker.KindCorrupt, "dataset", name, "wrong bytes were found: run 'stoker preload %s --wait' to bring them in again", c.Dataset)
+		}
+	}
+	switch {
+	case c.State == "Ready" && len(c.Failed) == 0:
+		return nil
+	case len(c.Failed) == 0 && said != nil:
+		return said
+	case c.State == "Cancelled":
+		return stoker.Errorf(stoker.KindIncomplete, "dataset", name, "the load was cancelled at %d of %d objects", c.ResidentObjects, c.Objects)
+	}
+	return stoker.Errorf(stoker.KindIncomplete, "dataset", name, "%d of %d objects are not resident: see the list of failed ones, or preload again",
+		c.Objects-c.ResidentObjects, c.Objects)
+}

@@ -1,0 +1,357 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"stoker.dev"
+	"stoker.dev/internal/api"
+)
+
+const (
+	renewEvery   = 5 * time.Second // a claim lives 20 s without
+	renewTimeout = 5 * time.Second
+)
+
+// submission is one run of submit.
+type submission struct {
+	a     *app
+	c     *api.Controller
+	n     *api.Node
+	req   api.ClaimRequest
+	view  string
+	argv  []string
+	undo  []func(context.Context) // the last first
+	mount string                  // STOKER_MOUNT
+}
+
+func (a *app) submitCommand() *cobra.Command {
+	s := &submission{a: a}
+	var datasets []string
+	var deadline time.Duration
+	cmd := &cobra.Command{
+		Use:   "submit --dataset NAME|URI[@GEN][=DIR]... -- CMD...",
+		Short: "run a command once its datasets are on the workers",
+		Long: `Claims the datasets, waits until they are Ready, mounts them on this node and
+runs the command in the foreground; its exit status is submit's. STOKER_MOUNT is
+the dataset's root (of several: a folder with one sub-folder for each), and
+STOKER_JOB the job's id. Everything is let go when the command ends.
+
+If the data is not there by the --deadline, or cannot be had, --on-miss decides:
+start runs the command anyway, reading the rest from the store; wait waits on;
+fail gives up (exit code 9 for the deadline).`,
+		Example: `  stoker submit --dataset imagenet -- python train.py
+  stoker submit --dataset imagenet=/data --dataset labels@3 --deadline 10m --on-miss fail -- ./train.sh
+  stoker submit --dataset s3://bucket/prefix -- sh -c 'ls "$STOKER_MOUNT"'`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 || cmd.ArgsLenAtDash() != 0 {
+				return usagef(cmd, "a command is needed, behind --")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			s.argv = args
+			for _, d := range datasets {
+				ref, err := parseRef(d)
+				if err != nil {
+					return err
+				}
+				s.req.Datasets = append(s.req.Datasets, ref)
+			}
+			if len(datasets) == 0 {
+				return usagef(cmd, "--dataset is needed")
+			}
+			if cmd.Flags().Changed("deadline") {
+				seconds := deadline.Seconds()
+				s.req.DeadlineSeconds = &seconds
+			}
+			return s.run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.StringArrayVar(&datasets, "dataset", nil, "dataset that the job reads, where it is mounted behind =; may be repeated")
+	f.StringVar(&s.req.OnMiss, "on-miss", "start", "without the data at the deadline: start, wait or fail")
+	f.DurationVar(&deadline, "deadline", 0, "from now on, such as 90s or 10m (default none)")
+	f.StringVar(&s.req.Layout, "layout", "auto", "auto or spread")
+	f.StringVar(&s.req.Job, "job-id", "", "id of the job (default a generated one)")
+	f.StringVar(&s.view, "view", "auto", "auto or tree")
+	return cmd
+}
+
+func (s *submission) run(ctx context.Context) error {
+	if s.req.Job == "" {
+		s.req.Job = stoker.NewToken()[:12]
+	}
+	if err := checkJobID(s.req.Job); err != nil {
+		return err
+	}
+	if _, err := folders(s.req.Datasets); err != nil {
+		return err
+	}
+	if !strings.ContainsRune(s.argv[0], '/') {
+		if _, err := exec.LookPath(s.argv[0]); err != nil {
+			return stoker.Errorf(stoker.KindNotExist, "submit", printable(s.argv[0]), "is no command on the PATH")
+		}
+	}
+	var err error
+	if s.c, err = s.a.controller(); err != nil {
+		return err
+	}
+	if s.n, err = s.a.node(); err != nil {
+		return err
+	}
+	if _, err := s.n.Version(ctx); err != nil {
+		return err // nothing could be mounted here: say so before anything is claimed
+	}
+	s.a.console.Line("job %s", s.req.Job)
+	p := newProgress(s.a.console)
+	st, err := s.c.Claim(ctx, s.req, p.Listing)
+	p.Done()
+	if err != nil {
+		if ctx.Err() != nil { // it may have arrived
+			s.a.release(ctx, s.c, s.req.Job)
+			return errInterrupted
+		}
+		return err
+	}
+	defer s.cleanUp(ctx)
+	s.undo = append(s.undo, func(ctx context.Context) { s.a.release(ctx, s.c, s.req.Job) })
+	started := s.renew(ctx)
+	for _, d := range st.Datasets {
+		s.a.noteAge(d.Name, d.Generation, d.ListedAt)
+	}
+	if st, err = s.a.watch(ctx, s.c, s.req.Job); err != nil {
+		if ctx.Err() != nil {
+			return errInterrupted
+		}
+		return err
+	}
+	if err := s.settled(st); err != nil {
+		return err
+	}
+	if err := s.mountAll(ctx, st); err != nil {
+		if ctx.Err() != nil {
+			return errInterrupted
+		}
+		return err
+	}
+	if ctx.Err() != nil {
+		return errInterrupted
+	}
+	return s.execute(started)
+}
+
+// settled says what became of the claim; an error ends the submit.
+func (s *submission) settled(st *api.JobStatus) error {
+	for _, d := range st.Datasets {
+		if d.Certificate != nil {
+			s.a.listFailures(d.Certificate.Failed)
+		}
+	}
+	switch st.State {
+	case api.JobFailed:
+		return st.Error.Err("job", st.Job)
+	case api.JobReleased:
+		return stoker.Errorf(stoker.KindIncomplete, "job", st.Job, "its claim was cancelled before its data was ready")
+	case api.JobDegraded:
+		if st.Error != nil {
+			s.a.console.Note("starting without all of the data: %s", st.Error.Message)
+		} else {
+			s.a.console.Note("the deadline has passed with %d %% of the data here: starting, the rest is read from the store", percent(st.ResidentBytes, st.Bytes))
+		}
+	}
+	return nil
+}
+
+// renew keeps the claim alive until the submission ends. Closing the channel
+// that it returns tells that the command runs.
+func (s *submission) renew(ctx context.Context) (started chan struct{}) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // a signal ends the command, not the claim
+	started = make(chan struct{})
+	done := make(chan struct{})
+	s.undo = append(s.undo, func(context.Context) { cancel(); <-done })
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(renewEvery)
+		defer tick.Stop()
+		runs, begun := started, false
+		for lost := false; !lost; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-runs:
+				runs, begun = nil, true
+			case <-tick.C:
+			}
+			one, stop := context.WithTimeout(ctx, renewTimeout)
+			err := s.c.Renew(one, s.req.Job, begun)
+			stop()
+			begun = begun && err != nil && ctx.Err() == nil
+			if err != nil && stoker.KindOf(err) == stoker.KindNotExist {
+				lost = true
+				select {
+				case <-started:
+					s.a.console.Note("job %s: its claim has ended; the command goes on, its data may be evicted", s.req.Job)
+				default: // whoever watches the job says so
+				}
+			}
+		}
+	}()
+	return started
+}
+
+func (s *submission) cleanUp(ctx context.Context) {
+	ctx = context.WithoutCancel(ctx)
+	for i := len(s.undo) - 1; i >= 0; i-- {
+		s.undo[i](ctx)
+	}
+}
+
+// mountAll mounts every dataset: one at STOKER_MOUNT, several in folders
+// below it, those with =DIR where that says.
+func (s *submission) mountAll(ctx context.Context, st *api.JobStatus) error {
+	names, err := folders(s.req.Datasets)
+	if err != nil {
+		return err
+	}
+	single := len(st.Datasets) == 1
+	if single && st.Datasets[0].Dir != "" {
+		s.mount, err = mountPoint(st.Datasets[0].Dir)
+	} else {
+		s.mount, err = s.root()
+	}
+	if err != nil {
+		return err
+	}
+	for i, d := range st.Datasets {
+		dir := s.mount
+		if !single {
+			dir = filepath.Join(s.mount, names[i])
+		}
+		if d.Dir != "" {
+			if dir, err = mountPoint(d.Dir); err != nil {
+				return err
+			}
+		}
+		if err := s.mountOne(ctx, d, dir); err != nil {
+			return err
+		}
+		if d.Dir != "" && !single {
+			link := filepath.Join(s.mount, names[i])
+			if err := os.Symlink(dir, link); err != nil {
+				return stoker.Errorf(stoker.KindInternal, "submit", link, "%w", err)
+			}
+			s.undo = append(s.undo, func(context.Context) { _ = os.Remove(link) }) // its folder is of this job alone
+		}
+	}
+	return nil
+}
+
+// root makes the job's own folder.
+func (s *submission) root() (string, error) {
+	base, err := filepath.EvalSymlinks(os.TempDir())
+	if err == nil {
+		base, err = os.MkdirTemp(base, "stoker-"+s.req.Job+"-")
+	}
+	if err != nil {
+		return "", stoker.Errorf(stoker.KindInvalid, "submit", os.TempDir(), "%w: no folder for the mount; set TMPDIR, or say where with =DIR", err)
+	}
+	s.removeLater(base)
+	return base, nil
+}
+
+func (s *submission) removeLater(dir string) {
+	s.undo = append(s.undo, func(context.Context) {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			s.a.console.Note("%s stays behind: %v", dir, err)
+		}
+	})
+}
+
+func (s *submission) mountOne(ctx context.Context, d api.JobDataset, dir string) error {
+	if err := os.Mkdir(dir, 0o755); err == nil {
+		s.removeLater(dir)
+	} else if !errors.Is(err, os.ErrExist) {
+		return stoker.Errorf(stoker.KindInvalid, "submit", dir, "%w", err)
+	}
+	_, err := s.n.Mount(ctx, api.MountRequest{Dataset: d.Name, Manifest: d.Manifest, Generation: d.Generation, Dir: dir, View: s.view, Holder: s.req.Job})
+	if err != nil {
+		if ctx.Err() != nil { // it may have been mounted
+			_ = s.n.Unmount(context.WithoutCancel(ctx), dir, true)
+		}
+		return err
+	}
+	s.undo = append(s.undo, func(ctx context.Context) {
+		err := s.n.Unmount(ctx, dir, false)
+		if err != nil && stoker.KindOf(err) == stoker.KindHeld || stoker.KindOf(err) == stoker.KindBusy {
+			err = s.n.Unmount(ctx, dir, true) // something of the command still runs: it keeps what it has open
+		}
+		if err != nil && stoker.KindOf(err) != stoker.KindNotExist {
+			s.a.console.Note("%s: not unmounted: %v", dir, err)
+		}
+	})
+	return nil
+}
+
+// passedOn are the signals that the command gets, too.
+var passedOn = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGCONT, syscall.SIGWINCH}
+
+// execute runs the command to its end, whatever signals come.
+func (s *submission) execute(started chan struct{}) error {
+	cmd := exec.Command(s.argv[0], s.argv[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.a.stdin, s.a.stdout, s.a.console.w
+	cmd.Env = append(s.a.environ, "STOKER_JOB="+s.req.Job, "STOKER_MOUNT="+s.mount)
+	signals := make(chan os.Signal, 16) // a burst of them while the command starts
+	signal.Notify(signals, passedOn...)
+	defer signal.Stop(signals)
+	if err := cmd.Start(); err != nil {
+		kind := stoker.KindInvalid
+		if errors.Is(err, os.ErrNotExist) {
+			kind = stoker.KindNotExist
+		} else if errors.Is(err, os.ErrPermission) {
+			kind = stoker.KindDenied
+		}
+		return stoker.Errorf(kind, "submit", printable(s.argv[0]), "%w", err)
+	}
+	close(started)
+	// From a terminal Ctrl-C and Ctrl-\ reach the command by themselves.
+	terminal := term.IsTerminal(int(os.Stdin.Fd()))
+	ended := make(chan error, 1) // the one end
+	go func() { ended <- cmd.Wait() }()
+	for {
+		select {
+		case sig := <-signals:
+			if terminal && (sig == syscall.SIGINT || sig == syscall.SIGQUIT || sig == syscall.SIGWINCH) {
+				continue
+			}
+			_ = cmd.Process.Signal(sig) // it may just have ended
+		case err := <-ended:
+			return status(cmd, err)
+		}
+	}
+}
+
+// status makes submit's exit status of the command's.
+func status(cmd *exec.Cmd, err error) error {
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &exit):
+		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			return exitStatus(128 + int(ws.Signal()))
+		}
+		return exitStatus(exit.ExitCode())
+	}
+	return stoker.Errorf(stoker.KindInternal, "submit", printable(cmd.Path), "%w", err)
+}

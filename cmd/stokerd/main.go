@@ -1,0 +1,172 @@
+// Command stokerd holds stoker's daemons: `stokerd worker`, one on each node,
+// and `stokerd controller`, any number of them. Every flag can also be given
+// as STOKER_NAME in the environment or as a key of the config file; a flag
+// wins over the environment, that over the file.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"sigs.k8s.io/yaml"
+
+	"stoker.dev"
+)
+
+// version is set by the build.
+var version = "unknown"
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	root := &cobra.Command{
+		Use: "stokerd", Short: "stoker's daemons: worker and controller", Version: version,
+		SilenceErrors: true, SilenceUsage: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return fromOutside(cmd) },
+	}
+	root.PersistentFlags().String("config", "", "config file (default /etc/stoker/stokerd.yaml if it is there)")
+	root.PersistentFlags().String("log-level", "info", "debug, info, warn or error")
+	root.AddCommand(workerCommand(), controllerCommand())
+	root.SetArgs(args)
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintf(os.Stderr, "stokerd: %v\n", err)
+		return exitCode(err)
+	}
+	return 0
+}
+
+// usage marks errors of the command line.
+type usage struct{ error }
+
+func exitCode(err error) int {
+	var u usage
+	switch {
+	case errors.As(err, &u), strings.HasPrefix(err.Error(), "unknown "):
+		return 2
+	}
+	switch stoker.KindOf(err) {
+	case stoker.KindInvalid:
+		return 2
+	case stoker.KindNotExist:
+		return 3
+	case stoker.KindTransient, stoker.KindBusy:
+		return 5
+	case stoker.KindNoSpace:
+		return 8
+	case stoker.KindDenied:
+		return 10
+	}
+	return 1
+}
+
+// fromOutside fills flags that were not given from the environment, then from
+// the config file. Keys that no flag has are errors: a typo must not be lost.
+func fromOutside(cmd *cobra.Command) error {
+	file, err := readConfig(cmd)
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		known[f.Name] = true
+		value, ok := os.LookupEnv("STOKER_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_")))
+		if !ok {
+			value, ok = file[f.Name]
+		}
+		if !ok || f.Changed || f.Name == "config" || f.Name == "help" || err != nil {
+			return
+		}
+		if e := cmd.Flags().Set(f.Name, value); e != nil {
+			err = usage{fmt.Errorf("%s: %w", f.Name, e)}
+		}
+	})
+	for key := range file {
+		if !known[key] && err == nil {
+			err = usage{fmt.Errorf("config: no setting is named %q (stokerd %s --help lists them)", key, cmd.Name())}
+		}
+	}
+	return err
+}
+
+func readConfig(cmd *cobra.Command) (map[string]string, error) {
+	path, err := cmd.Flags().GetString("config")
+	if err != nil {
+		return nil, err
+	}
+	asked := path != ""
+	if !asked {
+		path = "/etc/stoker/stokerd.yaml"
+	}
+	body, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) && !asked {
+		return nil, nil
+	} else if err != nil {
+		return nil, usage{fmt.Errorf("config: %w", err)}
+	}
+	var raw map[string]any
+	if err := yaml.Unmarshal(body, &raw); err != nil {
+		return nil, usage{fmt.Errorf("config %s: %w", path, err)}
+	}
+	out := map[string]string{}
+	for k, v := range raw {
+		out[k] = fmt.Sprint(v)
+	}
+	return out, nil
+}
+
+// logger writes structured lines to stderr.
+func logger(cmd *cobra.Command) (*slog.Logger, error) {
+	name, err := cmd.Flags().GetString("log-level")
+	if err != nil {
+		return nil, err
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(name)); err != nil {
+		return nil, usage{fmt.Errorf("log-level %q: want debug, info, warn or error", name)}
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), nil
+}
+
+// pidFile writes the daemon's process id and returns what removes it.
+func pidFile(path string) (func(), error) {
+	if path == "" {
+		return func() {}, nil
+	}
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, fmt.Appendf(nil, "%d\n", os.Getpid()), 0o644); err != nil {
+		return nil, usage{fmt.Errorf("pid-file: %w", err)}
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return nil, usage{fmt.Errorf("pid-file: %w", err)}
+	}
+	return func() { _ = os.Remove(path) }, nil
+}
+
+// required names the flags that must have a value.
+func required(values map[string]string) error {
+	for name, v := range values {
+		if v == "" {
+			return usage{fmt.Errorf("--%s is needed (or STOKER_%s)", name, strings.ToUpper(strings.ReplaceAll(name, "-", "_")))}
+		}
+	}
+	return nil
+}
+
+// absolute makes a path that outlives a change of folder.
+func absolute(path string) string {
+	if a, err := filepath.Abs(path); err == nil {
+		return a
+	}
+	return path
+}

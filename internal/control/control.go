@@ -1,0 +1,160 @@
+// Package control is the logic of `stokerd controller`: the HTTP API that
+// users and hooks call, and the renewal of leases. It decides nothing itself:
+// what should happen stands in workflows, what is resident the workers say.
+// Any number of controllers may run; none holds state that another needs.
+package control
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/activities"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/cache/placement"
+	"stoker.dev/internal/api"
+	"stoker.dev/ufs"
+	"stoker.dev/ufs/mounts"
+	"stoker.dev/workflows"
+)
+
+// Options configure a controller. Objects, Index, Flows and one of Socket and
+// Listen are needed.
+type Options struct {
+	Objects ufs.Objects     // the manifest store
+	Index   placement.Index // where the workers are found
+	Flows   *workflows.Client
+	Dir     string      // for manifests in the making and copies of those in use; made 0700
+	Socket  string      // path of a Unix socket; "" = none
+	Listen  string      // host:port; "" = none
+	Tokens  *api.Tokens // who may come in by TCP, and the token sent to workers; nil = loopback only
+	Version string
+	Log     *slog.Logger
+}
+
+// Controller is a running controller. Open makes it, Run serves until its
+// context ends.
+type Controller struct {
+	o         Options
+	manifests *manifest.Store
+	mounts    *mounts.Mounts
+	acts      *activities.Activities
+	loads     *loads
+	listeners []net.Listener
+}
+
+// Open begins to listen.
+func Open(o Options) (*Controller, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Socket == "" && o.Listen == "" {
+		return nil, stoker.Errorf(stoker.KindInvalid, "controller", "", "listens nowhere: give a socket or an address")
+	}
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, stoker.Errorf(stoker.KindInvalid, "controller", o.Dir, "%w", err)
+	}
+	c := &Controller{o: o, manifests: manifest.NewStore(o.Objects, o.Dir), mounts: mounts.New(mounts.Options{})}
+	c.acts = activities.New(activities.Options{
+		Store: c.manifests, Index: o.Index, Open: c.mounts.Open, TempDir: o.Dir, Token: o.Tokens.Own(), Joiner: o.Flows, Log: o.Log,
+	})
+	c.loads = newLoads(c.acts)
+	if err := c.listen(); err != nil {
+		c.closeListeners()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Controller) listen() error {
+	if c.o.Socket != "" {
+		l, err := api.ListenUnix(c.o.Socket)
+		if err != nil {
+			return err
+		}
+		c.listeners = append(c.listeners, l)
+	}
+	if c.o.Listen != "" {
+		l, err := api.ListenTCP(c.o.Listen, c.o.Tokens)
+		if err != nil {
+			return err
+		}
+		c.listeners = append(c.listeners, l)
+	}
+	return nil
+}
+
+func (c *Controller) closeListeners() {
+	for _, l := range c.listeners {
+		_ = l.Close() // nothing is lost with it
+	}
+}
+
+// Run serves until ctx ends. ready is called when Temporal answers too.
+func (c *Controller) Run(ctx context.Context, ready func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	server := &http.Server{
+		Handler: api.Authenticate(c.o.Tokens, c.routes()), ConnContext: api.ConnContext, ReadHeaderTimeout: 10 * time.Second,
+		// Streams end with the controller; those who follow them ask again.
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	failed := make(chan error, len(c.listeners)) // one for each
+	for _, l := range c.listeners {
+		go func() { failed <- server.Serve(l) }()
+	}
+	var tending sync.WaitGroup
+	tending.Go(func() { c.o.Flows.Serve(ctx, c.acts, ready) })
+	tending.Go(func() { c.renewLeases(ctx) })
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	cancel()
+	stop, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer done()
+	if server.Shutdown(stop) != nil {
+		_ = server.Close() // whoever still follows a stream sees it break
+	}
+	tending.Wait()
+	c.closeListeners()
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	return err
+}
+
+// renewLeases tells all workers, now and then, who holds what. While Temporal
+// does not answer it tells nothing, and no lease ends.
+func (c *Controller) renewLeases(ctx context.Context) {
+	tick := time.NewTicker(activities.LeaseEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		sets, err := c.o.Flows.Datasets(ctx)
+		if err != nil {
+			c.o.Log.Warn("leases are not renewed", "error", err)
+			continue
+		}
+		in := activities.LeaseInput{}
+		for _, s := range sets {
+			for _, h := range s.Holders {
+				in.Leases = append(in.Leases, api.Lease{Holder: h.Job, Owner: h.Owner, Manifest: s.Manifest, TTLSeconds: activities.LeaseTTL.Seconds()})
+			}
+		}
+		if err := c.acts.PutLeases(ctx, in); err != nil && ctx.Err() == nil {
+			c.o.Log.Warn("leases are not renewed", "error", err)
+		}
+	}
+}

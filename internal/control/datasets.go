@@ -1,0 +1,294 @@
+package control
+
+import (
+	"context"
+	"net/http"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/activities"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/internal/api"
+	"stoker.dev/ufs"
+	"stoker.dev/ufs/mounts"
+)
+
+// resolved is a dataset's generation as a request names it.
+type resolved struct {
+	entry *manifest.Dataset // nil: a URI
+	api.DatasetRef
+	manifest.Generation
+}
+
+// splitRef reads NAME[@GEN].
+func splitRef(ref string) (name string, generation int) {
+	if i := strings.LastIndexByte(ref, '@'); i > 0 {
+		if n, err := strconv.Atoi(ref[i+1:]); err == nil && n > 0 {
+			return ref[:i], n
+		}
+	}
+	return ref, 0
+}
+
+// find looks a registered dataset up; generation 0 is the current one.
+func (c *Controller) find(ctx context.Context, name string, generation int) (*resolved, error) {
+	d, _, err := c.manifests.Dataset(ctx, name)
+	if stoker.KindOf(err) == stoker.KindNotExist || stoker.KindOf(err) == stoker.KindInvalid {
+		return nil, stoker.Errorf(stoker.KindNotExist, "dataset", name, "is not registered: 'stoker dataset ls' lists what is, 'stoker dataset add %s URI' adds it", name)
+	} else if err != nil {
+		return nil, err
+	}
+	g := d.Current()
+	if generation != 0 {
+		var ok bool
+		if g, ok = d.Find(generation); !ok {
+			return nil, stoker.Errorf(stoker.KindNotExist, "dataset", name, "has no generation %d; the current one is %d", generation, d.Current().Number)
+		}
+	}
+	return &resolved{entry: d, DatasetRef: api.DatasetRef{Name: name, Generation: g.Number}, Generation: g}, nil
+}
+
+// named finds the dataset of the request's path.
+func (c *Controller) named(r *http.Request) (*resolved, error) {
+	name, generation := splitRef(r.PathValue("name"))
+	return c.find(r.Context(), name, generation)
+}
+
+// maxRoots bounds the prefixes joined in one dataset.
+const maxRoots = 64
+
+// roots checks what a new dataset is made of.
+func roots(req *api.AddDatasetRequest) ([]manifest.Root, error) {
+	if len(req.Roots) == 0 || len(req.Roots) > maxRoots {
+		return nil, stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "%d URIs: want 1 to %d", len(req.Roots), maxRoots)
+	}
+	var out []manifest.Root
+	for _, r := range req.Roots {
+		if _, _, _, err := mounts.ParseURI(r.URI); err != nil {
+			return nil, err
+		}
+		folder := r.Folder
+		if folder != "" && (path.Clean("/"+folder) != "/"+folder || folder == ".." || len(folder) > 1024) {
+			return nil, stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "folder %q is no plain relative path", folder)
+		}
+		for _, other := range out {
+			if overlap(other.Folder, folder) {
+				return nil, stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "%s and %s would both be at %q: join them as FOLDER=URI", other.URI, r.URI, folder)
+			}
+		}
+		out = append(out, manifest.Root{Location: r.Location, Folder: folder})
+	}
+	return out, nil
+}
+
+// overlap reports whether one folder is the other or holds it.
+func overlap(a, b string) bool {
+	inside := func(a, b string) bool { return a == "" || a == b || strings.HasPrefix(b, a+"/") }
+	return inside(a, b) || inside(b, a)
+}
+
+func (c *Controller) addDataset(w http.ResponseWriter, r *http.Request) error {
+	var req api.AddDatasetRequest
+	if err := api.ReadJSON(w, r, &req); err != nil {
+		return err
+	}
+	if err := manifest.ValidateName(req.Name); err != nil {
+		return err
+	}
+	if req.MaxAgeSeconds != 0 {
+		return stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "listings are not renewed by themselves yet: leave maxAgeSeconds out")
+	}
+	rs, err := roots(&req)
+	if err != nil {
+		return err
+	}
+	taken := stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "is registered already ('stoker dataset show %s'): take another name", req.Name)
+	if _, _, err := c.manifests.Dataset(r.Context(), req.Name); err == nil {
+		return taken
+	}
+	for _, root := range rs {
+		if _, _, err := c.mounts.Open(r.Context(), root.Location); err != nil {
+			return err // an unknown scheme, a wrong endpoint
+		}
+	}
+	d := manifest.Dataset{Name: req.Name, Owner: api.PrincipalOf(r.Context()).Name, Roots: rs, Created: time.Now().UTC()}
+	stream := api.NewStream(w)
+	_, err = c.o.Flows.AddDataset(r.Context(), d, func(p api.ListProgress) { _ = stream.Send(api.Event{Listing: &p}) })
+	if err == nil {
+		err = c.sendAdded(r.Context(), stream, &d, taken)
+	}
+	if err != nil {
+		stream.Fail(err)
+	}
+	return nil
+}
+
+// sendAdded answers with the entry, if it is the one that was asked for: an
+// add at the same time may have won the name.
+func (c *Controller) sendAdded(ctx context.Context, stream *api.Stream, d *manifest.Dataset, taken error) error {
+	found, err := c.find(ctx, d.Name, 0)
+	if err != nil {
+		return err
+	}
+	if !found.entry.Created.Equal(d.Created) || found.entry.Owner != d.Owner {
+		return taken
+	}
+	detail, err := c.detail(ctx, found)
+	if err != nil {
+		return err
+	}
+	return stream.Send(api.Event{Dataset: detail})
+}
+
+func (c *Controller) listDatasets(w http.ResponseWriter, r *http.Request) error {
+	ws, err := c.workers(r.Context())
+	if stoker.KindOf(err) == stoker.KindTransient {
+		ws, err = nil, nil // without Redis nothing is known of what is resident
+	}
+	if err != nil {
+		return err
+	}
+	all, err := c.datasets(r.Context(), ws)
+	if err != nil {
+		return err
+	}
+	api.WriteJSON(w, http.StatusOK, all)
+	return nil
+}
+
+// datasets lists the registry. What is resident is summed up over the workers:
+// copies on several count once at most.
+func (c *Controller) datasets(ctx context.Context, ws []worker) ([]api.DatasetInfo, error) {
+	entries, err := c.manifests.Datasets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := []api.DatasetInfo{}
+	for _, d := range entries {
+		out = append(out, info(d, d.Current(), ws))
+	}
+	slices.SortFunc(out, func(a, b api.DatasetInfo) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+func info(d *manifest.Dataset, g manifest.Generation, ws []worker) api.DatasetInfo {
+	i := api.DatasetInfo{Name: d.Name, URIs: []string{}, Owner: d.Owner, Generation: g.Number, Manifest: g.Manifest,
+		Objects: g.Objects, Bytes: g.Bytes, ListedAt: g.ListedAt}
+	for _, r := range d.Roots {
+		uri := r.URI
+		if r.Folder != "" {
+			uri = r.Folder + "=" + uri
+		}
+		i.URIs = append(i.URIs, uri)
+	}
+	for _, w := range ws {
+		for _, h := range w.status.Manifests {
+			if h.Manifest == g.Manifest {
+				i.ResidentBytes += h.Bytes
+			}
+		}
+	}
+	i.ResidentBytes = min(i.ResidentBytes, i.Bytes)
+	return i
+}
+
+func (c *Controller) showDataset(w http.ResponseWriter, r *http.Request) error {
+	d, err := c.named(r)
+	if err != nil {
+		return err
+	}
+	detail, err := c.detail(r.Context(), d)
+	if err != nil {
+		return err
+	}
+	api.WriteJSON(w, http.StatusOK, detail)
+	return nil
+}
+
+func (c *Controller) detail(ctx context.Context, d *resolved) (*api.DatasetDetail, error) {
+	ws, err := c.workers(ctx)
+	if err != nil && stoker.KindOf(err) != stoker.KindTransient {
+		return nil, err
+	}
+	m, err := c.manifests.Load(ctx, d.Manifest)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = m.Close() }() // it was only read
+	out := &api.DatasetDetail{
+		DatasetInfo: info(d.entry, d.Generation, ws), Shards: m.Shards(), Directories: m.Directories(),
+		Locations: []ufs.Location{}, Unmountable: []api.Unmountable{}, Holders: holders(ws, d.Manifest),
+	}
+	for _, r := range d.entry.Roots {
+		out.Locations = append(out.Locations, r.Location)
+	}
+	for _, u := range m.Unmountable() {
+		out.Unmountable = append(out.Unmountable, api.Unmountable{Key: api.EscapePath(u.Key), Reason: u.Reason})
+	}
+	return out, nil
+}
+
+func (c *Controller) verify(w http.ResponseWriter, r *http.Request) error {
+	d, err := c.named(r)
+	if err != nil {
+		return err
+	}
+	deep, err := strconv.ParseBool(r.URL.Query().Get("deep"))
+	if err != nil && r.URL.Query().Has("deep") {
+		return stoker.Errorf(stoker.KindInvalid, "verify", d.Name, "deep=%q: want true or false", r.URL.Query().Get("deep"))
+	}
+	stream := api.NewStream(w)
+	cert, err := c.acts.Certify(r.Context(), activities.VerifyInput{Dataset: d.Name, Generation: d.Number, Manifest: d.Manifest}, deep)
+	if err == nil {
+		err = stream.Send(api.Event{Certificate: cert})
+	}
+	if err != nil {
+		stream.Fail(err)
+	}
+	return nil
+}
+
+func (c *Controller) evict(w http.ResponseWriter, r *http.Request) error {
+	var req api.EvictRequest
+	if err := api.ReadJSON(w, r, &req); err != nil {
+		return err
+	}
+	d, err := c.named(r)
+	if err != nil {
+		return err
+	}
+	if err := mayChange(r, "dataset", d.Name, d.entry.Owner); err != nil {
+		return err
+	}
+	ws, err := c.workers(r.Context())
+	if err != nil {
+		return err
+	}
+	if who := holders(ws, d.Manifest); len(who) > 0 && !req.Force { // before any worker has begun
+		return stoker.Errorf(stoker.KindHeld, "evict", d.Name, "is held by %s: wait for them, or --force", strings.Join(who, ", "))
+	}
+	var addresses []string
+	for _, x := range ws {
+		if x.info.State == stateLive {
+			addresses = append(addresses, x.info.Address)
+		}
+	}
+	reports := make([]api.EvictReport, len(addresses))
+	err = c.acts.EachWorker(r.Context(), addresses, func(ctx context.Context, i int, wc *api.WorkerClient) (err error) {
+		reports[i], err = wc.Evict(ctx, api.EvictRequest{Manifest: d.Manifest, Force: req.Force})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	var sum api.EvictReport
+	for _, rep := range reports {
+		sum.Shards, sum.Bytes = sum.Shards+rep.Shards, sum.Bytes+rep.Bytes
+	}
+	api.WriteJSON(w, http.StatusOK, sum)
+	return nil
+}

@@ -1,0 +1,81 @@
+package control
+
+import (
+	"net/http"
+
+	"stoker.dev"
+	"stoker.dev/internal/api"
+)
+
+// handler is an HTTP handler whose error becomes the answer.
+type handler func(w http.ResponseWriter, r *http.Request) error
+
+// ServeHTTP implements http.Handler.
+func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if err := h(w, r); err != nil {
+		api.WriteError(w, err)
+	}
+}
+
+// routes is the controller's API.
+func (c *Controller) routes() http.Handler {
+	mux := http.NewServeMux()
+	for pattern, h := range map[string]handler{
+		"GET /v1/version":                 c.version,
+		"POST /v1/datasets":               c.addDataset,
+		"GET /v1/datasets":                c.listDatasets,
+		"GET /v1/datasets/{name}":         c.showDataset,
+		"POST /v1/datasets/{name}/verify": c.verify,
+		"POST /v1/datasets/{name}/evict":  c.evict,
+		"POST /v1/jobs":                   c.claim,
+		"GET /v1/jobs":                    c.listJobs,
+		"GET /v1/jobs/{job}":              c.showJob,
+		"GET /v1/jobs/{job}/watch":        c.watchJob,
+		"POST /v1/jobs/{job}/renew":       c.renewJob,
+		"DELETE /v1/jobs/{job}":           c.releaseJob,
+		"GET /v1/workers":                 c.listWorkers,
+		"GET /v1/status":                  c.status,
+	} {
+		mux.Handle(pattern, h)
+	}
+	return mux
+}
+
+func (c *Controller) version(w http.ResponseWriter, _ *http.Request) error {
+	api.WriteJSON(w, http.StatusOK, api.VersionInfo{Version: c.o.Version, Role: "controller"})
+	return nil
+}
+
+func (c *Controller) listWorkers(w http.ResponseWriter, r *http.Request) error {
+	ws, err := c.workers(r.Context())
+	if err != nil {
+		return err
+	}
+	api.WriteJSON(w, http.StatusOK, infos(ws))
+	return nil
+}
+
+func (c *Controller) status(w http.ResponseWriter, r *http.Request) error {
+	ws, err := c.workers(r.Context())
+	if err != nil {
+		return err
+	}
+	datasets, err := c.datasets(r.Context(), ws)
+	if err != nil {
+		return err
+	}
+	jobs, err := c.jobs(r.Context())
+	if err != nil {
+		return err
+	}
+	api.WriteJSON(w, http.StatusOK, api.Status{Jobs: jobs, Workers: infos(ws), Datasets: datasets})
+	return nil
+}
+
+// mayChange lets the owner of something and admins change it.
+func mayChange(r *http.Request, what, name, owner string) error {
+	if p := api.PrincipalOf(r.Context()); !p.Admin && p.Name != owner {
+		return stoker.Errorf(stoker.KindDenied, what, name, "belongs to %s, not to you (%s)", owner, p.Name)
+	}
+	return nil
+}

@@ -1,0 +1,360 @@
+package control
+
+import (
+	"context"
+	"math"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/activities"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/internal/api"
+	"stoker.dev/ufs"
+	"stoker.dev/workflows"
+)
+
+const (
+	maxDatasets  = 64                     // of one job
+	maxReplicas  = 16                     // of one preload
+	endedJobs    = 50                     // of the jobs that are listed
+	watchFirst   = 50 * time.Millisecond  // a watched job is asked at first, for small datasets
+	watchEvery   = 500 * time.Millisecond // and later
+	refuseWithin = 10 * time.Second       // a preload is answered when its space is granted, or after this
+	releaseIn    = 15 * time.Second       // a release is answered when all is let go, or after this
+	unknownETA   = -1
+)
+
+var jobID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,127}$`)
+
+func checkClaim(req *api.ClaimRequest) error {
+	bad := func(format string, args ...any) error {
+		return stoker.Errorf(stoker.KindInvalid, "job", req.Job, format, args...)
+	}
+	switch {
+	case !jobID.MatchString(req.Job):
+		return bad("is no job id: up to 128 letters, digits and . _ : @ + = -, a letter or digit first")
+	case len(req.Datasets) == 0 || len(req.Datasets) > maxDatasets:
+		return bad("claims %d datasets: want 1 to %d", len(req.Datasets), maxDatasets)
+	case !slices.Contains([]string{workflows.OnMissStart, workflows.OnMissWait, workflows.OnMissFail}, req.OnMiss):
+		return bad("on a miss %q: want start, wait or fail", req.OnMiss)
+	case req.Layout != "" && req.Layout != "auto" && req.Layout != "spread":
+		return bad("layout %q: want auto or spread", req.Layout)
+	case req.Replicas < 0 || req.Replicas > maxReplicas:
+		return bad("%d replicas: want 1 to %d", req.Replicas, maxReplicas)
+	case req.Sync:
+		return bad("a new listing with the claim is not built yet: leave sync out")
+	case req.DeadlineSeconds != nil && (*req.DeadlineSeconds < 0 || math.IsNaN(*req.DeadlineSeconds) || *req.DeadlineSeconds > 1e9):
+		return bad("a deadline of %v seconds", *req.DeadlineSeconds)
+	}
+	return nil
+}
+
+func (c *Controller) claim(w http.ResponseWriter, r *http.Request) error {
+	var req api.ClaimRequest
+	if err := api.ReadJSON(w, r, &req); err != nil {
+		return err
+	}
+	submitted := time.Now().UTC()
+	if req.Job == "" {
+		req.Job = stoker.NewToken()[:12]
+	}
+	if req.OnMiss == "" {
+		req.OnMiss = workflows.OnMissStart
+	}
+	if err := checkClaim(&req); err != nil {
+		return err
+	}
+	req.Owner = api.PrincipalOf(r.Context()).Name
+	if there, err := c.o.Flows.JobState(r.Context(), req.Job); err == nil && there.State != api.JobReleased && there.State != api.JobFailed {
+		if err := mayChange(r, "job", req.Job, there.Input.Owner); err != nil {
+			return err
+		}
+	} else if err != nil && stoker.KindOf(err) != stoker.KindNotExist {
+		return err
+	}
+	stream := api.NewStream(w)
+	st, err := c.start(r.Context(), &req, submitted, stream)
+	if err == nil {
+		err = stream.Send(api.Event{Job: st})
+	}
+	if err != nil {
+		stream.Fail(err)
+	}
+	return nil
+}
+
+// start resolves what a claim names and begins its workflow.
+func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted time.Time, stream *api.Stream) (*api.JobStatus, error) {
+	in := workflows.JobInput{Job: req.Job, Owner: req.Owner, OnMiss: req.OnMiss, Submitted: submitted, Preload: req.Preload, Replicas: req.Replicas}
+	if req.DeadlineSeconds != nil {
+		in.Deadline = submitted.Add(time.Duration(*req.DeadlineSeconds * float64(time.Second)))
+	}
+	for _, ref := range req.Datasets {
+		d, err := c.resolve(ctx, ref, stream)
+		if err != nil {
+			return nil, err
+		}
+		for _, other := range in.Datasets {
+			if other.Manifest == d.Manifest {
+				return nil, stoker.Errorf(stoker.KindInvalid, "job", req.Job, "%s and %s are the same data: name it once", other.Name, d.Name)
+			}
+		}
+		in.Datasets = append(in.Datasets, *d)
+	}
+	if err := c.o.Flows.StartJob(ctx, in); err != nil {
+		return nil, err
+	}
+	if req.Preload {
+		return c.granted(ctx, req.Job)
+	}
+	s, err := c.o.Flows.JobState(ctx, req.Job)
+	if err != nil {
+		return nil, err
+	}
+	return c.jobStatus(ctx, s, false)
+}
+
+// granted waits until a preload's space is reserved. What does not fit is
+// refused here, so that its user need not wait to be told.
+func (c *Controller) granted(ctx context.Context, job string) (*api.JobStatus, error) {
+	end := time.Now().Add(refuseWithin)
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, watchEvery) {
+		s, err := c.o.Flows.JobState(ctx, job)
+		if err != nil {
+			return nil, err
+		}
+		st, err := c.jobStatus(ctx, s, false)
+		switch {
+		case err != nil:
+			return nil, err
+		case st.State == api.JobFailed && st.Error != nil && st.Error.Kind == stoker.KindNoSpace.String():
+			return nil, st.Error.Err("preload", job)
+		case st.State != api.JobPlanned || time.Now().After(end):
+			return st, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// resolve turns a name into a manifest; a URI is listed now.
+func (c *Controller) resolve(ctx context.Context, ref api.DatasetRef, stream *api.Stream) (*workflows.JobDataset, error) {
+	if !strings.Contains(ref.Name, "://") {
+		d, err := c.find(ctx, ref.Name, ref.Generation)
+		if err != nil {
+			return nil, err
+		}
+		return &workflows.JobDataset{Name: d.Name, Generation: d.Number, Manifest: d.Manifest, Bytes: d.Bytes, ListedAt: d.ListedAt, Dir: ref.Dir}, nil
+	}
+	if ref.Generation != 0 {
+		return nil, stoker.Errorf(stoker.KindInvalid, "dataset", ref.Name, "a URI has no generations: leave @%d out", ref.Generation)
+	}
+	at := ufs.Location{URI: ref.Name}
+	if _, _, err := c.mounts.Open(ctx, at); err != nil {
+		return nil, err
+	}
+	f, err := c.o.Flows.List(ctx, activities.FreezeInput{Roots: []manifest.Root{{Location: at}}}, func(p api.ListProgress) {
+		_ = stream.Send(api.Event{Listing: &p})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &workflows.JobDataset{Name: ref.Name, Manifest: f.Manifest, Bytes: f.Bytes, ListedAt: f.ListedAt, Dir: ref.Dir}, nil
+}
+
+// jobStatus completes what a job's workflow knows with how far its loads are;
+// full adds the certificates.
+func (c *Controller) jobStatus(ctx context.Context, s workflows.JobState, full bool) (*api.JobStatus, error) {
+	in := s.Input
+	st := &api.JobStatus{Job: in.Job, State: s.State, Owner: in.Owner, Datasets: []api.JobDataset{}, Submitted: in.Submitted, Error: s.Error, ETASeconds: unknownETA}
+	for i, d := range in.Datasets {
+		out := api.JobDataset{DatasetRef: api.DatasetRef{Name: d.Name, Generation: d.Generation, Dir: d.Dir}, Manifest: d.Manifest, ListedAt: d.ListedAt, Bytes: d.Bytes}
+		if err := c.outcome(ctx, &s, i, &out, st, full); err != nil {
+			return nil, err
+		}
+		st.Datasets = append(st.Datasets, out)
+		st.Bytes, st.ResidentBytes = st.Bytes+out.Bytes, st.ResidentBytes+out.ResidentBytes
+	}
+	switch left := st.Bytes - st.ResidentBytes; {
+	case left == 0 && s.State != api.JobPlanned:
+		st.ETASeconds = 0
+	case st.BytesPerSec > 0:
+		st.ETASeconds = float64(left) / st.BytesPerSec
+	}
+	return st, nil
+}
+
+// outcome fills in one dataset of a job.
+func (c *Controller) outcome(ctx context.Context, s *workflows.JobState, i int, out *api.JobDataset, st *api.JobStatus, full bool) error {
+	o := s.Outcomes[i]
+	if !o.Certificate.IsZero() && (full || o.State == api.JobFailed) {
+		cert, err := c.acts.Certificate(ctx, o.Certificate)
+		if err != nil {
+			return err
+		}
+		out.ResidentBytes = cert.ResidentBytes
+		if full {
+			// Loads are shared: the certificate names the dataset as this job does.
+			cert.Dataset, cert.Generation = out.Name, out.Generation
+			out.Certificate = cert
+		}
+	}
+	switch {
+	case o.State == api.JobReady:
+		out.ResidentBytes = out.Bytes
+		return nil
+	case o.State != "" || s.State == api.JobReleased || s.State == api.JobFailed:
+		return nil
+	}
+	d, err := c.o.Flows.DatasetState(ctx, out.Manifest)
+	if stoker.KindOf(err) == stoker.KindNotExist {
+		return nil // it has not begun, or just ended
+	} else if err != nil {
+		return err
+	}
+	if s.State == api.JobPlanned && (d.State == api.JobQueued || d.State == api.JobWarming) {
+		st.State = d.State
+		if d.Why != "" {
+			st.Error = &api.ErrorBody{Kind: stoker.KindNoSpace.String(), Message: d.Why}
+		}
+	}
+	if d.State == api.JobWarming {
+		if share, rate, ok := c.loads.progress(ctx, d.Plan); ok {
+			out.ResidentBytes = int64(share * float64(out.Bytes))
+			st.BytesPerSec += rate
+		}
+	}
+	return nil
+}
+
+// jobs lists running jobs and the last ended ones.
+func (c *Controller) jobs(ctx context.Context) ([]api.JobLine, error) {
+	all, err := c.o.Flows.Jobs(ctx, endedJobs)
+	if err != nil {
+		return nil, err
+	}
+	out := []api.JobLine{}
+	for _, s := range all {
+		st, err := c.jobStatus(ctx, s, false)
+		if err != nil {
+			return nil, err
+		}
+		line := api.JobLine{Job: st.Job, State: st.State, Owner: st.Owner, Datasets: []string{}, Bytes: st.Bytes, ResidentBytes: st.ResidentBytes, ETASeconds: st.ETASeconds}
+		for _, d := range st.Datasets {
+			line.Datasets = append(line.Datasets, d.Name)
+		}
+		out = append(out, line)
+	}
+	return out, nil
+}
+
+func (c *Controller) listJobs(w http.ResponseWriter, r *http.Request) error {
+	all, err := c.jobs(r.Context())
+	if err != nil {
+		return err
+	}
+	api.WriteJSON(w, http.StatusOK, all)
+	return nil
+}
+
+// job asks the job of the request's path.
+func (c *Controller) job(ctx context.Context, id string) (workflows.JobState, error) {
+	s, err := c.o.Flows.JobState(ctx, id)
+	if stoker.KindOf(err) == stoker.KindNotExist {
+		return s, stoker.Errorf(stoker.KindNotExist, "job", id, "is not known: 'stoker jobs' lists those that are")
+	}
+	return s, err
+}
+
+func (c *Controller) showJob(w http.ResponseWriter, r *http.Request) error {
+	s, err := c.job(r.Context(), r.PathValue("job"))
+	if err != nil {
+		return err
+	}
+	st, err := c.jobStatus(r.Context(), s, true)
+	if err != nil {
+		return err
+	}
+	api.WriteJSON(w, http.StatusOK, st)
+	return nil
+}
+
+// watchJob tells a job's state, twice a second in the end, until it is settled.
+func (c *Controller) watchJob(w http.ResponseWriter, r *http.Request) error {
+	stream := api.NewStream(w)
+	for wait := watchFirst; ; wait = min(2*wait, watchEvery) {
+		s, err := c.job(r.Context(), r.PathValue("job"))
+		var st *api.JobStatus
+		if err == nil {
+			st, err = c.jobStatus(r.Context(), s, api.Settled(s.State))
+		}
+		if err == nil {
+			err = stream.Send(api.Event{Job: st})
+		}
+		if err != nil {
+			stream.Fail(err)
+			return nil
+		}
+		if api.Settled(st.State) {
+			return nil
+		}
+		select {
+		case <-r.Context().Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (c *Controller) renewJob(w http.ResponseWriter, r *http.Request) error {
+	var req api.RenewRequest
+	if err := api.ReadJSON(w, r, &req); err != nil {
+		return err
+	}
+	id := r.PathValue("job")
+	s, err := c.job(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	if err := mayChange(r, "job", id, s.Input.Owner); err != nil {
+		return err
+	}
+	if req.Started {
+		if err := c.o.Flows.Started(r.Context(), id); err != nil {
+			return err
+		}
+	}
+	if err := c.o.Flows.Renew(r.Context(), id); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (c *Controller) releaseJob(w http.ResponseWriter, r *http.Request) error {
+	id := r.PathValue("job")
+	s, err := c.job(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	if err := mayChange(r, "job", id, s.Input.Owner); err != nil {
+		return err
+	}
+	if err := c.o.Flows.Release(r.Context(), id); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), releaseIn)
+	defer cancel()
+	if err := c.o.Flows.Wait(ctx, id); err != nil && ctx.Err() == nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent) // after releaseIn it ends without anybody waiting
+	return nil
+}

@@ -1,0 +1,353 @@
+package workflows
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"go.temporal.io/api/common/v1"
+	"go.temporal.io/api/enums/v1"
+	"go.temporal.io/api/serviceerror"
+	"go.temporal.io/api/workflowservice/v1"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/converter"
+	sdklog "go.temporal.io/sdk/log"
+
+	"stoker.dev"
+	"stoker.dev/activities"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/internal/api"
+)
+
+var _ activities.Joiner = (*Client)(nil)
+
+// ClientOptions say where Temporal is. Several clusters may share one.
+type ClientOptions struct {
+	Address   string // host:port
+	Namespace string // "" = default
+	Cluster   string // part of all workflow ids and of the task queue
+	Log       *slog.Logger
+}
+
+// Client starts, asks and tells workflows. Its methods may be called from any
+// goroutine. A Temporal that does not answer is Transient.
+type Client struct {
+	temporal  client.Client
+	address   string
+	namespace string
+	cluster   string
+	log       *slog.Logger
+}
+
+// NewClient makes a client; it does not connect.
+func NewClient(o ClientOptions) (*Client, error) {
+	t, err := client.NewLazyClient(client.Options{
+		HostPort: o.Address, Namespace: o.Namespace, Logger: quiet{sdklog.NewStructuredLogger(o.Log)},
+	})
+	if err != nil {
+		return nil, stoker.Errorf(stoker.KindInvalid, "temporal", o.Address, "%w", err)
+	}
+	return &Client{temporal: t, address: o.Address, namespace: cmp.Or(o.Namespace, client.DefaultNamespace), cluster: o.Cluster, log: o.Log}, nil
+}
+
+// quiet logs what the SDK thinks worth a warning or more: its other lines
+// tell of each workflow task.
+type quiet struct{ sdklog.Logger }
+
+func (quiet) Debug(string, ...any) {}
+func (quiet) Info(string, ...any)  {}
+
+// Close closes the connection.
+func (c *Client) Close() { c.temporal.Close() }
+
+func (c *Client) queue() string { return "stoker-" + c.cluster }
+
+// JobID is the id of a job's workflow.
+func JobID(cluster, job string) string { return "job-" + cluster + "-" + job }
+
+func (c *Client) datasetID(id stoker.ID) string { return "dataset-" + c.cluster + "-" + id.String() }
+
+// options are those of every start: what runs already is joined, what has
+// ended may begin anew.
+func (c *Client) options(id string) client.StartWorkflowOptions {
+	return client.StartWorkflowOptions{
+		ID: id, TaskQueue: c.queue(),
+		WorkflowIDConflictPolicy: enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
+		WorkflowIDReusePolicy:    enums.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
+	}
+}
+
+// told gives an error of the client its kind.
+func (c *Client) told(op, key string, err error) error {
+	var missing *serviceerror.NotFound
+	var invalid *serviceerror.InvalidArgument
+	var denied *serviceerror.PermissionDenied
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, context.Canceled):
+		return context.Canceled
+	case errors.As(err, &missing):
+		return stoker.Errorf(stoker.KindNotExist, op, key, "is not known, or has ended")
+	case errors.As(err, &invalid), errors.As(err, &denied):
+		return stoker.Errorf(stoker.KindInternal, op, key, "%w", err)
+	}
+	var service serviceerror.ServiceError
+	if errors.As(err, &service) || errors.Is(err, context.DeadlineExceeded) {
+		return stoker.Errorf(stoker.KindTransient, op, key, "Temporal at %s does not answer as it should: %w", c.address, err)
+	}
+	return activities.FromTemporal(op, key, err)
+}
+
+// StartJob begins a job, or finds it running.
+func (c *Client) StartJob(ctx context.Context, in JobInput) error {
+	in.Cluster = c.cluster
+	_, err := c.temporal.ExecuteWorkflow(ctx, c.options(JobID(c.cluster, in.Job)), jobWorkflow, in)
+	return c.told("job", in.Job, err)
+}
+
+// JobState asks a job, running or ended within Temporal's retention.
+func (c *Client) JobState(ctx context.Context, job string) (JobState, error) {
+	return c.jobState(ctx, JobID(c.cluster, job), "")
+}
+
+func (c *Client) jobState(ctx context.Context, id, run string) (s JobState, err error) {
+	v, err := c.temporal.QueryWorkflow(ctx, id, run, statusQuery)
+	if err == nil {
+		err = v.Get(&s)
+	}
+	return s, c.told("job", id[len(JobID(c.cluster, "")):], err)
+}
+
+// Release ends a claim. One that has ended is fine.
+func (c *Client) Release(ctx context.Context, job string) error {
+	err := c.told("job", job, c.temporal.SignalWorkflow(ctx, JobID(c.cluster, job), "", releaseSignal, nil))
+	if stoker.KindOf(err) == stoker.KindNotExist {
+		return nil
+	}
+	return err
+}
+
+// Wait returns when a job's workflow has ended, with all it held let go.
+func (c *Client) Wait(ctx context.Context, job string) error {
+	return c.told("job", job, c.temporal.GetWorkflow(ctx, JobID(c.cluster, job), "").Get(ctx, nil))
+}
+
+// Started tells a job that its command runs.
+func (c *Client) Started(ctx context.Context, job string) error {
+	return c.told("job", job, c.temporal.SignalWorkflow(ctx, JobID(c.cluster, job), "", startedSignal, nil))
+}
+
+// Renew keeps a claim alive; NotExist says that it has ended.
+func (c *Client) Renew(ctx context.Context, job string) error {
+	id := JobID(c.cluster, job)
+	err := c.temporal.RecordActivityHeartbeatByID(ctx, c.namespace, id, "", holdID)
+	var missing *serviceerror.NotFound
+	if !errors.As(err, &missing) {
+		return c.told("job", job, err)
+	}
+	// Between two tries of the activity there is none to renew.
+	d, err := c.temporal.DescribeWorkflowExecution(ctx, id, "")
+	if err != nil {
+		return c.told("job", job, err)
+	}
+	if d.WorkflowExecutionInfo.Status != enums.WORKFLOW_EXECUTION_STATUS_RUNNING {
+		return stoker.Errorf(stoker.KindNotExist, "job", job, "its claim has ended")
+	}
+	return nil
+}
+
+// Join makes a job a holder of a dataset, whose workflow begins if need be.
+func (c *Client) Join(ctx context.Context, in activities.JoinInput) error {
+	id := c.datasetID(in.Manifest)
+	start := c.temporal.NewWithStartWorkflowOperation(c.options(id), datasetWorkflow,
+		DatasetInput{Cluster: c.cluster, Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest})
+	h, err := c.temporal.UpdateWithStartWorkflow(ctx, client.UpdateWithStartWorkflowOptions{
+		StartWorkflowOperation: start,
+		UpdateOptions: client.UpdateWorkflowOptions{
+			UpdateID: "join-" + in.Run, UpdateName: joinUpdate, Args: []any{in}, WaitForStage: client.WorkflowUpdateStageCompleted,
+		},
+	})
+	if err == nil {
+		err = h.Get(ctx, nil)
+	}
+	return c.updated("join", in.Dataset, err)
+}
+
+// Leave ends that. A dataset's workflow that has ended has no holders.
+func (c *Client) Leave(ctx context.Context, in activities.LeaveInput) error {
+	h, err := c.temporal.UpdateWorkflow(ctx, client.UpdateWorkflowOptions{
+		WorkflowID: c.datasetID(in.Manifest), UpdateID: "leave-" + in.Run, UpdateName: leaveUpdate, Args: []any{in},
+		WaitForStage: client.WorkflowUpdateStageCompleted,
+	})
+	if err == nil {
+		err = h.Get(ctx, nil)
+	}
+	if err = c.updated("leave", in.Manifest.Short(), err); stoker.KindOf(err) == stoker.KindNotExist {
+		return nil
+	}
+	return err
+}
+
+// updated is told for updates: a workflow that ended under one is no reason
+// to give up, the next try begins a new one.
+func (c *Client) updated(op, key string, err error) error {
+	err = c.told(op, key, err)
+	if err != nil && op == "join" && stoker.KindOf(err) != stoker.KindInvalid {
+		return stoker.Errorf(stoker.KindTransient, op, key, "%w", err)
+	}
+	return err
+}
+
+// DatasetState asks a dataset's workflow; NotExist if nobody holds the data.
+func (c *Client) DatasetState(ctx context.Context, id stoker.ID) (DatasetState, error) {
+	return c.datasetState(ctx, c.datasetID(id))
+}
+
+func (c *Client) datasetState(ctx context.Context, id string) (s DatasetState, err error) {
+	v, err := c.temporal.QueryWorkflow(ctx, id, "", statusQuery)
+	if err == nil {
+		err = v.Get(&s)
+	}
+	return s, c.told("dataset", id, err)
+}
+
+// maxListed bounds one list of workflows.
+const maxListed = 1000
+
+// list names the workflows of a kind, the newest first.
+func (c *Client) list(ctx context.Context, name, more string, limit int, each func(id, run string, running bool)) error {
+	query := fmt.Sprintf("WorkflowType = '%s' AND TaskQueue = '%s' AND %s", name, c.queue(), more)
+	var next []byte
+	for n := 0; n < limit; {
+		page, err := c.temporal.ListWorkflow(ctx, &workflowservice.ListWorkflowExecutionsRequest{
+			Query: query, PageSize: int32(min(limit-n, 200)), NextPageToken: next,
+		})
+		if err != nil {
+			return c.told("list", name, err)
+		}
+		for _, e := range page.Executions {
+			each(e.Execution.WorkflowId, e.Execution.RunId, e.Status == enums.WORKFLOW_EXECUTION_STATUS_RUNNING)
+		}
+		n += len(page.Executions)
+		if next = page.NextPageToken; len(next) == 0 || len(page.Executions) == 0 {
+			break
+		}
+	}
+	return nil
+}
+
+// Jobs asks all running jobs, and the last ended ones.
+func (c *Client) Jobs(ctx context.Context, ended int) ([]JobState, error) {
+	type execution struct{ id, run string }
+	var all []execution
+	add := func(id, run string, _ bool) { all = append(all, execution{id, run}) }
+	if err := c.list(ctx, jobWorkflow, "ExecutionStatus = 'Running'", maxListed, add); err != nil {
+		return nil, err
+	}
+	if err := c.list(ctx, jobWorkflow, "ExecutionStatus != 'Running'", ended, add); err != nil {
+		return nil, err
+	}
+	var out []JobState
+	seen := map[string]bool{} // a job's last run hides those before
+	for _, e := range all {
+		if seen[e.id] {
+			continue
+		}
+		seen[e.id] = true
+		s, err := c.jobState(ctx, e.id, e.run)
+		if stoker.KindOf(err) == stoker.KindTransient {
+			return nil, err
+		} else if err == nil { // else it is just ending, or too old
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+// Datasets asks all datasets that are held.
+func (c *Client) Datasets(ctx context.Context) ([]DatasetState, error) {
+	var ids []string
+	err := c.list(ctx, datasetWorkflow, "ExecutionStatus = 'Running'", maxListed, func(id, _ string, _ bool) { ids = append(ids, id) })
+	if err != nil {
+		return nil, err
+	}
+	var out []DatasetState
+	for _, id := range ids {
+		s, err := c.datasetState(ctx, id)
+		if stoker.KindOf(err) == stoker.KindTransient {
+			return nil, err
+		} else if err == nil {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+// AddDataset lists and registers a dataset. It is cancelled with ctx.
+func (c *Client) AddDataset(ctx context.Context, d manifest.Dataset, progress func(api.ListProgress)) (activities.Frozen, error) {
+	return c.freeze(ctx, "catalog-"+c.cluster+"-"+d.Name, catalogWorkflow, d.Name, d, true, progress)
+}
+
+// List freezes roots that are registered nowhere. Those who ask for the same
+// at the same time share one listing, which goes on while anybody may wait.
+func (c *Client) List(ctx context.Context, in activities.FreezeInput, progress func(api.ListProgress)) (activities.Frozen, error) {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return activities.Frozen{}, stoker.Errorf(stoker.KindInternal, "list", "", "%w", err)
+	}
+	sum := sha256.Sum256(body)
+	return c.freeze(ctx, "list-"+c.cluster+"-"+hex.EncodeToString(sum[:8]), listWorkflow, in.Roots[0].URI, in, false, progress)
+}
+
+const askListing = 300 * time.Millisecond // how often a listing is asked how far it is
+
+func (c *Client) freeze(ctx context.Context, id, name, key string, in any, own bool, progress func(api.ListProgress)) (f activities.Frozen, err error) {
+	run, err := c.temporal.ExecuteWorkflow(ctx, c.options(id), name, in)
+	if err != nil {
+		return f, c.told("dataset", key, err)
+	}
+	done := make(chan error, 1) // one answer, also when nobody waits any more
+	go func() { done <- run.Get(ctx, &f) }()
+	tick := time.NewTicker(askListing)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-done:
+			if ctx.Err() != nil && own { // whoever asked has gone
+				stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+				defer cancel()
+				return f, errors.Join(ctx.Err(), c.told("dataset", key, c.temporal.CancelWorkflow(stop, id, run.GetRunID())))
+			}
+			return f, c.told("dataset", key, err)
+		case <-tick.C:
+			if p, ok := c.listed(ctx, id, run.GetRunID()); ok {
+				progress(p)
+			}
+		}
+	}
+}
+
+// listed reads the last heartbeat of a listing.
+func (c *Client) listed(ctx context.Context, id, run string) (p api.ListProgress, ok bool) {
+	d, err := c.temporal.DescribeWorkflowExecution(ctx, id, run)
+	if err != nil {
+		return p, false // shown with the next tick, or the end says why not
+	}
+	for _, a := range d.PendingActivities {
+		if a.HeartbeatDetails != nil && decode(a.HeartbeatDetails, &p) == nil {
+			return p, true
+		}
+	}
+	return p, false
+}
+
+func decode(payloads *common.Payloads, v any) error {
+	return converter.GetDefaultDataConverter().FromPayloads(payloads, v)
+}

@@ -1,0 +1,179 @@
+package workflows
+
+import (
+	"slices"
+	"time"
+
+	"go.temporal.io/sdk/workflow"
+
+	"stoker.dev"
+	"stoker.dev/activities"
+	"stoker.dev/internal/api"
+)
+
+// DatasetInput names the data that a workflow is about.
+type DatasetInput struct {
+	Cluster    string
+	Dataset    string
+	Generation int
+	Manifest   stoker.ID
+	Holders    []Holder `json:",omitempty"` // of the run that this one continues
+}
+
+// Holder is a job that needs the data.
+type Holder struct {
+	Job, Owner, Run string
+	Preload         bool `json:",omitempty"`
+	Replicas        int  `json:",omitempty"`
+	Leased          bool `json:",omitempty"` // the workers know
+	Served          bool `json:",omitempty"` // told Ready or Failed
+}
+
+// DatasetState is a dataset as its workflow knows it.
+type DatasetState struct {
+	Dataset    string
+	Generation int
+	Manifest   stoker.ID
+	State      string    // api.JobPlanned, JobQueued, JobWarming, JobReady or JobFailed
+	Plan       stoker.ID `json:",omitzero"` // of the last round
+	Parts      int       `json:",omitempty"`
+	Why        string    `json:",omitempty"` // Queued: what is missing
+	Holders    []Holder
+}
+
+const (
+	queuedEvery = 10 * time.Second // how often a claim that did not fit is tried again
+	againAfter  = 2 * time.Second  // a worker went away: look who is left
+	maxRounds   = 3                // plans made for one load before it has failed
+)
+
+type dataset struct {
+	cluster string
+	s       DatasetState
+	changes int // joins and leaves so far
+}
+
+// Dataset is the life of one manifest's data while anybody needs it. Jobs
+// join and leave it; those that want the same data share one load. It ends
+// when nobody holds the data; what is resident stays until its space is needed.
+func Dataset(ctx workflow.Context, in DatasetInput) error {
+	d := &dataset{cluster: in.Cluster, s: DatasetState{
+		Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest, State: api.JobPlanned, Holders: in.Holders}}
+	if err := d.handle(ctx); err != nil {
+		return err
+	}
+	// The join that started this run comes after its first step.
+	if err := workflow.Await(ctx, func() bool { return d.changes > 0 || len(d.s.Holders) > 0 }); err != nil {
+		return err
+	}
+	for {
+		seen := d.changes
+		pause := time.Duration(0)
+		if d.waiting() && d.s.State == api.JobQueued {
+			pause = queuedEvery
+		}
+		if err := d.idle(ctx, pause, seen); err != nil {
+			return err
+		}
+		idle := workflow.AllHandlersFinished(ctx)
+		switch {
+		case len(d.s.Holders) == 0 && idle:
+			return nil
+		case workflow.GetInfo(ctx).GetContinueAsNewSuggested() && idle:
+			in.Holders = d.s.Holders
+			return workflow.NewContinueAsNewError(ctx, Dataset, in)
+		case d.waiting():
+			d.load(ctx)
+		}
+	}
+}
+
+// idle returns when there is something to do: a holder to serve, none left,
+// or the time to try again.
+func (d *dataset) idle(ctx workflow.Context, pause time.Duration, seen int) error {
+	if pause > 0 {
+		_, err := workflow.AwaitWithTimeout(ctx, pause, func() bool { return d.changes != seen })
+		return err
+	}
+	return workflow.Await(ctx, func() bool {
+		return d.waiting() || workflow.AllHandlersFinished(ctx) &&
+			(len(d.s.Holders) == 0 || workflow.GetInfo(ctx).GetContinueAsNewSuggested())
+	})
+}
+
+// waiting reports whether a holder waits to be told.
+func (d *dataset) waiting() bool {
+	return slices.ContainsFunc(d.s.Holders, func(h Holder) bool { return h.Leased && !h.Served })
+}
+
+func (d *dataset) handle(ctx workflow.Context) error {
+	if err := workflow.SetQueryHandler(ctx, statusQuery, func() (DatasetState, error) { return d.s, nil }); err != nil {
+		return err
+	}
+	if err := workflow.SetUpdateHandler(ctx, joinUpdate, d.join); err != nil {
+		return err
+	}
+	return workflow.SetUpdateHandler(ctx, leaveUpdate, d.leave)
+}
+
+func (d *dataset) find(job string) int {
+	return slices.IndexFunc(d.s.Holders, func(h Holder) bool { return h.Job == job })
+}
+
+// join adds a holder. Its lease stands on the workers before a round counts
+// what is resident for it: from then on nothing of that is evicted.
+func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, error) {
+	if i := d.find(in.Job); i >= 0 {
+		d.s.Holders = slices.Delete(d.s.Holders, i, i+1) // an earlier run of the job that could not leave
+	}
+	d.s.Holders = append(d.s.Holders, Holder{Job: in.Job, Owner: in.Owner, Run: in.Run, Preload: in.Preload, Replicas: in.Replicas})
+	d.changes++
+	lease := activities.LeaseInput{Leases: []api.Lease{d.lease(in.Job, in.Owner)}}
+	err := workflow.ExecuteActivity(briefly(ctx, 30*time.Second, 6), do.PutLeases, lease).Get(ctx, nil)
+	i := d.find(in.Job)
+	d.changes++
+	switch {
+	case i < 0: // it left meanwhile: what leave dropped may have come again
+		return d.s.State, d.drop(ctx, in.Job)
+	case err != nil:
+		d.s.Holders = slices.Delete(d.s.Holders, i, i+1)
+		return "", err
+	}
+	d.s.Holders[i].Leased = true
+	return d.s.State, nil
+}
+
+// leave removes a holder; when it answers, the workers have dropped its leases.
+func (d *dataset) leave(ctx workflow.Context, in activities.LeaveInput) error {
+	i := d.find(in.Job)
+	if i < 0 || d.s.Holders[i].Run != in.Run {
+		return nil
+	}
+	d.s.Holders = slices.Delete(d.s.Holders, i, i+1)
+	d.changes++
+	return d.drop(ctx, in.Job)
+}
+
+func (d *dataset) drop(ctx workflow.Context, job string) error {
+	return workflow.ExecuteActivity(briefly(ctx, 30*time.Second, 6), do.PutLeases, activities.LeaseInput{Drop: []string{job}}).Get(ctx, nil)
+}
+
+func (d *dataset) lease(job, owner string) api.Lease {
+	return api.Lease{Holder: job, Owner: owner, Manifest: d.s.Manifest, TTLSeconds: activities.LeaseTTL.Seconds()}
+}
+
+// tell gives its outcome to a job. One whose workflow is gone holds nothing.
+func (d *dataset) tell(ctx workflow.Context, job string, o Outcome) {
+	err := workflow.SignalExternalWorkflow(ctx, JobID(d.cluster, job), "", newsSignal, news{d.s.Manifest, o}).Get(ctx, nil)
+	i := d.find(job)
+	switch {
+	case i < 0 || isCanceled(err):
+	case err != nil:
+		workflow.GetLogger(ctx).Warn("a holder is gone", "job", job, "error", err)
+		d.s.Holders = slices.Delete(d.s.Holders, i, i+1)
+		d.changes++
+		_ = d.drop(ctx, job) // else its leases run out
+	default:
+		d.s.Holders[i].Served = true
+	}
+}

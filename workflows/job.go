@@ -1,0 +1,234 @@
+package workflows
+
+import (
+	"time"
+
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"stoker.dev"
+	"stoker.dev/activities"
+	"stoker.dev/internal/api"
+)
+
+// What a job does when its data is not there in time.
+const (
+	OnMissStart = "start"
+	OnMissWait  = "wait"
+	OnMissFail  = "fail"
+)
+
+// JobDataset is one dataset that a job claims, resolved.
+type JobDataset struct {
+	Name       string
+	Generation int `json:",omitempty"` // 0: a URI, registered nowhere
+	Manifest   stoker.ID
+	Bytes      int64
+	ListedAt   time.Time
+	Dir        string `json:",omitempty"`
+}
+
+// JobInput is a claim.
+type JobInput struct {
+	Cluster, Job, Owner string
+	Datasets            []JobDataset
+	OnMiss              string
+	Submitted           time.Time
+	Deadline            time.Time `json:",omitzero"`  // zero: none
+	Preload             bool      `json:",omitempty"` // released at Ready, refused if it does not fit
+	Replicas            int       `json:",omitempty"`
+}
+
+// Outcome is what has become of one dataset of a job.
+type Outcome struct {
+	State       string         // "" until known, then api.JobReady or api.JobFailed
+	Certificate stoker.ID      `json:",omitzero"`
+	Error       *api.ErrorBody `json:",omitempty"`
+}
+
+// JobState is a job as its workflow knows it.
+type JobState struct {
+	Input     JobInput
+	State     string // api.JobPlanned until its datasets are settled
+	Outcomes  []Outcome
+	Cancelled bool           `json:",omitempty"` // released before its data was there
+	Error     *api.ErrorBody `json:",omitempty"` // why it is Failed or Degraded
+}
+
+// news is the signal by which a dataset's workflow tells a job.
+type news struct {
+	Manifest stoker.ID
+	Outcome
+}
+
+// holdSilence is how long a claim lives unrenewed, and again after that: one
+// missed renewal alone may be an outage of ours. Both together end within the
+// 60 s of the contract.
+const holdSilence = 20 * time.Second
+
+// holdID names the activity to renew.
+const holdID = "hold"
+
+func runOf(ctx workflow.Context) string { return workflow.GetInfo(ctx).WorkflowExecution.RunID }
+
+type job struct {
+	s        JobState
+	changed  bool
+	released bool
+	started  bool
+	late     bool
+	over     bool
+}
+
+// Job is one claim's life: it joins the workflows of its datasets, waits for
+// them or for the deadline, holds the data while somebody renews the claim,
+// and lets go whatever happens. It is the only thing that decides a job's state.
+func Job(ctx workflow.Context, in JobInput) (JobState, error) {
+	j := &job{s: JobState{Input: in, State: api.JobPlanned, Outcomes: make([]Outcome, len(in.Datasets))}, changed: true}
+	err := workflow.SetQueryHandler(ctx, statusQuery, func() (JobState, error) { return j.s, nil })
+	if err != nil {
+		return j.s, err
+	}
+	running, cancel := workflow.WithCancel(ctx)
+	defer cancel()
+	j.listen(running)
+	j.join(running)
+	for !j.over {
+		if err := workflow.Await(ctx, func() bool { return j.changed }); err != nil {
+			j.released = true // cancelled from outside
+		}
+		j.changed = false
+		j.step()
+	}
+	cancel()
+	j.leave(ctx)
+	return j.s, nil
+}
+
+// listen turns signals, the deadline and the lost life line into changes.
+func (j *job) listen(ctx workflow.Context) {
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		for {
+			var n news
+			workflow.GetSignalChannel(ctx, newsSignal).Receive(ctx, &n)
+			if ctx.Err() != nil {
+				return
+			}
+			for i, d := range j.s.Input.Datasets {
+				if d.Manifest == n.Manifest {
+					j.s.Outcomes[i], j.changed = n.Outcome, true
+				}
+			}
+		}
+	})
+	j.onSignal(ctx, releaseSignal, &j.released)
+	j.onSignal(ctx, startedSignal, &j.started)
+	if !j.s.Input.Preload {
+		workflow.Go(ctx, j.hold)
+	}
+	if !j.s.Input.Deadline.IsZero() {
+		workflow.Go(ctx, func(ctx workflow.Context) {
+			if workflow.Sleep(ctx, max(0, j.s.Input.Deadline.Sub(workflow.Now(ctx)))) == nil {
+				j.late, j.changed = true, true
+			}
+		})
+	}
+}
+
+func (j *job) onSignal(ctx workflow.Context, name string, flag *bool) {
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		workflow.GetSignalChannel(ctx, name).Receive(ctx, nil)
+		if ctx.Err() == nil {
+			*flag, j.changed = true, true
+		}
+	})
+}
+
+// hold keeps an activity open whose heartbeats are the claim's renewals. A
+// silence that follows a long life may have been an outage of Temporal or of
+// the controllers: it gets a second chance.
+func (j *job) hold(ctx workflow.Context) {
+	ctx = workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+		ActivityID: holdID, StartToCloseTimeout: 365 * 24 * time.Hour, HeartbeatTimeout: holdSilence,
+		RetryPolicy: &temporal.RetryPolicy{MaximumAttempts: 1},
+	})
+	for silent := 0; silent < 2 && ctx.Err() == nil; silent++ {
+		began := workflow.Now(ctx)
+		_ = workflow.ExecuteActivity(ctx, do.Hold).Get(ctx, nil) // it ends by silence alone
+		if workflow.Now(ctx).Sub(began) > 2*holdSilence {
+			silent = 0
+		}
+	}
+	if ctx.Err() == nil {
+		j.released, j.changed = true, true
+	}
+}
+
+// join makes the job a holder of each of its datasets.
+func (j *job) join(ctx workflow.Context) {
+	in := &j.s.Input
+	for i, d := range in.Datasets {
+		workflow.Go(ctx, func(ctx workflow.Context) {
+			err := workflow.ExecuteActivity(briefly(ctx, time.Minute, 6), do.Join, activities.JoinInput{
+				Dataset: d.Name, Generation: d.Generation, Manifest: d.Manifest, Job: in.Job, Owner: in.Owner,
+				Run: runOf(ctx), Preload: in.Preload, Replicas: in.Replicas,
+			}).Get(ctx, nil)
+			if err != nil && ctx.Err() == nil {
+				j.s.Outcomes[i], j.changed = Outcome{State: api.JobFailed, Error: errorBody(err)}, true
+			}
+		})
+	}
+}
+
+// leave lets go, whatever became of the job. It goes on until it is done.
+func (j *job) leave(ctx workflow.Context) {
+	ctx, cancel := workflow.NewDisconnectedContext(ctx)
+	defer cancel()
+	var leaving []workflow.Future
+	for _, d := range j.s.Input.Datasets {
+		leaving = append(leaving, workflow.ExecuteActivity(insisting(ctx), do.Leave,
+			activities.LeaveInput{Manifest: d.Manifest, Job: j.s.Input.Job, Run: runOf(ctx)}))
+	}
+	for _, f := range leaving {
+		if err := f.Get(ctx, nil); err != nil {
+			workflow.GetLogger(ctx).Error("a claim could not be let go; its leases run out", "job", j.s.Input.Job, "error", err)
+		}
+	}
+}
+
+// step is the state machine: what is known decides the state.
+func (j *job) step() {
+	ready, failed := 0, -1
+	for i, o := range j.s.Outcomes {
+		switch o.State {
+		case api.JobReady:
+			ready++
+		case api.JobFailed:
+			failed = i
+		}
+	}
+	in := &j.s.Input
+	switch all := ready == len(j.s.Outcomes); {
+	case j.released:
+		j.s.Cancelled = !all && j.s.State == api.JobPlanned
+		j.end(api.JobReleased, nil)
+	case failed >= 0 && (in.Preload || in.OnMiss != OnMissStart):
+		j.end(api.JobFailed, j.s.Outcomes[failed].Error)
+	case failed >= 0:
+		j.s.State, j.s.Error = api.JobDegraded, j.s.Outcomes[failed].Error
+	case all && in.Preload:
+		j.end(api.JobReleased, nil)
+	case all && j.s.State != api.JobDegraded:
+		j.s.State = api.JobReady
+		if j.started {
+			j.s.State = api.JobLeased
+		}
+	case !all && j.late && in.OnMiss == OnMissFail:
+		j.end(api.JobFailed, api.ErrorOf(stoker.Errorf(stoker.KindDeadline, "job", in.Job, "its data was not ready at the deadline, %s after submission",
+			in.Deadline.Sub(in.Submitted).Round(time.Millisecond))))
+	case !all && j.late && in.OnMiss == OnMissStart:
+		j.s.State = api.JobDegraded
+	}
+}
+
+func (j *job) end(state string, why *api.ErrorBody) { j.s.State, j.s.Error, j.over = state, why, true }

@@ -1,0 +1,186 @@
+package workflows
+
+import (
+	"fmt"
+
+	"go.temporal.io/sdk/workflow"
+
+	"stoker.dev"
+	"stoker.dev/activities"
+	"stoker.dev/internal/api"
+)
+
+// partsPerChild is how many workers one child drives: its history stays
+// within a few hundred events.
+const partsPerChild = 64
+
+// load serves those who wait: plan, reserve, load, verify, and again if a
+// worker went away meanwhile. It stops when nobody holds the data any more.
+func (d *dataset) load(ctx workflow.Context) {
+	ctx, cancel := workflow.WithCancel(ctx)
+	defer cancel()
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		if workflow.Await(ctx, func() bool { return len(d.s.Holders) == 0 }) == nil {
+			cancel()
+		}
+	})
+	r := &round{d: d, verify: activities.VerifyInput{
+		Dataset: d.s.Dataset, Generation: d.s.Generation, Manifest: d.s.Manifest, Started: workflow.Now(ctx)}}
+	for n := 1; ; n++ {
+		v, err := r.run(ctx)
+		again := n < maxRounds && ctx.Err() == nil && (err == nil && v.Again || isKind(err, stoker.KindTransient))
+		if again && workflow.Sleep(ctx, againAfter) == nil {
+			continue
+		}
+		switch {
+		case ctx.Err() != nil:
+			d.s.State = api.JobPlanned
+		case isKind(err, stoker.KindNoSpace):
+			d.refuse(ctx, err)
+		case err != nil:
+			d.settle(ctx, d.unserved(), Outcome{State: api.JobFailed, Error: errorBody(err)})
+		case v.State != api.CertificateReady:
+			d.settle(ctx, r.serving, Outcome{State: api.JobFailed, Certificate: v.Certificate, Error: &api.ErrorBody{Kind: v.Kind, Message: v.Message}})
+		default:
+			d.settle(ctx, r.serving, Outcome{State: api.JobReady, Certificate: v.Certificate})
+		}
+		return
+	}
+}
+
+// unserved lists the jobs that wait to be told.
+func (d *dataset) unserved() []string {
+	var jobs []string
+	for _, h := range d.s.Holders {
+		if h.Leased && !h.Served {
+			jobs = append(jobs, h.Job)
+		}
+	}
+	return jobs
+}
+
+func (d *dataset) settle(ctx workflow.Context, jobs []string, o Outcome) {
+	d.s.State, d.s.Why = o.State, ""
+	for _, job := range jobs {
+		d.tell(ctx, job, o)
+	}
+}
+
+// refuse tells those who only preload that it does not fit; the others queue.
+func (d *dataset) refuse(ctx workflow.Context, err error) {
+	body := errorBody(err)
+	d.s.State, d.s.Why = api.JobQueued, body.Message
+	for _, job := range d.unserved() {
+		if i := d.find(job); i >= 0 && d.s.Holders[i].Preload {
+			d.tell(ctx, job, Outcome{State: api.JobFailed, Error: body})
+		}
+	}
+}
+
+// round is one try to make the data resident. What several tries cost is
+// counted together.
+type round struct {
+	d       *dataset
+	verify  activities.VerifyInput
+	serving []string // whose leases stood before the count began
+}
+
+func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
+	d := r.d
+	d.s.State, d.s.Why = api.JobPlanned, ""
+	in := activities.PlanInput{Dataset: d.s.Dataset, Generation: d.s.Generation, Manifest: d.s.Manifest, Round: workflow.Now(ctx).UnixNano()}
+	var leases []api.Lease
+	for _, h := range d.s.Holders {
+		in.Replicas = max(in.Replicas, h.Replicas)
+		leases = append(leases, d.lease(h.Job, h.Owner))
+	}
+	var p activities.Planned
+	if err := workflow.ExecuteActivity(working(ctx, 0, 6), do.Plan, in).Get(ctx, &p); err != nil {
+		return v, err
+	}
+	reserve := activities.ReserveInput{Plan: p.Plan, Leases: leases}
+	if err := workflow.ExecuteActivity(working(ctx, 0, 2), do.Reserve, reserve).Get(ctx, nil); err != nil {
+		return v, err // what was granted is given back already
+	}
+	defer func() {
+		if err != nil {
+			r.giveBack(ctx, p.Plan)
+		}
+	}()
+	d.s.Plan, d.s.Parts, d.s.State = p.Plan, p.Parts, api.JobWarming
+	if err := r.loadParts(ctx, p); err != nil {
+		return v, err
+	}
+	r.serving = d.unserved()
+	err = workflow.ExecuteActivity(working(ctx, 0, 3), do.Verify, r.verify).Get(ctx, &v)
+	return v, err
+}
+
+// giveBack ends the loads of a plan and returns the space they did not use.
+func (r *round) giveBack(ctx workflow.Context, plan stoker.ID) {
+	ctx, cancel := workflow.NewDisconnectedContext(ctx)
+	defer cancel()
+	if err := workflow.ExecuteActivity(briefly(ctx, activities.LeaseTTL, 3), do.GiveBack, plan).Get(ctx, nil); err != nil {
+		workflow.GetLogger(ctx).Warn("not all workers gave their space back", "plan", plan.Short(), "error", err)
+	}
+}
+
+// loadParts drives all parts and adds up what they cost.
+func (r *round) loadParts(ctx workflow.Context, p activities.Planned) error {
+	var children []workflow.ChildWorkflowFuture
+	for from := 0; from < p.Parts; from += partsPerChild {
+		child := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
+			WorkflowID:          fmt.Sprintf("load-%s-%s-%d", r.d.cluster, p.Plan.Short(), from/partsPerChild),
+			WaitForCancellation: true,
+		})
+		children = append(children, workflow.ExecuteChildWorkflow(child, Load, LoadInput{p.Plan, from, min(from+partsPerChild, p.Parts)}))
+	}
+	var failed error
+	for _, c := range children {
+		var l Loaded
+		err := c.Get(ctx, &l)
+		if err == nil && l.Error != nil {
+			err = l.Error.Err("load", p.Plan.Short())
+		}
+		if err != nil && failed == nil {
+			failed = err
+		}
+		r.verify.UFSRequests += l.UFSRequests
+		r.verify.UFSBytes += l.UFSBytes
+		r.verify.Refetched.Add(l.Refetched)
+	}
+	return failed
+}
+
+// LoadInput is some parts of a plan.
+type LoadInput struct {
+	Plan     stoker.ID
+	From, To int
+}
+
+// Loaded is what came of them: what they cost stands there even if one failed.
+type Loaded struct {
+	activities.PartLoaded
+	Error *api.ErrorBody `json:",omitempty"`
+}
+
+// Load drives parts From to To of a plan, each by one activity. All are heard
+// to their end, whatever becomes of the others.
+func Load(ctx workflow.Context, in LoadInput) (Loaded, error) {
+	var parts []workflow.Future
+	for part := in.From; part < in.To; part++ {
+		parts = append(parts, workflow.ExecuteActivity(working(ctx, loadSilence, 3), do.LoadPart, activities.PartInput{Plan: in.Plan, Part: part}))
+	}
+	var sum Loaded
+	for _, f := range parts {
+		var p activities.PartLoaded
+		if err := f.Get(ctx, &p); err != nil && sum.Error == nil {
+			sum.Error = errorBody(err)
+		}
+		sum.UFSRequests += p.UFSRequests
+		sum.UFSBytes += p.UFSBytes
+		sum.Refetched.Add(p.Refetched)
+		sum.Failed += p.Failed
+	}
+	return sum, ctx.Err()
+}

@@ -1,0 +1,54 @@
+package workflows
+
+import (
+	"context"
+	"time"
+
+	"go.temporal.io/sdk/worker"
+	"go.temporal.io/sdk/workflow"
+
+	"stoker.dev/activities"
+)
+
+// startAgain is how long a controller waits before it tries again to reach
+// a Temporal that does not answer.
+const startAgain = 2 * time.Second
+
+// Serve runs workflows and activities of the cluster until ctx ends. While
+// Temporal does not answer it tries again; ready is called once it does.
+func (c *Client) Serve(ctx context.Context, acts *activities.Activities, ready func()) {
+	for ctx.Err() == nil {
+		w := worker.New(c.temporal, c.queue(), worker.Options{
+			MaxHeartbeatThrottleInterval: time.Second, // progress is seen by people
+			WorkerStopTimeout:            2 * time.Second,
+		})
+		register(w, acts)
+		err := w.Start()
+		if err == nil {
+			ready()
+			<-ctx.Done()
+			w.Stop()
+			return
+		}
+		c.log.Warn("Temporal does not answer; trying again", "address", c.address, "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(startAgain):
+		}
+	}
+}
+
+// register enters workflows and activities under their names.
+func register(w worker.Registry, acts *activities.Activities) {
+	for _, f := range []any{
+		acts.Hold, acts.Join, acts.Leave, acts.PutLeases, acts.Plan, acts.Reserve, acts.GiveBack, acts.LoadPart, acts.Verify,
+		acts.Freeze, acts.Register,
+	} {
+		w.RegisterActivity(f)
+	}
+	for name, f := range map[string]any{
+		jobWorkflow: Job, datasetWorkflow: Dataset, loadWorkflow: Load, catalogWorkflow: Catalog, listWorkflow: List,
+	} {
+		w.RegisterWorkflowWithOptions(f, workflow.RegisterOptions{Name: name})
+	}
+}

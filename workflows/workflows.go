@@ -1,0 +1,83 @@
+// Package workflows holds what must happen even if every process dies: a job's
+// claim, a dataset's preload, the catalog's changes. A workflow decides only;
+// its side effects are the methods of activities.Activities. Client is how the
+// controllers speak to workflows; no other package below cmd knows Temporal.
+package workflows
+
+import (
+	"time"
+
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"stoker.dev"
+	"stoker.dev/activities"
+	"stoker.dev/internal/api"
+)
+
+// Names of workflows, signals, updates and queries. They are in histories:
+// never changed.
+const (
+	jobWorkflow     = "Job"
+	datasetWorkflow = "Dataset"
+	loadWorkflow    = "Load"
+	catalogWorkflow = "Catalog"
+	listWorkflow    = "List"
+
+	newsSignal    = "dataset-state"
+	startedSignal = "started"
+	releaseSignal = "release"
+	joinUpdate    = "join"
+	leaveUpdate   = "leave"
+	statusQuery   = "status"
+)
+
+// do is nil: only its method names are used, to name activities.
+var do *activities.Activities
+
+// briefly is for activities that ask and answer.
+func briefly(ctx workflow.Context, timeout time.Duration, attempts int32) workflow.Context {
+	retry := activities.Retry
+	retry.MaximumAttempts = attempts
+	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{StartToCloseTimeout: timeout, RetryPolicy: &retry})
+}
+
+// How long an activity that tells its progress may be silent: a load's
+// stream has a line twice a second, a page of a listing may be slow.
+const (
+	loadSilence = 30 * time.Second
+	listSilence = 5 * time.Minute
+)
+
+// working is for those that may take long; silence 0: they tell no progress.
+func working(ctx workflow.Context, silence time.Duration, attempts int32) workflow.Context {
+	retry := activities.Retry
+	retry.MaximumAttempts = attempts
+	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+		StartToCloseTimeout: 7 * 24 * time.Hour, HeartbeatTimeout: silence,
+		WaitForCancellation: true, RetryPolicy: &retry,
+	})
+}
+
+// insisting is for what has to be done in the end, such as letting go.
+func insisting(ctx workflow.Context) workflow.Context {
+	retry := activities.Retry
+	retry.MaximumAttempts, retry.MaximumInterval = 0, 30*time.Second
+	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+		StartToCloseTimeout: time.Minute, ScheduleToCloseTimeout: 24 * time.Hour, RetryPolicy: &retry,
+	})
+}
+
+// errorBody makes what users see of an error.
+func errorBody(err error) *api.ErrorBody {
+	if err == nil {
+		return nil
+	}
+	return api.ErrorOf(activities.FromTemporal("workflow", "", err))
+}
+
+func isKind(err error, k stoker.Kind) bool {
+	return err != nil && stoker.KindOf(activities.FromTemporal("workflow", "", err)) == k
+}
+
+func isCanceled(err error) bool { return temporal.IsCanceledError(err) }
