@@ -23,7 +23,8 @@ dev: ## bin/stoker-dev alone (embeds a Temporal server: minutes the first time)
 	cd cmd/stoker-dev && $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o ../../bin/stoker-dev .
 
 test: need build ## every test, race detector on, real Redis, S3, FUSE and Temporal
-	$(GO) test -race -timeout 25m $(PKGS)
+	$(GO) test -race -timeout 25m $(filter-out %/e2e,$(shell $(GO) list $(PKGS)))
+	$(GO) test -timeout 25m ./internal/e2e
 
 test-long: test ## the slow ones too
 	STOKER_TEST_LONG=1 $(GO) test -race -timeout 50m -count=1 $(PKGS)

@@ -64,7 +64,7 @@ func rootCommand() *cobra.Command {
   stoker-dev down --dir /tmp/dev`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage{err} })
-	root.AddCommand(upCommand(), startCommand(), downCommand(), serveCommand())
+	root.AddCommand(upCommand(), startCommand(), downCommand(), demoCommand(), serveCommand(), trainCommand())
 	return root
 }
 

@@ -46,6 +46,7 @@ type Controller struct {
 	mounts    *mounts.Mounts
 	acts      *activities.Activities
 	loads     *loads
+	phases    *phases
 	listeners []net.Listener
 }
 
@@ -64,7 +65,7 @@ func Open(o Options) (*Controller, error) {
 	c.acts = activities.New(activities.Options{
 		Store: c.manifests, Index: o.Index, Open: c.mounts.Open, TempDir: o.Dir, Token: o.Tokens.Own(), Joiner: o.Flows, Log: o.Log,
 	})
-	c.loads = newLoads(c.acts)
+	c.loads, c.phases = newLoads(c.acts), newPhases(o.Flows)
 	if err := c.listen(); err != nil {
 		c.closeListeners()
 		return nil, err

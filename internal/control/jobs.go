@@ -18,14 +18,15 @@ import (
 )
 
 const (
-	maxDatasets  = 64                     // of one job
-	maxReplicas  = 16                     // of one preload
-	endedJobs    = 50                     // of the jobs that are listed
-	watchFirst   = 50 * time.Millisecond  // a watched job is asked at first, for small datasets
-	watchEvery   = 500 * time.Millisecond // and later
-	refuseWithin = 10 * time.Second       // a preload is answered when its space is granted, or after this
-	releaseIn    = 15 * time.Second       // a release is answered when all is let go, or after this
-	unknownETA   = -1
+	maxDatasets   = 64                     // of one job
+	maxReplicas   = 16                     // of one preload
+	endedJobs     = 50                     // of the jobs that are listed
+	watchFirst    = 50 * time.Millisecond  // a watched job is asked at first, for small datasets
+	watchEvery    = 500 * time.Millisecond // and later
+	watchPatience = 30 * time.Second       // with a Temporal that does not answer
+	refuseWithin  = 10 * time.Second       // a preload is answered when its space is granted, or after this
+	releaseIn     = 15 * time.Second       // a release is answered when all is let go, or after this
+	unknownETA    = -1
 )
 
 var jobID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,127}$`)
@@ -112,6 +113,9 @@ func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted
 		return c.granted(ctx, req.Job)
 	}
 	s, err := c.o.Flows.JobState(ctx, req.Job)
+	if stoker.KindOf(err) == stoker.KindTransient && err != nil { // it runs; whoever watches it will hear more
+		s, err = workflows.JobState{Input: in, State: api.JobPlanned, Outcomes: make([]workflows.Outcome, len(in.Datasets))}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -213,11 +217,9 @@ func (c *Controller) outcome(ctx context.Context, s *workflows.JobState, i int, 
 	case o.State != "" || s.State == api.JobReleased || s.State == api.JobFailed:
 		return nil
 	}
-	d, err := c.o.Flows.DatasetState(ctx, out.Manifest)
-	if stoker.KindOf(err) == stoker.KindNotExist {
-		return nil // it has not begun, or just ended
-	} else if err != nil {
-		return err
+	d, ok := c.phases.get(ctx, out.Manifest)
+	if !ok {
+		return ctx.Err() // it has not begun, or just ended, or Temporal is busy: what the job knows is shown
 	}
 	if s.State == api.JobPlanned && (d.State == api.JobQueued || d.State == api.JobWarming) {
 		st.State = d.State
@@ -289,8 +291,13 @@ func (c *Controller) showJob(w http.ResponseWriter, r *http.Request) error {
 // watchJob tells a job's state, twice a second in the end, until it is settled.
 func (c *Controller) watchJob(w http.ResponseWriter, r *http.Request) error {
 	stream := api.NewStream(w)
+	heard := time.Now()
 	for wait := watchFirst; ; wait = min(2*wait, watchEvery) {
 		s, err := c.job(r.Context(), r.PathValue("job"))
+		if stoker.KindOf(err) == stoker.KindTransient && err != nil && time.Since(heard) < watchPatience && r.Context().Err() == nil {
+			continue // Temporal is busy, and was asked for some seconds
+		}
+		heard = time.Now()
 		var st *api.JobStatus
 		if err == nil {
 			st, err = c.jobStatus(r.Context(), s, api.Settled(s.State))

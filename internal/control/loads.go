@@ -8,6 +8,7 @@ import (
 	"stoker.dev"
 	"stoker.dev/activities"
 	"stoker.dev/internal/api"
+	"stoker.dev/workflows"
 )
 
 const (
@@ -114,4 +115,49 @@ func (l *loads) ask(ctx context.Context, plan stoker.ID, p *planProgress) (sampl
 		s.part, s.whole = s.part+q.Bytes, s.whole+q.TotalBytes
 	}
 	return s, err
+}
+
+// phases asks workflows of datasets for their states, once for all who look
+// at the same one.
+type phases struct {
+	flows *workflows.Client
+
+	mu    sync.Mutex
+	known map[stoker.ID]*phase // +checklocks:mu
+}
+
+type phase struct {
+	mu    sync.Mutex
+	state workflows.DatasetState // +checklocks:mu
+	ok    bool                   // +checklocks:mu
+	asked time.Time              // +checklocks:mu
+}
+
+func newPhases(flows *workflows.Client) *phases {
+	return &phases{flows: flows, known: map[stoker.ID]*phase{}}
+}
+
+// get returns a state that is at most progressAge old; ok is false if there
+// is none to be had.
+func (p *phases) get(ctx context.Context, id stoker.ID) (workflows.DatasetState, bool) {
+	p.mu.Lock()
+	e := p.known[id]
+	if e == nil {
+		if len(p.known) >= loadsKept {
+			clear(p.known) // they are asked again
+		}
+		e = &phase{}
+		p.known[id] = e
+	}
+	p.mu.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if time.Since(e.asked) > progressAge {
+		s, err := p.flows.DatasetState(ctx, id)
+		if ctx.Err() != nil {
+			return s, false
+		}
+		e.state, e.ok, e.asked = s, err == nil, time.Now()
+	}
+	return e.state, e.ok
 }
