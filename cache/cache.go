@@ -89,6 +89,8 @@ type Cache struct {
 	stop context.Context // ends every flight and load; cancelled by Close
 	end  context.CancelFunc
 	busy sync.WaitGroup
+
+	following chan struct{} // holds one for each copy ahead of demand
 }
 
 // New makes the cache and reads back what it held before.
@@ -99,7 +101,7 @@ func New(o Options) (*Cache, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Cache{o: o, sets: map[stoker.ID]*Set{}}
+	c := &Cache{o: o, sets: map[stoker.ID]*Set{}, following: make(chan struct{}, followMost)}
 	// Flights and loads outlive the requests that start them; Close ends them.
 	c.stop, c.end = context.WithCancel(context.Background())
 	c.fills.runs = map[stoker.ID][]*flight{}
@@ -140,6 +142,8 @@ type slot struct {
 	// reading, so that an eviction waits for reads in progress.
 	sh      *store.Shard      // +checklocks:mu
 	members []manifest.Member // +checklocks:mu
+
+	misses atomic.Int32 // demands that another worker's whole copy served
 }
 
 type rootFS struct {

@@ -20,8 +20,15 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 	}
 	for _, p := range s.c.o.Directory.Holders(ctx, s.id, n) {
 		if s.fromPeer(ctx, n, f, p, false) {
+			if p.Whole {
+				s.slots[n].misses.Add(1)
+			}
 			break
 		}
+	}
+	if w.ahead {
+		s.seal(n)
+		return
 	}
 	bypass := false
 	if !w.direct && s.missing(n, f) {

@@ -25,6 +25,7 @@ type fills struct {
 // flight brings in the missing blocks of [from, to) of one shard.
 type flight struct {
 	from, to int
+	ahead    bool // copies what a peer has, and no more: who waits for the rest tries again
 	cancel   context.CancelFunc
 	done     chan struct{} // closed by run
 	waiters  int           // guarded by fills.mu
@@ -41,6 +42,7 @@ type why struct {
 	reservation string       // space to draw on; "" = what is free
 	count       *guard.Count // data requests are added to it; nil = only the cache's own
 	direct      bool         // this worker was asked as the owner: it asks no other owner
+	ahead       bool         // nobody waits: only what a peer has is copied
 }
 
 // joinFlight returns the flight that will bring in the first missing block of
@@ -48,25 +50,42 @@ type why struct {
 // caller has become a waiter and must leave.
 func (s *Set) joinFlight(n uint32, from, to int, w why) *flight {
 	c := s.c
-	id := s.man.Shard(n).ID
 	c.fills.mu.Lock()
 	defer c.fills.mu.Unlock()
-	first := s.firstMissing(n, from, to)
+	first, end, there := s.gapLocked(n, from, to)
+	if there != nil {
+		there.waiters++
+		return there
+	}
 	if first == to || c.stop.Err() != nil {
 		return nil
 	}
-	end := to
-	for _, f := range c.fills.runs[id] {
+	return s.startLocked(n, first, end, w)
+}
+
+// gapLocked returns the first missing block of [from, to) and where the next
+// flight, or to, ends the gap; or the flight that brings that block in.
+func (s *Set) gapLocked(n uint32, from, to int) (first, end int, there *flight) {
+	first, end = s.firstMissing(n, from, to), to
+	if first == to {
+		return first, end, nil
+	}
+	for _, f := range s.c.fills.runs[s.man.Shard(n).ID] {
 		if f.from <= first && first < f.to {
-			f.waiters++
-			return f
+			return first, end, f
 		}
 		if f.from > first {
 			end = min(end, f.from)
 		}
 	}
+	return first, end, nil
+}
+
+// startLocked starts a flight with one waiter.
+func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
+	c, id := s.c, s.man.Shard(n).ID
 	ctx, cancel := context.WithCancel(c.stop)
-	f := &flight{from: first, to: end, cancel: cancel, waiters: 1,
+	f := &flight{from: from, to: to, cancel: cancel, waiters: 1, ahead: w.ahead,
 		done: make(chan struct{}), changed: make(chan struct{})}
 	c.fills.runs[id] = append(c.fills.runs[id], f)
 	s.retain()
@@ -82,6 +101,9 @@ func (s *Set) joinFlight(n uint32, from, to int, w why) *flight {
 		}
 		c.fills.mu.Unlock()
 		close(f.done)
+		if w.ahead {
+			<-c.following
+		}
 		if err := s.Close(); err != nil {
 			c.o.Log.Error("cannot close a dataset", "error", err)
 		}
@@ -128,6 +150,9 @@ func (s *Set) fillOne(ctx context.Context, n uint32, block, to int) ([]byte, err
 		}
 		mem, here, err := s.await(ctx, n, f, block)
 		s.c.leave(f, err == nil)
+		if f.ahead && err != nil && ctx.Err() == nil {
+			continue
+		}
 		if mem != nil || here || err != nil {
 			return mem, err
 		}

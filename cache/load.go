@@ -245,6 +245,9 @@ func (s *Set) loadPiece(ctx context.Context, l *load, n uint32, from, to int, re
 			return ctx.Err()
 		}
 		s.c.leave(f, true)
+		if f.ahead {
+			continue
+		}
 		for b := max(at, f.from); b < min(to, f.to); b++ {
 			if s.firstMissing(n, b, b+1) == b {
 				l.fail(s, n, b, s.failure(n, f, b))

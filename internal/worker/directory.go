@@ -21,6 +21,8 @@ const (
 	renewEvery    = 3 * time.Second        // also how old the list of workers may be while it says enough
 	refreshAge    = 200 * time.Millisecond // and while it does not
 	announceEvery = 100 * time.Millisecond // one pipeline for what came together
+	wholeAge      = 2 * time.Second        // how long it is believed that a worker holds a shard
+	wholeKept     = 10_000                 // shards of which that is remembered
 	askTimeout    = 500 * time.Millisecond // an index that is slower is as good as none
 )
 
@@ -38,12 +40,23 @@ type directory struct {
 	mu      sync.Mutex
 	workers []placement.Worker                      // +checklocks:mu — live ones, self included, by id
 	asked   time.Time                               // +checklocks:mu — when workers was read
+	whole   map[shardKey]wholeHolders               // +checklocks:mu
 	pending map[stoker.ID]map[uint32]placement.Mark // +checklocks:mu
 	gone    map[stoker.ID]map[uint32]bool           // +checklocks:mu
 }
 
+type shardKey struct {
+	manifest stoker.ID
+	shard    uint32
+}
+
+type wholeHolders struct {
+	peers []cache.Peer // those with all of it first
+	at    time.Time
+}
+
 func newDirectory(index placement.Index, self func() placement.Worker, log *slog.Logger) *directory {
-	return &directory{index: index, self: self, log: log,
+	return &directory{index: index, self: self, log: log, whole: map[shardKey]wholeHolders{},
 		pending: map[stoker.ID]map[uint32]placement.Mark{}, gone: map[stoker.ID]map[uint32]bool{}}
 }
 
@@ -142,8 +155,29 @@ func (d *directory) live() []placement.Worker {
 	return d.workers
 }
 
-// Holders implements cache.Directory.
+// Holders implements cache.Directory. That somebody holds a whole shard is
+// remembered for a moment: reads ask again and again.
 func (d *directory) Holders(ctx context.Context, id stoker.ID, n uint32) []cache.Peer {
+	key := shardKey{id, n}
+	d.mu.Lock()
+	if h, ok := d.whole[key]; ok && time.Since(h.at) < wholeAge {
+		d.mu.Unlock()
+		return h.peers
+	}
+	d.mu.Unlock()
+	peers := d.holders(ctx, id, n)
+	if len(peers) > 0 && peers[0].Whole {
+		d.mu.Lock()
+		if len(d.whole) >= wholeKept {
+			clear(d.whole)
+		}
+		d.whole[key] = wholeHolders{peers, time.Now()}
+		d.mu.Unlock()
+	}
+	return peers
+}
+
+func (d *directory) holders(ctx context.Context, id stoker.ID, n uint32) []cache.Peer {
 	self := d.self().Incarnation
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
