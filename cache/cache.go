@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -133,6 +134,9 @@ type Set struct {
 	slots []slot
 	roots []rootFS
 	plan  atomic.Pointer[planner.Plan]
+
+	mu    sync.Mutex
+	loads []*load // +checklocks:mu — those that run here
 }
 
 // slot is this worker's file of one shard, while it is open.
@@ -262,9 +266,23 @@ func (s *Set) shard(n uint32) *slot {
 	return sl
 }
 
-// create makes sure that shard n has a file here, charged to a reservation
-// ("" = free space). NoSpace comes back after eviction was tried.
-func (s *Set) create(n uint32, reservation string) error {
+// loadOf returns the running load that is to bring shard n in; nil if there is
+// none. Whoever is the first to need the shard draws on the load's reservation,
+// and what it costs is the load's cost.
+func (s *Set) loadOf(n uint32) *load {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.loads {
+		if _, covered := slices.BinarySearch(l.part, n); covered {
+			return l
+		}
+	}
+	return nil
+}
+
+// create makes sure that shard n has a file here, charged to the reservation
+// of the load that covers it, else to free space. NoSpace: there is none.
+func (s *Set) create(n uint32) error {
 	sl := s.shard(n)
 	have := sl.sh != nil
 	sl.mu.RUnlock()
@@ -273,6 +291,10 @@ func (s *Set) create(n uint32, reservation string) error {
 	}
 	d := s.man.Shard(n)
 	spec := store.Spec{ID: d.ID, Bytes: d.Bytes, Blocks: int(d.Blocks)}
+	reservation := ""
+	if l := s.loadOf(n); l != nil {
+		reservation = l.reservation
+	}
 	sh, err := s.c.o.Store.Create(spec, reservation)
 	if err != nil {
 		return err

@@ -14,7 +14,7 @@ import (
 // stands in f.failed by object.
 func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 	// Without space the run is read through memory; see deliver.
-	if err := s.create(n, w.reservation); err != nil && stoker.KindOf(err) != stoker.KindNoSpace {
+	if err := s.create(n); err != nil && stoker.KindOf(err) != stoker.KindNoSpace {
 		s.failAll(n, f, err)
 		return
 	}
@@ -39,11 +39,15 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 	var spent guard.Count
 	s.fromUFS(guard.WithCount(ctx, &spent), n, f)
 	addCount(&s.c.counters.UFS, &spent)
-	if w.count != nil {
-		addCount(w.count, &spent)
+	l := s.loadOf(n)
+	if l != nil {
+		addCount(&l.count, &spent)
 	}
 	if bypass {
 		s.c.counters.BypassBytes.Add(spent.Bytes.Load())
+		if l != nil {
+			l.bypass.Add(spent.Bytes.Load())
+		}
 	}
 	s.seal(n)
 }

@@ -7,7 +7,6 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
-	"stoker.dev/ufs/guard"
 )
 
 // fills merges concurrent fetches of the same blocks into one flight.
@@ -39,10 +38,8 @@ type flight struct {
 
 // why says on whose behalf a fill runs.
 type why struct {
-	reservation string       // space to draw on; "" = what is free
-	count       *guard.Count // data requests are added to it; nil = only the cache's own
-	direct      bool         // this worker was asked as the owner: it asks no other owner
-	ahead       bool         // nobody waits: only what a peer has is copied
+	direct bool // this worker was asked as the owner: it asks no other owner
+	ahead  bool // nobody waits: only what a peer has is copied
 }
 
 // joinFlight returns the flight that will bring in the first missing block of

@@ -34,12 +34,14 @@ type loadKey struct {
 // load is one part of a plan being brought in. It goes on while nobody
 // watches; it ends when all that can be had is here.
 type load struct {
-	cancel context.CancelFunc
-	done   chan struct{}
+	reservation string
+	part        []uint32 // shards, sorted
+	cancel      context.CancelFunc
+	done        chan struct{}
 
 	count  guard.Count
+	bypass atomic.Int64 // bytes read past an owner that did not answer
 	cursor atomic.Int64
-	shards int64
 	bytes  atomic.Int64 // object bytes resident
 	total  int64
 
@@ -85,9 +87,9 @@ func (c *Cache) Load(ctx context.Context, planID stoker.ID, part int) error {
 		return c.stopped()
 	}
 	run, cancel := context.WithCancel(c.stop)
-	shards := plan.Part(part)
-	l = &load{cancel: cancel, done: make(chan struct{}), shards: int64(len(shards)), failed: map[string]api.Failure{}}
-	for _, n := range shards {
+	l = &load{reservation: reservationName(planID, part), part: plan.Part(part),
+		cancel: cancel, done: make(chan struct{}), failed: map[string]api.Failure{}}
+	for _, n := range l.part {
 		l.total += set.objectBytes(n)
 	}
 	c.loads.forgetEnded()
@@ -98,7 +100,7 @@ func (c *Cache) Load(ctx context.Context, planID stoker.ID, part int) error {
 		defer c.busy.Done()
 		defer close(l.done)
 		defer cancel()
-		c.runLoad(run, set, l, shards, reservationName(planID, part))
+		c.runLoad(run, set, l)
 	}()
 	return nil
 }
@@ -169,10 +171,16 @@ func (s *Set) objectBytes(n uint32) int64 {
 }
 
 // runLoad brings in shard after shard, o.Streams pieces at a time.
-func (c *Cache) runLoad(ctx context.Context, s *Set, l *load, shards []uint32, reservation string) {
+func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
+	s.mu.Lock()
+	s.loads = append(s.loads, l)
+	s.mu.Unlock()
 	defer func() {
+		s.mu.Lock()
+		s.loads = slices.DeleteFunc(s.loads, func(o *load) bool { return o == l })
+		s.mu.Unlock()
 		c.holds.loading(s.id, -1)
-		if err := c.o.Store.Unreserve(reservation); err != nil {
+		if err := c.o.Store.Unreserve(l.reservation); err != nil {
 			c.o.Log.Error("cannot give space back", "error", err)
 		}
 		c.holds.noteFailures(c.o.Store, s.id, l.failures())
@@ -183,13 +191,13 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load, shards []uint32, r
 	c.holds.touch(c.o.Store, s.id)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.o.Streams)
-	for _, n := range shards {
+	for _, n := range l.part {
 		left := new(atomic.Int64)
 		pieces := s.pieces(n)
 		left.Store(int64(len(pieces)))
 		for _, p := range pieces {
 			g.Go(func() error {
-				err := s.loadPiece(ctx, l, n, p.from, p.to, reservation)
+				err := s.loadPiece(ctx, l, n, p.from, p.to)
 				if left.Add(-1) == 0 && err == nil {
 					l.cursor.Add(1)
 				}
@@ -228,13 +236,14 @@ func (s *Set) pieces(n uint32) []piece {
 }
 
 // loadPiece brings in what is missing of [from, to), whoever fetches it, and
-// notes the objects that cannot be had. Its error is the load's end.
-func (s *Set) loadPiece(ctx context.Context, l *load, n uint32, from, to int, reservation string) error {
-	if err := s.create(n, reservation); err != nil {
+// notes the objects that cannot be had. Its error is the load's end. A second
+// replica comes through the shard's owner, like a read.
+func (s *Set) loadPiece(ctx context.Context, l *load, n uint32, from, to int) error {
+	if err := s.create(n); err != nil {
 		return err
 	}
 	for at := from; at < to; {
-		f := s.joinFlight(n, at, to, why{reservation: reservation, count: &l.count, direct: true})
+		f := s.joinFlight(n, at, to, why{})
 		if f == nil {
 			break
 		}
@@ -319,9 +328,9 @@ func (c *Cache) LoadProgress(planID stoker.ID, part int) (api.LoadProgress, erro
 		return api.LoadProgress{}, stoker.Errorf(stoker.KindNotExist, "cache.load", planID.Short(), "part %d was not begun here", part)
 	}
 	p := api.LoadProgress{
-		Cursor: int(l.cursor.Load()), Shards: int(l.shards), Bytes: l.bytes.Load(), TotalBytes: l.total,
+		Cursor: int(l.cursor.Load()), Shards: len(l.part), Bytes: l.bytes.Load(), TotalBytes: l.total,
 		UFSRequests: l.count.Requests.Load(), UFSBytes: l.count.Bytes.Load(),
-		Refetched: api.Refetched{Retry: l.count.RetriedBytes.Load()},
+		Refetched: api.Refetched{Retry: l.count.RetriedBytes.Load(), Bypass: l.bypass.Load()},
 	}
 	select {
 	case <-l.done:

@@ -1,11 +1,13 @@
 package testenv
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync"
 )
 
 // handler passes a request on unchanged. The Host header stays, because the
@@ -27,11 +29,46 @@ func (p *Proxy) handler(backend string) http.Handler {
 			_, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 			if r.Method == http.MethodGet && key != "" && resp.StatusCode < 300 {
 				p.add(r.URL.Path, 1, 0)
-				resp.Body = &countedBody{resp.Body, func(n int) { p.add(r.URL.Path, 0, int64(n)) }}
+				resp.Body = &countedBody{resp.Body, func(n int) {
+					p.add(r.URL.Path, 0, int64(n))
+					p.pass(r.Context())
+				}}
 			}
 			return nil
 		},
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
+	}
+}
+
+// Hold stops all bodies once n bytes of objects have gone through, until
+// release is called; reached is closed when they stand still. One hold at a
+// time.
+func (p *Proxy) Hold(n int64) (reached <-chan struct{}, release func()) {
+	g := &gate{from: n, reached: make(chan struct{}), open: make(chan struct{})}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gate = g
+	return g.reached, sync.OnceFunc(func() { close(g.open) })
+}
+
+type gate struct {
+	from          int64
+	once          sync.Once
+	reached, open chan struct{}
+}
+
+// pass waits at the gate, if there is one and enough has gone through.
+func (p *Proxy) pass(ctx context.Context) {
+	p.mu.Lock()
+	g, total := p.gate, p.total
+	p.mu.Unlock()
+	if g == nil || total < g.from {
+		return
+	}
+	g.once.Do(func() { close(g.reached) })
+	select {
+	case <-g.open:
+	case <-ctx.Done():
 	}
 }
 

@@ -159,6 +159,8 @@ type Proxy struct {
 	mu    sync.Mutex
 	bytes map[string]int64
 	gets  map[string]int64
+	total int64
+	gate  *gate
 }
 
 // CountingProxy starts a proxy before the server at backend, a URL.
@@ -184,6 +186,7 @@ func (p *Proxy) add(key string, gets, n int64) {
 	defer p.mu.Unlock()
 	p.gets[key] += gets
 	p.bytes[key] += n
+	p.total += n
 }
 
 // Bytes returns how many bytes of objects went through.
@@ -221,6 +224,7 @@ func (p *Proxy) Reset() {
 	defer p.mu.Unlock()
 	clear(p.bytes)
 	clear(p.gets)
+	p.total = 0
 }
 
 // String sums up for messages.
