@@ -173,6 +173,13 @@ func (f *FS) Open(<-chan struct{}, *gofuse.OpenIn, *gofuse.OpenOut) gofuse.Statu
 	return gofuse.ENOSYS
 }
 
+// Flush implements gofuse.RawFileSystem: ENOSYS makes the kernel close files by
+// itself, too.
+func (f *FS) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status {
+	f.requests.Add(1)
+	return gofuse.ENOSYS
+}
+
 // OpenDir implements gofuse.RawFileSystem: as Open, for folders.
 func (f *FS) OpenDir(<-chan struct{}, *gofuse.OpenIn, *gofuse.OpenOut) gofuse.Status {
 	f.requests.Add(1)

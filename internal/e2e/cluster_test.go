@@ -23,14 +23,14 @@ import (
 // cluster is a running `stoker-dev up` whose dataset is read through a proxy
 // that counts.
 type cluster struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	root  string // folder behind the S3 server; its sub-folders are buckets
 	proxy *testenv.Proxy
 	env   []string
 }
 
-func binary(t *testing.T, name string) string {
+func binary(t testing.TB, name string) string {
 	t.Helper()
 	p, err := filepath.Abs(filepath.Join("..", "..", "bin", name))
 	if err != nil {
@@ -43,7 +43,7 @@ func binary(t *testing.T, name string) string {
 }
 
 // up starts a cluster over a fresh S3 folder that fill has filled.
-func up(t *testing.T, workers int, capacity string, fill func(root string)) *cluster {
+func up(t testing.TB, workers int, capacity string, fill func(root string)) *cluster {
 	t.Helper()
 	c := &cluster{t: t, dir: filepath.Join(t.TempDir(), "d"), root: filepath.Join(t.TempDir(), "s3")}
 	if err := os.MkdirAll(filepath.Join(c.root, "data"), 0o755); err != nil {
@@ -161,7 +161,7 @@ func (c *cluster) certificate(out string) api.Certificate {
 }
 
 // makeFiles writes n small files and some large ones, with bytes that differ.
-func makeFiles(t *testing.T, root string, small, smallMax, large int, largeBytes int64) (bytes int64) {
+func makeFiles(t testing.TB, root string, small, smallMax, large int, largeBytes int64) (bytes int64) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(1, uint64(small)))
 	noise := make([]byte, 4<<20)
