@@ -8,6 +8,7 @@ package activities
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -139,10 +140,21 @@ func (a *Activities) LoadPlan(ctx context.Context, id stoker.ID) (*planner.Plan,
 	return planner.DecodePlan(body)
 }
 
-func planAddresses(p *planner.Plan) []string {
-	out := make([]string, len(p.Workers))
-	for i, w := range p.Workers {
-		out[i] = w.Address
+// eachPart calls do for every worker that has something to load by a plan.
+func (a *Activities) eachPart(ctx context.Context, p *planner.Plan, do func(ctx context.Context, part int, w *api.WorkerClient) error) error {
+	parts := p.Parts()
+	addresses := make([]string, len(parts))
+	for i, part := range parts {
+		addresses[i] = a.addressOf(ctx, p.Workers[part])
 	}
-	return out
+	return a.EachWorker(ctx, addresses, func(ctx context.Context, i int, w *api.WorkerClient) error { return do(ctx, parts[i], w) })
+}
+
+// addressOf is where a worker of a plan is now: it may have moved since.
+func (a *Activities) addressOf(ctx context.Context, w planner.PlanWorker) string {
+	live, _, err := a.Workers(ctx)
+	if i := slices.IndexFunc(live, func(l placement.Worker) bool { return l.ID == w.ID }); err == nil && i >= 0 {
+		return live[i].Address
+	}
+	return w.Address
 }

@@ -3,7 +3,6 @@ package activities
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"go.temporal.io/sdk/activity"
@@ -105,20 +104,15 @@ func (a *Activities) plan(ctx context.Context, in PlanInput) (Planned, error) {
 		return Planned{}, err
 	}
 	plan := &planner.Plan{Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest, Replicas: max(1, in.Replicas), Round: in.Round}
-	var workers []planner.Worker
-	free, err := a.freeBytes(ctx, live, in.Manifest)
+	workers, addresses, err := a.candidates(ctx, live, in.Manifest)
 	if err != nil {
 		return Planned{}, err
 	}
-	for i, w := range live {
-		if free[i] < 0 || w.CapacityBytes == 0 {
-			continue // does not answer, or is a client only
-		}
-		plan.Workers = append(plan.Workers, planner.PlanWorker{ID: w.ID, Address: w.Address})
-		workers = append(workers, planner.Worker{ID: w.ID, FreeBytes: free[i], Weight: float64(w.CapacityBytes)})
-	}
 	if len(workers) == 0 {
 		return Planned{}, stoker.Errorf(stoker.KindTransient, "plan", in.Dataset, "no cache worker is live: start 'stokerd worker' on a node")
+	}
+	for i, w := range workers {
+		plan.Workers = append(plan.Workers, planner.PlanWorker{ID: w.ID, Address: addresses[i]})
 	}
 	shards := make([]planner.Shard, m.Shards())
 	for n := range shards {
@@ -137,6 +131,23 @@ func (a *Activities) plan(ctx context.Context, in PlanInput) (Planned, error) {
 	}
 	id, err := a.o.Store.PutBlob(ctx, "plans", plan.Encode())
 	return Planned{Plan: id, Parts: len(plan.Workers), Bytes: m.Bytes()}, err
+}
+
+// candidates are the workers that a plan may use, and where they are: those
+// that answer, and cache anything at all.
+func (a *Activities) candidates(ctx context.Context, live []placement.Worker, id stoker.ID) (workers []planner.Worker, addresses []string, err error) {
+	free, err := a.freeBytes(ctx, live, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	for i, w := range live {
+		if free[i] < 0 || w.CapacityBytes == 0 {
+			continue
+		}
+		workers = append(workers, planner.Worker{ID: w.ID, FreeBytes: free[i], Weight: float64(w.CapacityBytes)})
+		addresses = append(addresses, w.Address)
+	}
+	return workers, addresses, nil
 }
 
 // freeBytes asks each worker what it could take of a manifest: free space,
@@ -165,8 +176,9 @@ func (a *Activities) freeBytes(ctx context.Context, live []placement.Worker, id 
 
 // ReserveInput asks for the space of a whole plan.
 type ReserveInput struct {
-	Plan   stoker.ID
-	Leases []api.Lease `json:",omitempty"`
+	Plan     stoker.ID
+	Leases   []api.Lease `json:",omitempty"`
+	Replaces stoker.ID   `json:",omitzero"` // plan whose promises this one takes over
 }
 
 // Reserve asks every worker of the plan for its part: all or nothing.
@@ -175,8 +187,8 @@ func (a *Activities) Reserve(ctx context.Context, in ReserveInput) error {
 	if err != nil {
 		return ToTemporal(err)
 	}
-	err = a.EachWorker(ctx, planAddresses(plan), func(ctx context.Context, i int, w *api.WorkerClient) error {
-		_, err := w.Reserve(ctx, api.ReserveRequest{Plan: in.Plan, Part: i, Leases: in.Leases})
+	err = a.eachPart(ctx, plan, func(ctx context.Context, part int, w *api.WorkerClient) error {
+		_, err := w.Reserve(ctx, api.ReserveRequest{Plan: in.Plan, Part: part, Leases: in.Leases, Replaces: in.Replaces})
 		return err
 	})
 	if err != nil {
@@ -197,53 +209,9 @@ func (a *Activities) GiveBack(ctx context.Context, id stoker.ID) error {
 }
 
 func (a *Activities) giveBack(ctx context.Context, id stoker.ID, plan *planner.Plan) error {
-	return a.EachWorker(ctx, planAddresses(plan), func(ctx context.Context, i int, w *api.WorkerClient) error {
+	return a.eachPart(ctx, plan, func(ctx context.Context, part int, w *api.WorkerClient) error {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		return errors.Join(w.StopLoad(ctx, id, i), w.GiveBack(ctx, id, i))
+		return errors.Join(w.StopLoad(ctx, id, part), w.GiveBack(ctx, id, part))
 	})
-}
-
-// PartInput is one worker's part of a plan.
-type PartInput struct {
-	Plan stoker.ID
-	Part int
-}
-
-// PartLoaded is what loading it cost.
-type PartLoaded struct {
-	UFSRequests int64 `json:",omitempty"`
-	UFSBytes    int64 `json:",omitempty"`
-	Refetched   api.Refetched
-	Failed      int `json:",omitempty"` // objects
-}
-
-// LoadPart drives one worker's load to its end. Its heartbeats carry the
-// progress. It may be repeated: the worker goes on from what is on its disk.
-func (a *Activities) LoadPart(ctx context.Context, in PartInput) (PartLoaded, error) {
-	plan, err := a.LoadPlan(ctx, in.Plan)
-	if err != nil {
-		return PartLoaded{}, ToTemporal(err)
-	}
-	if in.Part < 0 || in.Part >= len(plan.Workers) {
-		return PartLoaded{}, ToTemporal(stoker.Errorf(stoker.KindInvalid, "load", in.Plan.Short(), "no part %d", in.Part))
-	}
-	w, err := a.Worker(plan.Workers[in.Part].Address)
-	if err != nil {
-		return PartLoaded{}, ToTemporal(err)
-	}
-	p, err := w.Load(ctx, in.Plan, in.Part, func(p api.LoadProgress) {
-		p.Failed = nil
-		activity.RecordHeartbeat(ctx, p)
-	})
-	if err != nil {
-		if ctx.Err() != nil { // cancelled: nobody needs it any more
-			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-			defer cancel()
-			_ = w.StopLoad(stop, in.Plan, in.Part) // GiveBack does it again
-			return PartLoaded{}, ctx.Err()
-		}
-		return PartLoaded{}, ToTemporal(fmt.Errorf("worker %s: %w", plan.Workers[in.Part].ID, err))
-	}
-	return PartLoaded{UFSRequests: p.UFSRequests, UFSBytes: p.UFSBytes, Refetched: p.Refetched, Failed: p.FailedObjects}, nil
 }

@@ -71,9 +71,10 @@ type Options struct {
 
 // Counters say where the bytes of reads and loads came from.
 type Counters struct {
-	LocalBytes, PeerBytes, ServedBytes, BypassBytes atomic.Int64
-	Corrupt                                         atomic.Int64 // blocks whose checksum did not match
-	UFS                                             guard.Count  // all data requests
+	LocalBytes, PeerBytes, ServedBytes atomic.Int64
+	Corrupt                            atomic.Int64 // blocks whose checksum did not match
+	UFS                                guard.Count  // all data requests
+	Bypass                             guard.Count  // those past an owner that did not answer
 }
 
 // Cache is one worker's cache. Make it with New, end it with Close.
@@ -84,8 +85,10 @@ type Cache struct {
 	holds    holds
 	loads    loads
 
-	mu   sync.Mutex
-	sets map[stoker.ID]*Set // +checklocks:mu
+	mu       sync.Mutex
+	sets     map[stoker.ID]*Set // +checklocks:mu
+	restored map[string]int64   // +checklocks:mu — promises of the last life that nobody has asked for since
+	started  time.Time
 
 	stop context.Context // ends every flight and load; cancelled by Close
 	end  context.CancelFunc
@@ -107,6 +110,7 @@ func New(o Options) (*Cache, error) {
 	c.stop, c.end = context.WithCancel(context.Background())
 	c.fills.runs = map[stoker.ID][]*flight{}
 	c.loads.all = map[loadKey]*load{}
+	c.restored, c.started = o.Store.Reservations(), now()
 	if err := c.holds.restore(o.Store); err != nil {
 		c.end()
 		return nil, err
@@ -137,6 +141,8 @@ type Set struct {
 
 	mu    sync.Mutex
 	loads []*load // +checklocks:mu — those that run here
+
+	objectBytes func(n uint32) int64 // of shard n; counted once
 }
 
 // slot is this worker's file of one shard, while it is open.
@@ -179,6 +185,7 @@ func (c *Cache) Open(ctx context.Context, id stoker.ID) (*Set, error) {
 	s := &Set{c: c, id: id, man: m, users: 1,
 		slots: make([]slot, m.Shards()), roots: make([]rootFS, len(m.Roots()))}
 	s.plan.Store(plan)
+	s.objectBytes = s.countObjects()
 	c.sets[id] = s
 	return s, nil
 }

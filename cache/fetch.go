@@ -36,26 +36,19 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 			bypass = !s.fromPeer(ctx, n, f, owner, true)
 		}
 	}
-	var spent guard.Count
-	s.fromUFS(guard.WithCount(ctx, &spent), n, f)
-	addCount(&s.c.counters.UFS, &spent)
+	ctx = guard.WithCount(ctx, &s.c.counters.UFS)
 	l := s.loadOf(n)
 	if l != nil {
-		addCount(&l.count, &spent)
+		ctx = guard.WithCount(ctx, &l.count)
 	}
 	if bypass {
-		s.c.counters.BypassBytes.Add(spent.Bytes.Load())
+		ctx = guard.WithCount(ctx, &s.c.counters.Bypass)
 		if l != nil {
-			l.bypass.Add(spent.Bytes.Load())
+			ctx = guard.WithCount(ctx, &l.bypass)
 		}
 	}
+	s.fromUFS(ctx, n, f)
 	s.seal(n)
-}
-
-func addCount(to, from *guard.Count) {
-	to.Requests.Add(from.Requests.Load())
-	to.Bytes.Add(from.Bytes.Load())
-	to.RetriedBytes.Add(from.RetriedBytes.Load())
 }
 
 // missing reports whether a block of the run is neither on disk nor in memory.

@@ -230,6 +230,9 @@ func (c *Cache) Mounted(id stoker.ID, dataset string, delta int) error {
 // PutLeases takes over a controller's list: renews, adds, drops. A lease
 // that is not in it ends once its time since the last renewal is up.
 func (c *Cache) PutLeases(r api.LeaseRequest) error {
+	if err := c.dropRestored(); err != nil {
+		return err
+	}
 	for _, l := range r.Leases {
 		if l.Holder == "" || l.Manifest.IsZero() || l.TTLSeconds <= 0 {
 			return stoker.Errorf(stoker.KindInvalid, "cache.lease", l.Holder, "a lease needs a holder, a manifest and a time to live")

@@ -36,11 +36,13 @@ type loadKey struct {
 type load struct {
 	reservation string
 	part        []uint32 // shards, sorted
+	run         string   // random
+	start       int64    // object bytes that were here when it began
 	cancel      context.CancelFunc
 	done        chan struct{}
 
 	count  guard.Count
-	bypass atomic.Int64 // bytes read past an owner that did not answer
+	bypass guard.Count // of that, past an owner that did not answer
 	cursor atomic.Int64
 	bytes  atomic.Int64 // object bytes resident
 	total  int64
@@ -86,11 +88,13 @@ func (c *Cache) Load(ctx context.Context, planID stoker.ID, part int) error {
 		_ = set.Close()
 		return c.stopped()
 	}
+	c.askedFor(reservationName(planID, part))
 	run, cancel := context.WithCancel(c.stop)
-	l = &load{reservation: reservationName(planID, part), part: plan.Part(part),
+	l = &load{reservation: reservationName(planID, part), part: plan.Part(part), run: stoker.NewToken()[:8],
 		cancel: cancel, done: make(chan struct{}), failed: map[string]api.Failure{}}
 	for _, n := range l.part {
 		l.total += set.objectBytes(n)
+		l.start += set.residentBytes(n, 0, int(set.man.Shard(n).Blocks))
 	}
 	c.loads.forgetEnded()
 	c.loads.all[key] = l
@@ -161,13 +165,20 @@ func (c *Cache) openPlan(ctx context.Context, planID stoker.ID, part int) (*plan
 	return plan, set, nil
 }
 
-// objectBytes adds up the object bytes of shard n.
-func (s *Set) objectBytes(n uint32) int64 {
-	var sum int64
-	for _, m := range s.man.Members(n, nil) {
-		sum += m.Bytes
-	}
-	return sum
+// countObjects adds up the object bytes of each shard, when first asked for.
+func (s *Set) countObjects() func(n uint32) int64 {
+	all := sync.OnceValue(func() []int64 {
+		sums := make([]int64, len(s.slots))
+		var members []manifest.Member
+		for n := range sums {
+			members = s.man.Members(uint32(n), members[:0])
+			for _, m := range members {
+				sums[n] += m.Bytes
+			}
+		}
+		return sums
+	})
+	return func(n uint32) int64 { return all()[n] }
 }
 
 // runLoad brings in shard after shard, o.Streams pieces at a time.
@@ -328,9 +339,10 @@ func (c *Cache) LoadProgress(planID stoker.ID, part int) (api.LoadProgress, erro
 		return api.LoadProgress{}, stoker.Errorf(stoker.KindNotExist, "cache.load", planID.Short(), "part %d was not begun here", part)
 	}
 	p := api.LoadProgress{
+		Run: l.run, StartBytes: l.start,
 		Cursor: int(l.cursor.Load()), Shards: len(l.part), Bytes: l.bytes.Load(), TotalBytes: l.total,
 		UFSRequests: l.count.Requests.Load(), UFSBytes: l.count.Bytes.Load(),
-		Refetched: api.Refetched{Retry: l.count.RetriedBytes.Load(), Bypass: l.bypass.Load()},
+		Refetched: api.Refetched{Retry: l.count.RetriedBytes.Load(), Bypass: l.bypass.Bytes.Load()},
 	}
 	select {
 	case <-l.done:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
@@ -42,7 +43,13 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 		}
 		rep.NeededBytes += c.o.Store.ChargeBytes(d.Bytes, int(d.Blocks))
 	}
+	if !r.Replaces.IsZero() {
+		if err := c.GiveBack(r.Replaces, r.Part); err != nil {
+			return rep, err
+		}
+	}
 	name := reservationName(r.Plan, r.Part)
+	c.askedFor(name)
 	err = c.o.Store.Reserve(name, rep.NeededBytes)
 	if stoker.KindOf(err) == stoker.KindNoSpace {
 		if err := c.makeRoom(ctx, rep.NeededBytes, plan.Manifest); err != nil {
@@ -54,6 +61,34 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 		return rep, c.explainNoSpace(err, rep.NeededBytes)
 	}
 	return rep, c.PutLeases(api.LeaseRequest{Leases: r.Leases})
+}
+
+// askedFor notes that somebody still counts on a promise of the last life.
+func (c *Cache) askedFor(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.restored, name)
+}
+
+// restoredFor is how long promises of the last life are kept for a load that
+// goes on: longer than any return window.
+const restoredFor = 10 * time.Minute
+
+// dropRestored ends them when nobody asked for them in that time, although
+// controllers were heard.
+func (c *Cache) dropRestored() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.restored) == 0 || now().Sub(c.started) < restoredFor {
+		return nil
+	}
+	for name := range c.restored {
+		if err := c.o.Store.Unreserve(name); err != nil {
+			return err
+		}
+		delete(c.restored, name)
+	}
+	return nil
 }
 
 // GiveBack ends a promise; what was loaded under it stays.

@@ -3,12 +3,14 @@ package planner
 import (
 	"encoding/binary"
 	"hash/crc32"
+	"slices"
 
 	"stoker.dev"
 )
 
 // Plan says which worker owns which shard of a manifest. It is stored as a
-// blob and known by its hash; part k of it is what worker k has to load.
+// blob and known by its hash; part k of it is what worker k has to load: its
+// shards, or of a plan that mends another one, those of them that Mended names.
 type Plan struct {
 	Dataset    string
 	Generation int
@@ -17,6 +19,7 @@ type Plan struct {
 	Round      int64 // sets plans of one placement apart: what a load has cost is counted by plan
 	Workers    []PlanWorker
 	Owners     [][]uint16 // for each shard its workers, the owner first
+	Mended     []uint32   // sorted; nil: all shards
 }
 
 // PlanWorker is one worker of a plan.
@@ -52,6 +55,12 @@ func (p *Plan) Encode() []byte {
 		b = binary.AppendUvarint(b, uint64(len(owners)))
 		for _, w := range owners {
 			b = binary.AppendUvarint(b, uint64(w))
+		}
+	}
+	if p.Mended != nil {
+		b = binary.AppendUvarint(b, uint64(len(p.Mended))+1)
+		for _, n := range p.Mended {
+			b = binary.AppendUvarint(b, uint64(n))
 		}
 	}
 	return binary.LittleEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
@@ -119,20 +128,59 @@ func DecodePlan(b []byte) (*Plan, error) {
 			}
 		}
 	}
+	if len(d.b) > 0 && !d.bad {
+		p.Mended = d.mended(shards)
+	}
 	if d.bad || len(d.b) != 0 {
 		return corrupt("breaks off or has too much")
 	}
 	return p, nil
 }
 
+// mended reads the shards of a plan that mends another one.
+func (d *decoder) mended(shards int) []uint32 {
+	count := d.num(uint64(len(d.b))) - 1
+	if count < 0 || count > shards {
+		d.bad = true
+		return nil
+	}
+	out := make([]uint32, count)
+	for i := range out {
+		out[i] = uint32(d.num(uint64(shards)))
+		if int(out[i]) >= shards || i > 0 && out[i] <= out[i-1] {
+			d.bad = true
+			return nil
+		}
+	}
+	return out
+}
+
 // Part returns the shards that worker number part has to hold, in order.
 func (p *Plan) Part(part int) []uint32 {
 	var out []uint32
-	for n, owners := range p.Owners {
-		for _, w := range owners {
-			if int(w) == part {
-				out = append(out, uint32(n))
-			}
+	add := func(n uint32) {
+		if slices.Contains(p.Owners[n], uint16(part)) {
+			out = append(out, n)
+		}
+	}
+	if p.Mended != nil {
+		for _, n := range p.Mended {
+			add(n)
+		}
+		return out
+	}
+	for n := range p.Owners {
+		add(uint32(n))
+	}
+	return out
+}
+
+// Parts returns the numbers of the workers that have something to load.
+func (p *Plan) Parts() []int {
+	var out []int
+	for k := range p.Workers {
+		if len(p.Part(k)) > 0 {
+			out = append(out, k)
 		}
 	}
 	return out

@@ -32,7 +32,10 @@ type ClientOptions struct {
 	Address   string // host:port
 	Namespace string // "" = default
 	Cluster   string // part of all workflow ids and of the task queue
-	Log       *slog.Logger
+	// ReturnWindow is how long a load waits for a worker that went away before
+	// others fetch again what it had.
+	ReturnWindow time.Duration
+	Log          *slog.Logger
 }
 
 // Client starts, asks and tells workflows. Its methods may be called from any
@@ -42,6 +45,7 @@ type Client struct {
 	address   string
 	namespace string
 	cluster   string
+	window    time.Duration
 	log       *slog.Logger
 }
 
@@ -53,7 +57,7 @@ func NewClient(o ClientOptions) (*Client, error) {
 	if err != nil {
 		return nil, stoker.Errorf(stoker.KindInvalid, "temporal", o.Address, "%w", err)
 	}
-	return &Client{temporal: t, address: o.Address, namespace: cmp.Or(o.Namespace, client.DefaultNamespace), cluster: o.Cluster, log: o.Log}, nil
+	return &Client{temporal: t, address: o.Address, namespace: cmp.Or(o.Namespace, client.DefaultNamespace), cluster: o.Cluster, window: o.ReturnWindow, log: o.Log}, nil
 }
 
 // quiet logs what the SDK thinks worth a warning or more: its other lines
@@ -167,7 +171,7 @@ func (c *Client) Renew(ctx context.Context, job string) error {
 func (c *Client) Join(ctx context.Context, in activities.JoinInput) error {
 	id := c.datasetID(in.Manifest)
 	start := c.temporal.NewWithStartWorkflowOperation(c.options(id), datasetWorkflow,
-		DatasetInput{Cluster: c.cluster, Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest})
+		DatasetInput{Cluster: c.cluster, Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest, Window: c.window})
 	h, err := c.temporal.UpdateWithStartWorkflow(ctx, client.UpdateWithStartWorkflowOptions{
 		StartWorkflowOperation: start,
 		UpdateOptions: client.UpdateWorkflowOptions{

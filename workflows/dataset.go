@@ -17,7 +17,8 @@ type DatasetInput struct {
 	Dataset    string
 	Generation int
 	Manifest   stoker.ID
-	Holders    []Holder `json:",omitempty"` // of the run that this one continues
+	Window     time.Duration `json:",omitempty"` // see LoadInput
+	Holders    []Holder      `json:",omitempty"` // of the run that this one continues
 }
 
 // Holder is a job that needs the data.
@@ -49,6 +50,7 @@ const (
 
 type dataset struct {
 	cluster string
+	window  time.Duration
 	s       DatasetState
 	changes int // joins and leaves so far
 }
@@ -57,7 +59,7 @@ type dataset struct {
 // join and leave it; those that want the same data share one load. It ends
 // when nobody holds the data; what is resident stays until its space is needed.
 func Dataset(ctx workflow.Context, in DatasetInput) error {
-	d := &dataset{cluster: in.Cluster, s: DatasetState{
+	d := &dataset{cluster: in.Cluster, window: in.Window, s: DatasetState{
 		Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest, State: api.JobPlanned, Holders: in.Holders}}
 	if err := d.handle(ctx); err != nil {
 		return err

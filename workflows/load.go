@@ -104,7 +104,7 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 	}
 	defer func() {
 		if err != nil {
-			r.giveBack(ctx, p.Plan)
+			giveBack(ctx, p.Plan)
 		}
 	}()
 	d.s.Plan, d.s.Parts, d.s.State = p.Plan, p.Parts, api.JobWarming
@@ -117,7 +117,7 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 }
 
 // giveBack ends the loads of a plan and returns the space they did not use.
-func (r *round) giveBack(ctx workflow.Context, plan stoker.ID) {
+func giveBack(ctx workflow.Context, plan stoker.ID) {
 	ctx, cancel := workflow.NewDisconnectedContext(ctx)
 	defer cancel()
 	if err := workflow.ExecuteActivity(briefly(ctx, activities.LeaseTTL, 3), do.GiveBack, plan).Get(ctx, nil); err != nil {
@@ -133,7 +133,8 @@ func (r *round) loadParts(ctx workflow.Context, p activities.Planned) error {
 			WorkflowID:          fmt.Sprintf("load-%s-%s-%d", r.d.cluster, p.Plan.Short(), from/partsPerChild),
 			WaitForCancellation: true,
 		})
-		children = append(children, workflow.ExecuteChildWorkflow(child, Load, LoadInput{p.Plan, from, min(from+partsPerChild, p.Parts)}))
+		in := LoadInput{Plan: p.Plan, From: from, To: min(from+partsPerChild, p.Parts), Window: r.d.window}
+		children = append(children, workflow.ExecuteChildWorkflow(child, Load, in))
 	}
 	var failed error
 	for _, c := range children {
@@ -150,37 +151,4 @@ func (r *round) loadParts(ctx workflow.Context, p activities.Planned) error {
 		r.verify.Refetched.Add(l.Refetched)
 	}
 	return failed
-}
-
-// LoadInput is some parts of a plan.
-type LoadInput struct {
-	Plan     stoker.ID
-	From, To int
-}
-
-// Loaded is what came of them: what they cost stands there even if one failed.
-type Loaded struct {
-	activities.PartLoaded
-	Error *api.ErrorBody `json:",omitempty"`
-}
-
-// Load drives parts From to To of a plan, each by one activity. All are heard
-// to their end, whatever becomes of the others.
-func Load(ctx workflow.Context, in LoadInput) (Loaded, error) {
-	var parts []workflow.Future
-	for part := in.From; part < in.To; part++ {
-		parts = append(parts, workflow.ExecuteActivity(working(ctx, loadSilence, 3), do.LoadPart, activities.PartInput{Plan: in.Plan, Part: part}))
-	}
-	var sum Loaded
-	for _, f := range parts {
-		var p activities.PartLoaded
-		if err := f.Get(ctx, &p); err != nil && sum.Error == nil {
-			sum.Error = errorBody(err)
-		}
-		sum.UFSRequests += p.UFSRequests
-		sum.UFSBytes += p.UFSBytes
-		sum.Refetched.Add(p.Refetched)
-		sum.Failed += p.Failed
-	}
-	return sum, ctx.Err()
 }

@@ -41,7 +41,7 @@ func (c *Client) Serve(ctx context.Context, acts *activities.Activities, ready f
 // register enters workflows and activities under their names.
 func register(w worker.Registry, acts *activities.Activities) {
 	for _, f := range []any{
-		acts.Hold, acts.Join, acts.Leave, acts.PutLeases, acts.Plan, acts.Reserve, acts.GiveBack, acts.LoadPart, acts.Verify,
+		acts.Hold, acts.Join, acts.Leave, acts.PutLeases, acts.Plan, acts.Reserve, acts.GiveBack, acts.LoadPart, acts.AwaitReturn, acts.Mend, acts.Verify,
 		acts.Freeze, acts.Register,
 	} {
 		w.RegisterActivity(f)

@@ -45,8 +45,11 @@ func briefly(ctx workflow.Context, timeout time.Duration, attempts int32) workfl
 // How long an activity that tells its progress may be silent: a load's
 // stream has a line twice a second, a page of a listing may be slow.
 const (
-	loadSilence = 30 * time.Second
+	loadSilence = 10 * time.Second
 	listSilence = 5 * time.Minute
+	// loadTries is often, because what ends a try is mostly the end of the
+	// controller that ran it: the worker goes on, and is found again.
+	loadTries = 50
 )
 
 // working is for those that may take long; silence 0: they tell no progress.

@@ -57,6 +57,10 @@ type Index interface {
 	Withdraw(ctx context.Context, n stoker.Incarnation, manifest stoker.ID, shards []uint32) error
 	// Holders returns for each of the shards the live holders, in no order.
 	Holders(ctx context.Context, manifest stoker.ID, shards []uint32) ([][]Holder, error)
+	// Begun returns for each of the shards whether a worker was said to have
+	// some of it, in any life that the index remembers, lease or none. known is
+	// false if it remembers none: then nothing can be said.
+	Begun(ctx context.Context, worker string, manifest stoker.ID, shards []uint32) (begun []bool, known bool, err error)
 }
 
 var _ Index = (*Mem)(nil)
@@ -164,4 +168,23 @@ func (m *Mem) Holders(_ context.Context, manifest stoker.ID, shards []uint32) ([
 		}
 	}
 	return out, nil
+}
+
+// Begun implements Index.
+func (m *Mem) Begun(_ context.Context, worker string, manifest stoker.ID, shards []uint32) ([]bool, bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out, known := make([]bool, len(shards)), false
+	for n, l := range m.workers {
+		if l.ID != worker {
+			continue
+		}
+		known = true
+		for i, s := range shards {
+			if _, said := m.places[place{manifest, s}][n]; said {
+				out[i] = true
+			}
+		}
+	}
+	return out, known, nil
 }

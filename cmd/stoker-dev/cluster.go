@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // cluster is what stands in D/cluster.json: chosen once, true as long as D is.
@@ -22,6 +24,7 @@ type cluster struct {
 	Workers  int            `json:"workers"`
 	Capacity string         `json:"capacity"`
 	S3Root   string         `json:"s3Root,omitempty"`
+	Window   string         `json:"returnWindow,omitempty"`
 	Ports    map[string]int `json:"ports"` // by role
 	Access   string         `json:"access"`
 	Secret   string         `json:"secret"`
@@ -31,6 +34,7 @@ type cluster struct {
 
 type upOptions struct {
 	dir, capacity, s3Root string
+	window                time.Duration
 	workers               int
 	detach                bool
 	changed               func(flag string) bool
@@ -97,6 +101,9 @@ func makeCluster(o *upOptions) (*cluster, error) {
 			return nil, usagef("--s3-root %s: is no folder", root)
 		}
 		c.S3Root = root
+	}
+	if o.changed("return-window") {
+		c.Window = o.window.String()
 	}
 	if err := os.MkdirAll(c.dir, dirMode); err != nil {
 		return nil, err
@@ -262,7 +269,8 @@ func (c *cluster) command(role string) (*exec.Cmd, error) {
 		return exec.Command(self, "serve", role, "--dir", c.dir), nil
 	case role == "controller":
 		return exec.Command(stokerd, "controller", "--temporal", c.address("temporal"), "--redis", redis, "--store", c.path("store"),
-			"--dir", c.path("controller"), "--listen-socket", c.path("controller.sock"), "--token-file", c.path("token")), nil
+			"--dir", c.path("controller"), "--listen-socket", c.path("controller.sock"), "--token-file", c.path("token"),
+			"--return-window", cmp.Or(c.Window, "60s")), nil
 	case workerRole.MatchString(role):
 		if err := os.MkdirAll(c.path(role), dirMode); err != nil {
 			return nil, err

@@ -12,95 +12,13 @@ import (
 	"stoker.dev/internal/api"
 )
 
-func (a *app) statusCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "status [JOB|DATASET]", Short: "show jobs, workers and datasets, or one of them",
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return usagef(cmd, "one job or dataset at most")
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.controller()
-			if err != nil {
-				return err
-			}
-			if len(args) == 1 {
-				return a.statusOf(cmd.Context(), c, args[0])
-			}
-			st, err := c.Status(cmd.Context())
-			if err != nil {
-				return err
-			}
-			st.Jobs, st.Workers, st.Datasets = orEmpty(st.Jobs), orEmpty(st.Workers), orEmpty(st.Datasets)
-			return a.print(st, func(w io.Writer) {
-				jobRows(w, st.Jobs)
-				io.WriteString(w, "\n")
-				workerRows(w, st.Workers)
-				io.WriteString(w, "\n")
-				datasetRows(w, st.Datasets)
-			})
-		},
-	}
-}
-
-// statusOf shows a job, or else a dataset of that name.
-func (a *app) statusOf(ctx context.Context, c *api.Controller, name string) error {
-	st, err := c.Job(ctx, name)
-	if err == nil {
-		return a.printJob(st)
-	} else if stoker.KindOf(err) != stoker.KindNotExist {
-		return err
-	}
-	d, err := c.Dataset(ctx, name)
-	if stoker.KindOf(err) == stoker.KindNotExist && err != nil {
-		return stoker.Errorf(stoker.KindNotExist, "status", printable(name), "is neither a job nor a dataset: 'stoker jobs' and 'stoker dataset ls' list them")
-	} else if err != nil {
-		return err
-	}
-	return a.printDetail(d)
-}
-
-func (a *app) jobsCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "jobs", Short: "list the running jobs and those that ended last", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.controller()
-			if err != nil {
-				return err
-			}
-			all, err := c.Jobs(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return a.print(orEmpty(all), func(w io.Writer) { jobRows(w, all) })
-		},
-	}
-}
-
-func (a *app) workersCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "workers", Short: "list the cache workers", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.controller()
-			if err != nil {
-				return err
-			}
-			all, err := c.Workers(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return a.print(orEmpty(all), func(w io.Writer) { workerRows(w, all) })
-		},
-	}
-}
-
 func (a *app) waitCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "wait JOB", Short: "wait until a job's data is there, or will not come",
 		Long: `Returns when the job is Ready, Degraded, Failed or Released. A Failed job's exit
 code says why.`,
+		Example: `  job=$(stoker preload imagenet -o json | jq -r .job)
+  stoker wait "$job" && echo ready`,
 		Args: oneArg("a job's id"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.controller()
@@ -115,14 +33,47 @@ code says why.`,
 				return err
 			}
 			if st.State == api.JobFailed {
-				return st.Error.Err("job", st.Job)
+				return jobError(st)
 			}
 			return nil
 		},
 	}
 }
 
+// jobError is why a job is Failed. It is never nil: a job whose reason is not
+// known is no good one.
+func jobError(st *api.JobStatus) error {
+	if err := st.Error.Err("job", st.Job); err != nil {
+		return err
+	}
+	return stoker.Errorf(stoker.KindInternal, "job", printable(st.Job), "failed, and the controller does not say why: look into its log")
+}
+
 const watchAgain = time.Second // after a controller that went away
+
+// claim makes a claim, over restarts of the controller: whoever asks again for
+// the same job finds its claim. A controller that is not there at all is an error.
+func (a *app) claim(ctx context.Context, c *api.Controller, req api.ClaimRequest) (*api.JobStatus, error) {
+	if _, err := c.Version(ctx); err != nil {
+		return nil, err
+	}
+	p := newProgress(a.console)
+	defer p.Done()
+	for told := false; ; told = true {
+		st, err := c.Claim(ctx, req, p.Listing)
+		if !api.Lost(err) || ctx.Err() != nil {
+			return st, err
+		}
+		if !told {
+			a.console.Note("%v; waiting for it", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(watchAgain):
+		}
+	}
+}
 
 // watch follows a job until it is settled, over restarts of the controller.
 func (a *app) watch(ctx context.Context, c *api.Controller, job string) (*api.JobStatus, error) {
@@ -152,7 +103,8 @@ func (a *app) cancelCommand() *cobra.Command {
 		Long: `Ends the claim: what no other job needs stops loading, and may be evicted. The
 command of a submit that runs already goes on, reading what is still there and
 the store for the rest.`,
-		Args: oneArg("a job's id"),
+		Example: `  stoker cancel train-17`,
+		Args:    oneArg("a job's id"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.controller()
 			if err != nil {
@@ -198,9 +150,7 @@ func (a *app) preload(ctx context.Context, req api.ClaimRequest, wait bool) erro
 	if err != nil {
 		return err
 	}
-	p := newProgress(a.console)
-	st, err := c.Claim(ctx, req, p.Listing)
-	p.Done()
+	st, err := a.claim(ctx, c, req)
 	if err == nil && wait {
 		for _, d := range st.Datasets {
 			a.noteAge(d.Name, d.Generation, d.ListedAt)
@@ -225,6 +175,9 @@ func (a *app) preload(ctx context.Context, req api.ClaimRequest, wait bool) erro
 
 // preloaded prints how a preload ended.
 func (a *app) preloaded(st *api.JobStatus) error {
+	if len(st.Datasets) == 0 {
+		return jobError(st)
+	}
 	d := st.Datasets[0]
 	said := st.Error.Err("preload", d.Name)
 	switch {

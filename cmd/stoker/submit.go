@@ -114,9 +114,7 @@ func (s *submission) run(ctx context.Context) error {
 		return err // nothing could be mounted here: say so before anything is claimed
 	}
 	s.a.console.Line("job %s", s.req.Job)
-	p := newProgress(s.a.console)
-	st, err := s.c.Claim(ctx, s.req, p.Listing)
-	p.Done()
+	st, err := s.a.claim(ctx, s.c, s.req)
 	if err != nil {
 		if ctx.Err() != nil { // it may have arrived
 			s.a.release(ctx, s.c, s.req.Job)
@@ -145,10 +143,7 @@ func (s *submission) run(ctx context.Context) error {
 		}
 		return err
 	}
-	if ctx.Err() != nil {
-		return errInterrupted
-	}
-	return s.execute(started)
+	return s.execute(ctx, started)
 }
 
 // settled says what became of the claim; an error ends the submit.
@@ -160,7 +155,7 @@ func (s *submission) settled(st *api.JobStatus) error {
 	}
 	switch st.State {
 	case api.JobFailed:
-		return st.Error.Err("job", st.Job)
+		return jobError(st)
 	case api.JobReleased:
 		return stoker.Errorf(stoker.KindIncomplete, "job", st.Job, "its claim was cancelled before its data was ready")
 	case api.JobDegraded:
@@ -306,14 +301,18 @@ func (s *submission) mountOne(ctx context.Context, d api.JobDataset, dir string)
 // passedOn are the signals that the command gets, too.
 var passedOn = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGCONT, syscall.SIGWINCH}
 
-// execute runs the command to its end, whatever signals come.
-func (s *submission) execute(started chan struct{}) error {
+// execute runs the command to its end, whatever signals come; those that came
+// before, and ended ctx, keep it from beginning.
+func (s *submission) execute(ctx context.Context, started chan struct{}) error {
 	cmd := exec.Command(s.argv[0], s.argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.a.stdin, s.a.stdout, s.a.console.w
 	cmd.Env = append(s.a.environ, "STOKER_JOB="+s.req.Job, "STOKER_MOUNT="+s.mount)
 	signals := make(chan os.Signal, 16) // a burst of them while the command starts
 	signal.Notify(signals, passedOn...)
 	defer signal.Stop(signals)
+	if ctx.Err() != nil {
+		return errInterrupted
+	}
 	if err := cmd.Start(); err != nil {
 		kind := stoker.KindInvalid
 		if errors.Is(err, os.ErrNotExist) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,6 +14,7 @@ import (
 )
 
 type controllerFlags struct {
+	returnWindow                                                                                     time.Duration
 	temporal, namespace, cluster, redis, redisPrefix, store, dir, socket, listen, tokenFile, pidFile string
 }
 
@@ -36,6 +38,7 @@ func controllerCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.socket, "listen-socket", "/run/stoker/controller.sock", "Unix socket for users of this machine")
 	cmd.Flags().StringVar(&f.listen, "listen", "", "host:port for users elsewhere; off loopback it needs --token-file")
 	cmd.Flags().StringVar(&f.tokenFile, "token-file", "", "file with one `principal token` per line; workers take orders from the line of principal stoker")
+	cmd.Flags().DurationVar(&f.returnWindow, "return-window", time.Minute, "how long a load waits for a worker that went away before others fetch what it had")
 	cmd.Flags().StringVar(&f.pidFile, "pid-file", "", "write the process id here")
 	return cmd
 }
@@ -64,7 +67,7 @@ func runController(cmd *cobra.Command, f *controllerFlags) error {
 		return err
 	}
 	defer func() { _ = index.Close() }()
-	flows, err := workflows.NewClient(workflows.ClientOptions{Address: f.temporal, Namespace: f.namespace, Cluster: f.cluster, Log: log})
+	flows, err := workflows.NewClient(workflows.ClientOptions{Address: f.temporal, Namespace: f.namespace, Cluster: f.cluster, ReturnWindow: f.returnWindow, Log: log})
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -133,6 +134,22 @@ func (c *caller) send(ctx context.Context, method, path string, body any) (*http
 	return resp, nil
 }
 
+// lostError says that the other side was not there, or went away in mid-answer.
+type lostError struct{ error }
+
+func lost(format string, args ...any) error { return &lostError{fmt.Errorf(format, args...)} }
+
+// Unwrap returns what happened to the connection.
+func (e *lostError) Unwrap() error { return e.error }
+
+// Lost reports whether err says that the other side was not there, or went
+// away in mid-answer: nothing is known of what it did. Requests that may be
+// repeated may be repeated then.
+func Lost(err error) bool {
+	var l *lostError
+	return errors.As(err, &l)
+}
+
 // failed gives an error of the transport its kind and a text that says what to do.
 func (c *caller) failed(ctx context.Context, err error) error {
 	if cause := ctx.Err(); errors.Is(cause, context.Canceled) {
@@ -145,7 +162,7 @@ func (c *caller) failed(ctx context.Context, err error) error {
 	var certificate *tls.CertificateVerificationError
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOENT):
-		return stoker.Errorf(stoker.KindTransient, c.what, c.shown, "nobody listens there: %s", c.hint)
+		return stoker.Errorf(stoker.KindTransient, c.what, c.shown, "%w", lost("nobody listens there: %s", c.hint))
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
 		return stoker.Errorf(stoker.KindDenied, c.what, c.shown, "this user may not connect to it")
 	case errors.Is(err, context.DeadlineExceeded):
@@ -153,7 +170,7 @@ func (c *caller) failed(ctx context.Context, err error) error {
 	case errors.As(err, &certificate):
 		return stoker.Errorf(stoker.KindInvalid, c.what, c.shown, "%w", err)
 	default:
-		return stoker.Errorf(stoker.KindTransient, c.what, c.shown, "%w: %s", err, c.hint)
+		return stoker.Errorf(stoker.KindTransient, c.what, c.shown, "%w", lost("%w: %s", err, c.hint))
 	}
 }
 
@@ -221,5 +238,5 @@ func (c *caller) stream(ctx context.Context, method, path string, body any, each
 	if err := lines.Err(); err != nil {
 		return Event{}, c.failed(ctx, err)
 	}
-	return Event{}, stoker.Errorf(stoker.KindTransient, c.what, c.shown, "it hung up before the end of %s %s: %s", method, path, c.hint)
+	return Event{}, stoker.Errorf(stoker.KindTransient, c.what, c.shown, "%w", lost("it hung up before the end of %s %s: %s", method, path, c.hint))
 }

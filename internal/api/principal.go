@@ -21,6 +21,9 @@ import (
 // It is an admin, and its token is the one that daemons send to each other.
 const DaemonName = "stoker"
 
+// anonymousName is the principal of whom nobody vouches for.
+const anonymousName = "anonymous"
+
 // Principal is who sent a request.
 type Principal struct {
 	Name      string // user name, the token file's name, or "anonymous"
@@ -42,7 +45,7 @@ func PrincipalOf(ctx context.Context) Principal {
 	if p, ok := ctx.Value(principalKey{}).(Principal); ok {
 		return p
 	}
-	return Principal{Name: "anonymous", UID: -1, Anonymous: true}
+	return Principal{Name: anonymousName, UID: -1, Anonymous: true}
 }
 
 // ConnContext is for http.Server.ConnContext: a connection over a Unix socket
@@ -139,6 +142,8 @@ func (t *Tokens) add(line string) error {
 		return nil
 	case len(f) != 2:
 		return errors.New(`want "principal token"`)
+	case f[0] == anonymousName:
+		return errors.New(anonymousName + " is the name of those without a token: take another")
 	case len(f[1]) < minTokenBytes:
 		return errors.New("token of " + f[0] + " is shorter than 16 bytes")
 	}

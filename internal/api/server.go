@@ -12,9 +12,9 @@ import (
 
 // Limits of what one process takes from another.
 const (
-	maxRequestBytes = 4 << 20  // one request body; the largest is a claim of many datasets
-	maxErrorBytes   = 64 << 10 // of an error's body
-	maxMessageBytes = 16 << 10 // of an error's text
+	maxRequestBytes = 4 << 20   // one request body; the largest is a claim of many datasets
+	maxErrorBytes   = 128 << 10 // of an error's body: its text may grow to six times its length in JSON
+	maxMessageBytes = 16 << 10  // of an error's text
 )
 
 // StreamType is the content type of a stream of Events.

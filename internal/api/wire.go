@@ -147,6 +147,8 @@ type WorkerInfo struct {
 	UsedBytes     int64              `json:"usedBytes"`
 	ReservedBytes int64              `json:"reservedBytes"`
 	FreeableBytes int64              `json:"freeableBytes"` // of usedBytes: held by nobody
+	// Reads counts since the worker started; nil if it did not answer.
+	Reads *ReadCounters `json:"reads,omitempty"`
 }
 
 // DatasetInfo is one element of `stoker dataset ls -o json`.
@@ -224,7 +226,9 @@ type LoadRequest struct {
 
 // LoadProgress is how far a load is; the last line of its stream has Done.
 type LoadProgress struct {
-	Cursor        int       `json:"cursor"` // shards of the part that are whole
+	Run           string    `json:"run"`        // of this load: another one began anew, with what was on the disk
+	StartBytes    int64     `json:"startBytes"` // object bytes that were resident when it began
+	Cursor        int       `json:"cursor"`     // shards of the part that are whole
 	Shards        int       `json:"shards"`
 	Bytes         int64     `json:"bytes"` // object bytes of the part that are resident
 	TotalBytes    int64     `json:"totalBytes"`
@@ -241,6 +245,8 @@ type ReserveRequest struct {
 	Plan   stoker.ID `json:"plan"`
 	Part   int       `json:"part"`
 	Leases []Lease   `json:"leases,omitempty"` // placed with the grant, so that nothing falls between
+	// Replaces is a plan whose promise to the same part ends with this one.
+	Replaces stoker.ID `json:"replaces,omitzero"`
 }
 
 // ReserveReport is the answer: what the worker granted.

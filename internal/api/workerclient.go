@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"stoker.dev"
 )
@@ -38,16 +39,33 @@ func (w *WorkerClient) GiveBack(ctx context.Context, plan stoker.ID, part int) e
 	return w.c.call(ctx, answerTimeout, http.MethodDelete, partPath("reservations", plan, part), nil, nil)
 }
 
+// How long a load's stream, which has a line twice a second, may be silent;
+// before the first line the worker may have to fetch the manifest.
+const (
+	loadSilence = 10 * time.Second
+	loadBegins  = 2 * time.Minute
+)
+
 // Load begins a load, or attaches to the one that runs, and follows it to its
-// end. Hanging up does not stop it.
+// end. Hanging up does not stop it. A worker that is silent for 10 s is
+// Transient.
 func (w *WorkerClient) Load(ctx context.Context, plan stoker.ID, part int, each func(LoadProgress)) (LoadProgress, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silent := stoker.Errorf(stoker.KindTransient, "load", plan.Short(), "the worker is silent")
+	watch := time.AfterFunc(loadBegins, func() { cancel(silent) })
+	defer watch.Stop()
 	e, err := w.c.stream(ctx, http.MethodPut, partPath("loads", plan, part), LoadRequest{plan, part},
 		func(e Event) {
+			watch.Reset(loadSilence)
 			if e.Load != nil {
 				each(*e.Load)
 			}
 		},
 		func(e Event) bool { return e.Load != nil && e.Load.Done })
+	if err != nil && context.Cause(ctx) == silent {
+		return LoadProgress{}, silent
+	}
 	if err != nil {
 		return LoadProgress{}, err
 	}
@@ -81,6 +99,11 @@ func (w *WorkerClient) Verify(ctx context.Context, req VerifyRequest) (VerifyRep
 // Evict frees what the worker has of a manifest; Held names the holders.
 func (w *WorkerClient) Evict(ctx context.Context, req EvictRequest) (EvictReport, error) {
 	return get[EvictReport](ctx, w.c, workTimeout, http.MethodPost, "/v1/evict", req)
+}
+
+// Version asks who is there.
+func (w *WorkerClient) Version(ctx context.Context) (VersionInfo, error) {
+	return get[VersionInfo](ctx, w.c, answerTimeout, http.MethodGet, "/v1/version", nil)
 }
 
 // Status asks what the worker holds.

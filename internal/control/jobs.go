@@ -228,9 +228,13 @@ func (c *Controller) outcome(ctx context.Context, s *workflows.JobState, i int, 
 		}
 	}
 	if d.State == api.JobWarming {
-		if share, rate, ok := c.loads.progress(ctx, d.Plan); ok {
-			out.ResidentBytes = int64(share * float64(out.Bytes))
-			st.BytesPerSec += rate
+		if resident, rate, ok := c.loads.progress(ctx, d.Manifest); ok {
+			copies := int64(1)
+			for _, h := range d.Holders {
+				copies = max(copies, int64(h.Replicas))
+			}
+			out.ResidentBytes = min(out.Bytes, resident/copies)
+			st.BytesPerSec += rate / float64(copies)
 		}
 	}
 	return nil

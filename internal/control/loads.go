@@ -17,39 +17,41 @@ const (
 	loadsKept   = 64
 )
 
-// loads asks workers how far loads are, once for all who look at the same.
+// loads asks workers how much of a manifest is resident, once for all who look
+// at the same one. What is on the disks is counted, not what a load says of
+// itself: that stays true when a worker goes away and others take over.
 type loads struct {
 	acts *activities.Activities
 
 	mu    sync.Mutex
-	plans map[stoker.ID]*planProgress // +checklocks:mu
+	known map[stoker.ID]*progress // +checklocks:mu — by manifest
 }
 
-// planProgress is how far one plan is.
-type planProgress struct {
-	mu        sync.Mutex
-	addresses []string  // +checklocks:mu — by part
-	samples   []sample  // +checklocks:mu — of the last rateWindow
-	used      time.Time // guarded by loads.mu
+// progress is how far one manifest's load is.
+type progress struct {
+	mu      sync.Mutex
+	samples []sample  // +checklocks:mu — of the last rateWindow
+	used    time.Time // guarded by loads.mu
 }
 
 type sample struct {
-	at          time.Time
-	part, whole int64
+	at    time.Time
+	bytes int64
 }
 
 func newLoads(acts *activities.Activities) *loads {
-	return &loads{acts: acts, plans: map[stoker.ID]*planProgress{}}
+	return &loads{acts: acts, known: map[stoker.ID]*progress{}}
 }
 
-// progress returns the share of a plan's bytes that is resident, and how fast
-// that grows in bytes per second; ok is false if nobody can say.
-func (l *loads) progress(ctx context.Context, plan stoker.ID) (share, rate float64, ok bool) {
-	p := l.plan(plan)
+// progress returns how many object bytes of a manifest are resident, copies
+// counted each, and how fast that grows in bytes per second; ok is false if
+// nobody can say.
+func (l *loads) progress(ctx context.Context, id stoker.ID) (bytes int64, rate float64, ok bool) {
+	p := l.of(id)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if n := len(p.samples); n == 0 || time.Since(p.samples[n-1].at) > progressAge {
-		if s, err := l.ask(ctx, plan, p); err == nil {
+		if s, err := l.ask(ctx, id); err == nil {
 			p.samples = append(p.samples, s)
 		}
 	}
@@ -61,60 +63,61 @@ func (l *loads) progress(ctx context.Context, plan stoker.ID) (share, rate float
 	}
 	first, last := p.samples[0], p.samples[len(p.samples)-1]
 	if d := last.at.Sub(first.at).Seconds(); d > 0 {
-		rate = max(0, float64(last.part-first.part)/d)
+		rate = max(0, float64(last.bytes-first.bytes)/d)
 	}
-	if last.whole == 0 {
-		return 1, rate, true
-	}
-	return float64(last.part) / float64(last.whole), rate, true
+	return last.bytes, rate, true
 }
 
-// plan finds or makes a plan's entry; the one that was not looked at for the
+// of finds or makes a manifest's entry; the one that was not looked at for the
 // longest time makes room.
-func (l *loads) plan(id stoker.ID) *planProgress {
+func (l *loads) of(id stoker.ID) *progress {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := l.plans[id]
+	p := l.known[id]
 	if p == nil {
-		if len(l.plans) >= loadsKept {
+		if len(l.known) >= loadsKept {
 			var oldest stoker.ID
-			for other, q := range l.plans {
-				if o := l.plans[oldest]; o == nil || q.used.Before(o.used) {
+			for other, q := range l.known {
+				if o := l.known[oldest]; o == nil || q.used.Before(o.used) {
 					oldest = other
 				}
 			}
-			delete(l.plans, oldest)
+			delete(l.known, oldest)
 		}
-		p = &planProgress{}
-		l.plans[id] = p
+		p = &progress{}
+		l.known[id] = p
 	}
 	p.used = time.Now()
 	return p
 }
 
-// ask adds up what the workers of a plan say. REQUIRES: p.mu is held.
-func (l *loads) ask(ctx context.Context, plan stoker.ID, p *planProgress) (sample, error) {
-	if p.addresses == nil {
-		full, err := l.acts.LoadPlan(ctx, plan)
-		if err != nil {
-			return sample{}, err
-		}
-		for _, w := range full.Workers {
-			p.addresses = append(p.addresses, w.Address)
-		}
+// ask adds up what the workers say. One that does not answer has nothing that
+// could be counted on now.
+func (l *loads) ask(ctx context.Context, id stoker.ID) (sample, error) {
+	live, _, err := l.acts.Workers(ctx)
+	if err != nil {
+		return sample{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, askWorker)
 	defer cancel()
-	parts := make([]api.LoadProgress, len(p.addresses))
-	err := l.acts.EachWorker(ctx, p.addresses, func(ctx context.Context, i int, w *api.WorkerClient) (err error) {
-		parts[i], err = w.LoadProgress(ctx, plan, i)
+	addresses, held := make([]string, len(live)), make([]int64, len(live))
+	for i, w := range live {
+		addresses[i] = w.Address
+	}
+	_ = l.acts.EachWorker(ctx, addresses, func(ctx context.Context, i int, w *api.WorkerClient) error { // see above
+		st, err := w.Status(ctx)
+		for _, h := range st.Manifests {
+			if err == nil && h.Manifest == id {
+				held[i] = h.Bytes
+			}
+		}
 		return err
 	})
 	s := sample{at: time.Now()}
-	for _, q := range parts {
-		s.part, s.whole = s.part+q.Bytes, s.whole+q.TotalBytes
+	for _, n := range held {
+		s.bytes += n
 	}
-	return s, err
+	return s, ctx.Err()
 }
 
 // phases asks workflows of datasets for their states, once for all who look

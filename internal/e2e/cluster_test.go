@@ -43,7 +43,7 @@ func binary(t testing.TB, name string) string {
 }
 
 // up starts a cluster over a fresh S3 folder that fill has filled.
-func up(t testing.TB, workers int, capacity string, fill func(root string)) *cluster {
+func up(t testing.TB, workers int, capacity string, fill func(root string), more ...string) *cluster {
 	t.Helper()
 	c := &cluster{t: t, dir: filepath.Join(t.TempDir(), "d"), root: filepath.Join(t.TempDir(), "s3")}
 	if err := os.MkdirAll(filepath.Join(c.root, "data"), 0o755); err != nil {
@@ -56,7 +56,7 @@ func up(t testing.TB, workers int, capacity string, fill func(root string)) *clu
 		}
 		c.dev("down", "--dir", c.dir)
 	})
-	c.dev("up", "--dir", c.dir, "--workers", fmt.Sprint(workers), "--capacity", capacity, "--s3-root", c.root, "--detach")
+	c.dev(append([]string{"up", "--dir", c.dir, "--workers", fmt.Sprint(workers), "--capacity", capacity, "--s3-root", c.root, "--detach"}, more...)...)
 	c.readEnv()
 	c.proxy = testenv.CountingProxy(t, c.getenv("STOKER_S3_ENDPOINT"))
 	return c

@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httputil"
@@ -28,7 +29,7 @@ func (p *Proxy) handler(backend string) http.Handler {
 			// An object's path has a key behind the bucket; listings have a query.
 			_, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 			if r.Method == http.MethodGet && key != "" && resp.StatusCode < 300 {
-				p.add(r.URL.Path, 1, 0)
+				p.note(r)
 				resp.Body = &countedBody{resp.Body, func(n int) {
 					p.add(r.URL.Path, 0, int64(n))
 					p.pass(r.Context())
@@ -38,6 +39,19 @@ func (p *Proxy) handler(backend string) http.Handler {
 		},
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
 	}
+}
+
+// note enters a GET into the log.
+func (p *Proxy) note(r *http.Request) {
+	g := Get{Key: r.URL.Path, To: -1}
+	var last int64
+	if n, _ := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &g.From, &last); n == 2 {
+		g.To = last + 1
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gets[g.Key]++
+	p.log = append(p.log, g)
 }
 
 // Hold stops all bodies once n bytes of objects have gone through, until

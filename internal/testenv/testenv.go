@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -160,7 +161,14 @@ type Proxy struct {
 	bytes map[string]int64
 	gets  map[string]int64
 	total int64
+	log   []Get
 	gate  *gate
+}
+
+// Get is one request for bytes [From, To) of an object; To is -1 for all.
+type Get struct {
+	Key      string // /bucket/key
+	From, To int64
 }
 
 // CountingProxy starts a proxy before the server at backend, a URL.
@@ -218,13 +226,20 @@ func (p *Proxy) BytesByKey() map[string]int64 {
 	return out
 }
 
+// Log returns the GETs of objects so far, in order.
+func (p *Proxy) Log() []Get {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.log)
+}
+
 // Reset begins to count anew.
 func (p *Proxy) Reset() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	clear(p.bytes)
 	clear(p.gets)
-	p.total = 0
+	p.total, p.log = 0, nil
 }
 
 // String sums up for messages.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"stoker.dev"
@@ -24,6 +25,7 @@ const (
 	wholeAge      = 2 * time.Second        // how long it is believed that a worker holds a shard
 	wholeKept     = 10_000                 // shards of which that is remembered
 	askTimeout    = 500 * time.Millisecond // an index that is slower is as good as none
+	silentFor     = time.Second            // it is not asked again after that, so that reads do not wait for it
 )
 
 // directory is what this worker knows of the others. It renews the worker's
@@ -35,6 +37,8 @@ type directory struct {
 	self  func() placement.Worker // this worker as it is now
 	held  func(ctx context.Context, f func(id stoker.ID, n uint32, whole bool)) error
 	log   *slog.Logger
+
+	silent atomic.Int64 // when the index last gave no answer, unix ns
 
 	sending sync.Mutex // held while announcements are on their way; taken before mu
 	mu      sync.Mutex
@@ -179,9 +183,15 @@ func (d *directory) Holders(ctx context.Context, id stoker.ID, n uint32) []cache
 
 func (d *directory) holders(ctx context.Context, id stoker.ID, n uint32) []cache.Peer {
 	self := d.self().Incarnation
+	if time.Since(time.Unix(0, d.silent.Load())) < silentFor {
+		return nil
+	}
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	holders, err := d.index.Holders(asking, id, []uint32{n})
+	if err != nil && ctx.Err() == nil {
+		d.silent.Store(time.Now().UnixNano())
+	}
 	if err != nil || len(holders) == 0 {
 		return nil
 	}

@@ -25,7 +25,7 @@ type Options struct {
 	MaxDelay    time.Duration // the longest wait; 0 = 5 s
 	MaxInFlight int           // data requests at a time; 0 = 128
 	HeaderWait  time.Duration // for an answer to begin; 0 = 30 s
-	Stall       time.Duration // no byte for so long breaks a body off; 0 = 30 s
+	Stall       time.Duration // a Read that gets no byte for so long breaks its body off; 0 = 30 s
 }
 
 func (o Options) withDefaults() Options {
@@ -56,10 +56,17 @@ type Count struct {
 
 type countKey struct{}
 
+// counts are those of a context and of the contexts around it.
+type counts struct {
+	c     *Count
+	outer *counts
+}
+
 // WithCount adds what requests of this context do to c, besides the guard's
-// own total.
+// own total and the counts of the contexts around it.
 func WithCount(ctx context.Context, c *Count) context.Context {
-	return context.WithValue(ctx, countKey{}, c)
+	outer, _ := ctx.Value(countKey{}).(*counts)
+	return context.WithValue(ctx, countKey{}, &counts{c, outer})
 }
 
 // FS is a guarded file system.
@@ -81,8 +88,9 @@ func (f *FS) Total() *Count { return &f.total }
 
 func (f *FS) count(ctx context.Context, add func(*Count)) {
 	add(&f.total)
-	if c, ok := ctx.Value(countKey{}).(*Count); ok {
-		add(c)
+	c, _ := ctx.Value(countKey{}).(*counts)
+	for ; c != nil; c = c.outer {
+		add(c.c)
 	}
 }
 
@@ -192,7 +200,7 @@ func (b *body) open() error {
 		b.f.count(b.ctx, func(c *Count) { c.Requests.Add(1) })
 		r, err := b.f.fs.Open(ctx, b.key, b.want, b.off, b.left)
 		if err == nil {
-			watch.Reset(b.f.o.Stall)
+			watch.Stop() // Read starts it again: a caller that takes its time breaks nothing off
 			b.r, b.cancel, b.watch = r, cancel, watch
 			return nil
 		}
@@ -217,11 +225,12 @@ func (b *body) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	for {
+		b.watch.Reset(b.f.o.Stall)
 		n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
+		b.watch.Stop()
 		b.off, b.left = b.off+int64(n), b.left-int64(n)
 		b.f.count(b.ctx, func(c *Count) { c.Bytes.Add(int64(n)) })
 		if n > 0 {
-			b.watch.Reset(b.f.o.Stall)
 			return n, nil
 		}
 		if err == nil {

@@ -17,7 +17,7 @@ import (
 func Run(t *testing.T, fresh func(t *testing.T) (x placement.Index, advance func(time.Duration))) {
 	for name, test := range map[string]func(*testing.T, placement.Index, func(time.Duration)){
 		"Leases": testLeases, "Placements": testPlacements, "DeadPlacementsDoNotCount": testDead,
-		"ForgottenRegistration": testForgotten, "Concurrent": testConcurrent,
+		"ForgottenRegistration": testForgotten, "Begun": testBegun, "Concurrent": testConcurrent,
 	} {
 		t.Run(name, func(t *testing.T) {
 			x, advance := fresh(t)
@@ -175,5 +175,33 @@ func testConcurrent(t *testing.T, x placement.Index, _ func(time.Duration)) {
 		if err != nil || len(hs[0]) != n {
 			t.Fatalf("shard %d has %d holders (%v), want %d", s, len(hs[0]), err, n)
 		}
+	}
+}
+
+// What a worker had begun is known after its death, over all its lives; of a
+// worker that was never seen, or that left, nothing is.
+func testBegun(t *testing.T, x placement.Index, advance func(time.Duration)) {
+	m, first, second := stoker.ID{9}, worker(1), worker(1)
+	must(t, x.Register(t.Context(), first, ttl))
+	must(t, x.Announce(t.Context(), first.Incarnation, m, []placement.Mark{{Shard: 3}, {Shard: 40, Whole: true}}))
+	must(t, x.Register(t.Context(), second, ttl))
+	must(t, x.Announce(t.Context(), second.Incarnation, m, []placement.Mark{{Shard: 70}}))
+	must(t, x.Register(t.Context(), worker(2), time.Hour))
+	advance(2 * ttl)
+	got, known, err := x.Begun(t.Context(), "worker-1", m, []uint32{70, 2, 3, 40, 41})
+	must(t, err)
+	if want := []bool{true, false, true, true, false}; !known || !slices.Equal(got, want) {
+		t.Errorf("begun %v (known %v), want %v", got, known, want)
+	}
+	if got, known, err = x.Begun(t.Context(), "worker-1", stoker.ID{8}, []uint32{3}); err != nil || !known || got[0] {
+		t.Errorf("another manifest: %v, %v, %v", got, known, err)
+	}
+	if _, known, err = x.Begun(t.Context(), "worker-3", m, []uint32{3}); err != nil || known {
+		t.Errorf("a worker that was never seen: known %v, %v", known, err)
+	}
+	must(t, x.Leave(t.Context(), first.Incarnation))
+	must(t, x.Leave(t.Context(), second.Incarnation))
+	if _, known, err = x.Begun(t.Context(), "worker-1", m, []uint32{3}); err != nil || known {
+		t.Errorf("a worker that left: known %v, %v", known, err)
 	}
 }

@@ -59,12 +59,17 @@ func Open(o Options) (*Index, error) {
 	if o.Prefix == "" {
 		o.Prefix = "stoker"
 	}
+	redis.SetLogger(silent{}) // what it would print, each call returns as an error
 	return &Index{prefix: o.Prefix, c: redis.NewClient(&redis.Options{
 		Addr: o.Address, Username: o.Username, Password: o.Password,
 		DialTimeout: 2 * time.Second, ReadTimeout: 2 * time.Second, WriteTimeout: 2 * time.Second,
-		MaxRetries: 1, ContextTimeoutEnabled: true,
+		MaxRetries: 1, DialerRetries: 1, ContextTimeoutEnabled: true,
 	})}, nil
 }
+
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}
 
 // Close closes the connections.
 func (x *Index) Close() error { return x.c.Close() }
@@ -280,4 +285,48 @@ func (x *Index) Holders(ctx context.Context, manifest stoker.ID, shards []uint32
 		}
 	}
 	return out, nil
+}
+
+// Begun implements placement.Index.
+func (x *Index) Begun(ctx context.Context, worker string, manifest stoker.ID, shards []uint32) ([]bool, bool, error) {
+	all, err := x.c.HVals(ctx, x.live()).Result()
+	if err != nil {
+		return nil, false, failed(ctx, "begun", err)
+	}
+	var lives []stoker.Incarnation
+	for _, line := range all {
+		var w placement.Worker
+		if err := json.Unmarshal([]byte(line), &w); err != nil {
+			return nil, false, stoker.Errorf(stoker.KindCorrupt, "redis.begun", worker, "%w", err)
+		}
+		if w.ID == worker {
+			lives = append(lives, w.Incarnation)
+		}
+	}
+	out := make([]bool, len(shards))
+	if len(lives) == 0 {
+		return out, false, nil
+	}
+	answers := map[uint32]*redis.SliceCmd{}
+	groups := groupsOf(len(shards), func(i int) uint32 { return shards[i] })
+	err = x.byGroup(ctx, "begun", groups, func(p redis.Pipeliner, g uint32, at []int) {
+		var fields []string
+		for _, i := range at {
+			for _, n := range lives {
+				fields = append(fields, field(shards[i], n))
+			}
+		}
+		answers[g] = p.HMGet(ctx, x.group(manifest, g), fields...)
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	for g, at := range groups {
+		for k, v := range answers[g].Val() {
+			if v != nil {
+				out[at[k/len(lives)]] = true
+			}
+		}
+	}
+	return out, true, nil
 }

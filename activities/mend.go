@@ -1,0 +1,108 @@
+package activities
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/cache/placement"
+	"stoker.dev/planner"
+)
+
+// MendInput says which worker of a plan went away.
+type MendInput struct {
+	Plan  stoker.ID
+	Part  int
+	All   bool // it will not come back: what it had begun moves, too
+	Round int64
+}
+
+// Mended is what becomes of its part.
+type Mended struct {
+	Moved stoker.ID `json:",omitzero"` // plan by which others load what it had not begun
+	Parts []int     `json:",omitempty"`
+	Kept  stoker.ID `json:",omitzero"` // plan by which it goes on when it comes back
+}
+
+// Mend gives the shards of a lost worker to live ones. Without All only those
+// which it had not begun, as far as the index knows; if that knows nothing of
+// the worker, all of them wait.
+func (a *Activities) Mend(ctx context.Context, in MendInput) (Mended, error) {
+	m, err := a.mend(ctx, in)
+	return m, ToTemporal(err)
+}
+
+func (a *Activities) mend(ctx context.Context, in MendInput) (Mended, error) {
+	plan, err := a.LoadPlan(ctx, in.Plan)
+	if err != nil {
+		return Mended{}, err
+	}
+	m, err := a.o.Store.Load(ctx, plan.Manifest)
+	if err != nil {
+		return Mended{}, err
+	}
+	defer m.Close()
+	keep, err := a.begun(ctx, plan, in)
+	if err != nil {
+		return Mended{}, err
+	}
+	o := planner.MendOptions{Lost: in.Part, Keep: keep, Round: in.Round}
+	if o.Workers, o.Addresses, err = a.others(ctx, plan, in.Part); err != nil {
+		return Mended{}, err
+	}
+	shards := make([]planner.Shard, m.Shards())
+	for n := range shards {
+		s := m.Shard(uint32(n))
+		shards[n] = planner.Shard{ID: s.ID, Bytes: s.Bytes}
+	}
+	mending := planner.Mend(plan, shards, o)
+	var out Mended
+	if mending.Moved != nil {
+		if out.Moved, err = a.o.Store.PutBlob(ctx, "plans", mending.Moved.Encode()); err != nil {
+			return Mended{}, err
+		}
+		out.Parts = mending.Moved.Parts()
+	}
+	if mending.Kept != nil {
+		out.Kept, err = a.o.Store.PutBlob(ctx, "plans", mending.Kept.Encode())
+	}
+	a.o.Log.Info("a plan is mended", "dataset", plan.Dataset, "manifest", plan.Manifest.Short(), "plan", in.Plan.Short(),
+		"worker", plan.Workers[in.Part].ID, "moved", mendedShards(mending.Moved), "kept", mendedShards(mending.Kept))
+	return out, err
+}
+
+func mendedShards(p *planner.Plan) int {
+	if p == nil {
+		return 0
+	}
+	return len(p.Mended)
+}
+
+// begun says which shards wait for the worker.
+func (a *Activities) begun(ctx context.Context, plan *planner.Plan, in MendInput) (func(uint32) bool, error) {
+	if in.All {
+		return func(uint32) bool { return false }, nil
+	}
+	part := plan.Part(in.Part)
+	begun, known, err := a.o.Index.Begun(ctx, plan.Workers[in.Part].ID, plan.Manifest, part)
+	if err != nil && ctx.Err() != nil {
+		return nil, err
+	}
+	return func(n uint32) bool {
+		i, found := slices.BinarySearch(part, n)
+		return err != nil || !known || !found || begun[i]
+	}, nil
+}
+
+// others are the live workers but the lost one, with what they could take.
+func (a *Activities) others(ctx context.Context, plan *planner.Plan, lost int) ([]planner.Worker, []string, error) {
+	live, _, err := a.Workers(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	live = slices.DeleteFunc(slices.Clone(live), func(w placement.Worker) bool { return w.ID == plan.Workers[lost].ID })
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return a.candidates(ctx, live, plan.Manifest)
+}

@@ -1,0 +1,295 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/cache/store"
+	"stoker.dev/internal/api"
+	"stoker.dev/internal/testenv"
+)
+
+// slack is what may be on its way between the S3 side and a worker that is
+// killed: a buffer of the proxy and of the sockets for each of its streams.
+const slack = 16 << 20
+
+// preload starts `preload --wait` and returns what yields its certificate.
+func (c *cluster) preload() (wait func() api.Certificate) {
+	c.t.Helper()
+	cmd := exec.Command(binary(c.t, "stoker"), "preload", "data", "--wait", "-o", "json")
+	var out, stderr strings.Builder
+	cmd.Env, cmd.Stdout, cmd.Stderr = c.env, &out, &stderr
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return func() api.Certificate {
+		c.t.Helper()
+		if err := cmd.Wait(); err != nil {
+			c.t.Fatalf("preload: %v\n%s%s", err, out.String(), stderr.String())
+		}
+		return c.certificate(out.String())
+	}
+}
+
+// onDisk lists what a dead worker has: byte ranges by object.
+func (c *cluster) onDisk(role string) map[string][]testenv.Get {
+	c.t.Helper()
+	var all []api.DatasetInfo
+	if err := json.Unmarshal([]byte(c.must("dataset", "ls", "-o", "json")), &all); err != nil {
+		c.t.Fatal(err)
+	}
+	m, err := manifest.Open(filepath.Join(c.dir, "store", "manifests", all[0].Manifest.String()))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer m.Close()
+	st, err := store.Open(store.Options{Dir: filepath.Join(c.dir, role, "cache"), CapacityBytes: 1 << 40})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer st.Close()
+	out := map[string][]testenv.Get{}
+	for n := range uint32(m.Shards()) {
+		sh, ok := st.Get(m.Shard(n).ID)
+		if !ok {
+			continue
+		}
+		for _, mem := range m.Members(n, nil) {
+			key := "/data/" + m.Path(mem.Row)
+			for b := range manifest.BlocksOf(mem.Bytes) {
+				if !sh.Has(int(mem.FirstBlock) + b) {
+					continue
+				}
+				from := mem.ObjectOff + int64(b)*stoker.BlockBytes
+				out[key] = append(out[key], testenv.Get{Key: key, From: from, To: min(from+stoker.BlockBytes, mem.ObjectOff+mem.Bytes)})
+			}
+		}
+		sh.Release()
+	}
+	return out
+}
+
+// fetchedAgain returns the bytes of have that later GETs asked for.
+func fetchedAgain(have map[string][]testenv.Get, later []testenv.Get) (bytes int64) {
+	for _, g := range later {
+		for _, h := range have[g.Key] {
+			to := h.To
+			if g.To >= 0 {
+				to = min(to, g.To)
+			}
+			bytes += max(0, to-max(h.From, g.From))
+		}
+	}
+	return bytes
+}
+
+func (c *cluster) ready(cert api.Certificate, size int64) {
+	c.t.Helper()
+	if cert.State != api.CertificateReady || cert.ResidentBytes != size || len(cert.Failed) != 0 {
+		c.t.Fatalf("certificate %+v", cert)
+	}
+	r := cert.Refetched
+	if net := cert.UFSBytes - r.Lost - r.Retry - r.Hedge - r.Bypass; net < size-slack || net > size+slack {
+		c.t.Errorf("%d UFS bytes less what was fetched again (%+v) are %d, the dataset has %d", cert.UFSBytes, r, net, size)
+	}
+	if got := c.proxy.Bytes(); got < cert.UFSBytes-slack || got > cert.UFSBytes+slack {
+		c.t.Errorf("the certificate says %d UFS bytes, the S3 side sent %d", cert.UFSBytes, got)
+	}
+}
+
+// A worker that dies at 40 % of a preload and comes back within the return
+// window goes on where it was: nothing that was on its disk is fetched again.
+func TestWorkerReturnsInMidPreload(t *testing.T) {
+	var size int64
+	c := up(t, 3, "1GiB", func(root string) { size = makeFiles(t, root, 2000, 100<<10, 3, 100<<20) })
+	c.add()
+	reached, release := c.proxy.Hold(size * 4 / 10)
+	defer release()
+	done := c.preload()
+	<-reached
+	<-time.After(time.Second) // the worker tells twice a second what it has
+	c.kill("worker-2")
+	have, before := c.onDisk("worker-2"), len(c.proxy.Log())
+	if len(have) == 0 {
+		t.Fatal("the killed worker had nothing on its disk")
+	}
+	release()
+	c.dev("start", "worker-2", "--dir", c.dir)
+	cert := done()
+	c.ready(cert, size)
+	if n := fetchedAgain(have, c.proxy.Log()[before:]); n != 0 {
+		t.Errorf("%d bytes that were on its disk were fetched again", n)
+	}
+	if cert.Refetched.Lost > slack {
+		t.Errorf("%d bytes are said to be lost", cert.Refetched.Lost)
+	}
+	c.settled()
+	c.must("verify", "data", "--deep")
+}
+
+// One that does not come back costs what it had on its disk, and the
+// certificate says so.
+func TestWorkerStaysAwayInMidPreload(t *testing.T) {
+	var size int64
+	c := up(t, 3, "1GiB", func(root string) { size = makeFiles(t, root, 2000, 100<<10, 3, 100<<20) }, "--return-window", "3s")
+	c.add()
+	reached, release := c.proxy.Hold(size * 4 / 10)
+	defer release()
+	done := c.preload()
+	<-reached
+	<-time.After(time.Second) // as above
+	c.kill("worker-2")
+	var had int64
+	for _, ranges := range c.onDisk("worker-2") {
+		for _, g := range ranges {
+			had += g.To - g.From
+		}
+	}
+	release()
+	cert := done()
+	c.ready(cert, size)
+	if lost := cert.Refetched.Lost; lost < had || lost > had+slack {
+		t.Errorf("the certificate says that %d bytes were lost, the worker had %d", lost, had)
+	}
+	dir := t.TempDir()
+	c.must("mount", "data", dir)
+	sameTree(t, filepath.Join(c.root, "data"), dir)
+	c.must("umount", dir)
+}
+
+// The controller, Temporal and Redis may die in mid-preload and mid-read: the
+// preload ends Ready, every byte is fetched once, reads of a mounted view go
+// on meanwhile, and no promise of space is left over.
+func TestServicesDieInMidPreload(t *testing.T) {
+	for _, role := range []string{"controller", "temporal", "redis"} {
+		t.Run(role, func(t *testing.T) {
+			var size int64
+			c := up(t, 2, "1GiB", func(root string) { size = makeFiles(t, root, 1000, 100<<10, 2, 60<<20) })
+			c.add()
+			dir := t.TempDir()
+			c.must("mount", "data", dir)
+			reached, release := c.proxy.Hold(size * 4 / 10)
+			defer release()
+			done := c.preload()
+			<-reached
+			c.kill(role)
+			release()
+			sameTree(t, filepath.Join(c.root, "data"), dir) // without it
+			c.dev("start", role, "--dir", c.dir)
+			cert := done()
+			if cert.State != api.CertificateReady || cert.ResidentBytes != size {
+				t.Errorf("certificate %+v", cert)
+			}
+			if got := c.proxy.Bytes(); got != size {
+				t.Errorf("the S3 side sent %d bytes, the dataset has %d", got, size)
+			}
+			c.settled()
+			c.must("umount", dir)
+		})
+	}
+}
+
+// FLUSHALL is the same to Redis as its death: the workers announce again.
+func TestRedisForgetsInMidPreload(t *testing.T) {
+	var size int64
+	c := up(t, 3, "1GiB", func(root string) { size = makeFiles(t, root, 1000, 100<<10, 2, 60<<20) })
+	c.add()
+	reached, release := c.proxy.Hold(size * 4 / 10)
+	defer release()
+	done := c.preload()
+	<-reached
+	out, err := exec.Command(testenv.Program(t, "redis-cli"), "-p", c.redisPort(), "flushall").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	release()
+	done()
+	dir := t.TempDir()
+	c.must("mount", "data", dir)
+	sameTree(t, filepath.Join(c.root, "data"), dir)
+	c.must("umount", dir)
+	if got := c.proxy.Bytes(); got != size {
+		t.Errorf("the S3 side sent %d bytes, the dataset has %d", got, size)
+	}
+}
+
+func (c *cluster) redisPort() string {
+	body, err := os.ReadFile(filepath.Join(c.dir, "cluster.json"))
+	var d struct{ Ports map[string]int }
+	if err == nil {
+		err = json.Unmarshal(body, &d)
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return fmt.Sprint(d.Ports["redis"])
+}
+
+// Two controllers share the work: when the one that drives a load dies, the
+// other goes on with it.
+func TestSecondControllerTakesOver(t *testing.T) {
+	var size int64
+	c := up(t, 2, "1GiB", func(root string) { size = makeFiles(t, root, 500, 100<<10, 2, 60<<20) })
+	c.add()
+	second := c.secondController()
+	reached, release := c.proxy.Hold(size * 4 / 10)
+	defer release()
+	done := c.preload()
+	<-reached
+	c.kill("controller")
+	release()
+	c.env = append(c.env, "STOKER_CONTROLLER=unix://"+second)
+	c.eventually("the job ends by the second controller", func() bool {
+		for _, j := range c.jobs() {
+			if j.State == api.JobReleased && j.ResidentBytes == size {
+				return true
+			}
+		}
+		return false
+	})
+	c.dev("start", "controller", "--dir", c.dir)
+	if cert := done(); cert.State != api.CertificateReady { // its CLI waited for its own controller
+		t.Errorf("certificate %+v", cert)
+	}
+	if got := c.proxy.Bytes(); got != size {
+		t.Errorf("the S3 side sent %d bytes, the dataset has %d", got, size)
+	}
+}
+
+// secondController starts another controller as a service of its own would
+// be, and returns its socket.
+func (c *cluster) secondController() (socket string) {
+	c.t.Helper()
+	body, err := os.ReadFile(filepath.Join(c.dir, "cluster.json"))
+	var d struct{ Ports map[string]int }
+	if err == nil {
+		err = json.Unmarshal(body, &d)
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	socket = filepath.Join(c.t.TempDir(), "controller.sock")
+	cmd := exec.Command(binary(c.t, "stokerd"), "controller", "--temporal", fmt.Sprintf("127.0.0.1:%d", d.Ports["temporal"]),
+		"--redis", fmt.Sprintf("127.0.0.1:%d", d.Ports["redis"]), "--store", filepath.Join(c.dir, "store"), "--dir", c.t.TempDir(),
+		"--listen-socket", socket, "--token-file", filepath.Join(c.dir, "token"))
+	for _, kv := range c.env {
+		if !strings.HasPrefix(kv, "STOKER_") {
+			cmd.Env = append(cmd.Env, kv)
+		}
+	}
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	c.eventually("the second controller answers", func() bool { _, err := os.Stat(socket); return err == nil })
+	return socket
+}

@@ -1,0 +1,143 @@
+package workflows
+
+import (
+	"time"
+
+	"go.temporal.io/sdk/workflow"
+
+	"stoker.dev"
+	"stoker.dev/activities"
+	"stoker.dev/internal/api"
+)
+
+// LoadInput is some parts of a plan.
+type LoadInput struct {
+	Plan     stoker.ID
+	From, To int
+	Window   time.Duration // how long a lost worker is waited for
+}
+
+// Loaded is what came of them: what they cost stands there even if one failed.
+type Loaded struct {
+	activities.PartLoaded
+	Error *api.ErrorBody `json:",omitempty"`
+}
+
+// maxMends bounds how often one load is mended before it begins anew.
+const maxMends = 16
+
+// loader drives parts of a plan, and of the plans that mend it.
+type loader struct {
+	in    LoadInput
+	sum   Loaded
+	mends int
+	// mended are the plans whose space was reserved here; the first plan's is
+	// whoever's that reserved it.
+	mended []stoker.ID
+	work   workflow.WaitGroup
+}
+
+// Load drives parts From to To of a plan, each by one activity. All are heard
+// to their end, whatever becomes of the others. When a worker goes away, what
+// it had not begun moves to others at once; the rest waits for its return as
+// long as the window says, and moves then.
+func Load(ctx workflow.Context, in LoadInput) (Loaded, error) {
+	l := &loader{in: in, work: workflow.NewWaitGroup(ctx)}
+	for part := in.From; part < in.To; part++ {
+		l.start(ctx, activities.PartInput{Plan: in.Plan, Part: part})
+	}
+	l.work.Wait(ctx)
+	if ctx.Err() != nil || l.sum.Error != nil {
+		for _, plan := range l.mended {
+			giveBack(ctx, plan)
+		}
+	}
+	return l.sum, ctx.Err()
+}
+
+func (l *loader) start(ctx workflow.Context, in activities.PartInput) {
+	l.work.Add(1)
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		defer l.work.Done()
+		l.part(ctx, in)
+	})
+}
+
+func (l *loader) fail(err error) {
+	if l.sum.Error == nil {
+		l.sum.Error = errorBody(err)
+	}
+}
+
+// part drives one part to its end.
+func (l *loader) part(ctx workflow.Context, in activities.PartInput) {
+	var p activities.PartLoaded
+	err := workflow.ExecuteActivity(working(ctx, loadSilence, loadTries), do.LoadPart, in).Get(ctx, &p)
+	l.sum.UFSRequests += p.UFSRequests
+	l.sum.UFSBytes += p.UFSBytes
+	l.sum.Refetched.Add(p.Refetched)
+	l.sum.Failed += p.Failed
+	switch {
+	case err != nil:
+		l.fail(err)
+	case p.Lost && ctx.Err() == nil:
+		if err := l.lost(ctx, in, p.Had); err != nil {
+			l.fail(err)
+		}
+	}
+}
+
+// lost does what must be done for a part whose worker went away.
+func (l *loader) lost(ctx workflow.Context, in activities.PartInput, had int64) error {
+	until := workflow.Now(ctx).Add(l.in.Window)
+	kept, err := l.mend(ctx, in, false)
+	if err != nil || kept.IsZero() {
+		l.sum.Refetched.Lost += had // nothing of it is waited for
+		return err
+	}
+	var back bool
+	await := activities.AwaitInput{Plan: kept, Part: in.Part, Until: until}
+	if err := workflow.ExecuteActivity(working(ctx, loadSilence, loadTries), do.AwaitReturn, await).Get(ctx, &back); err != nil {
+		return err
+	}
+	if back {
+		if err := l.reserve(ctx, kept, in.Plan); err != nil {
+			return err
+		}
+		l.part(ctx, activities.PartInput{Plan: kept, Part: in.Part, Had: had})
+		return nil
+	}
+	l.sum.Refetched.Lost += had
+	left, err := l.mend(ctx, activities.PartInput{Plan: kept, Part: in.Part}, true)
+	if err == nil && !left.IsZero() {
+		err = stoker.Errorf(stoker.KindNoSpace, "load", l.in.Plan.Short(), "a worker went away, and the others have no space for its part")
+	}
+	return err
+}
+
+// mend moves shards of a part to other workers and starts their loads. It
+// returns the plan of those that did not move.
+func (l *loader) mend(ctx workflow.Context, in activities.PartInput, all bool) (kept stoker.ID, err error) {
+	if l.mends++; l.mends > maxMends {
+		return kept, stoker.Errorf(stoker.KindTransient, "load", l.in.Plan.Short(), "workers go away again and again")
+	}
+	var m activities.Mended
+	err = workflow.ExecuteActivity(working(ctx, 0, 6), do.Mend, activities.MendInput{
+		Plan: in.Plan, Part: in.Part, All: all, Round: workflow.Now(ctx).UnixNano(),
+	}).Get(ctx, &m)
+	if err != nil || len(m.Parts) == 0 {
+		return m.Kept, err
+	}
+	if err := l.reserve(ctx, m.Moved, stoker.ID{}); err != nil {
+		return m.Kept, err
+	}
+	for _, part := range m.Parts {
+		l.start(ctx, activities.PartInput{Plan: m.Moved, Part: part})
+	}
+	return m.Kept, nil
+}
+
+func (l *loader) reserve(ctx workflow.Context, plan, replaces stoker.ID) error {
+	l.mended = append(l.mended, plan)
+	return workflow.ExecuteActivity(working(ctx, 0, 3), do.Reserve, activities.ReserveInput{Plan: plan, Replaces: replaces}).Get(ctx, nil)
+}
