@@ -85,7 +85,7 @@ func (s *Set) fromPeer(ctx context.Context, n uint32, f *flight, p Peer, through
 		return s.deliver(n, f, block, off, data)
 	})
 	if err != nil && !canceled(err) {
-		s.c.o.Log.Debug("peer did not serve", "peer", p.ID, "shard", n, "error", err)
+		s.log().Debug("peer did not serve", "peer", p.ID, "shard", n, "error", err)
 	}
 	return !s.missing(n, f)
 }
@@ -164,7 +164,8 @@ func (s *Set) readObject(ctx context.Context, n uint32, f *flight, m manifest.Me
 	for block := from; block < to; block++ {
 		off, _, length := blockOf(m, block)
 		buf := (*b)[:length]
-		if _, err := io.ReadFull(body, buf); err != nil {
+		if got, err := io.ReadFull(body, buf); err != nil {
+			guard.Wasted(ctx, int64(got))
 			if stoker.KindOf(err) != stoker.KindInternal || ctx.Err() != nil {
 				return err
 			}

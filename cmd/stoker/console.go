@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/term"
+
+	"stoker.dev/cmd/stoker/internal/live"
 )
 
 // console is stderr: messages, and below them one line of progress that is
@@ -111,26 +113,8 @@ func oneLine(s string) string {
 	return printable(strings.ReplaceAll(strings.TrimRight(s, "\n"), "\n", "; "))
 }
 
-// printable makes any string fit for a table or message: bytes that a terminal
-// would act on, and those that are no text, become \xNN.
-func printable(s string) string {
-	if utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); {
-		r, n := utf8.DecodeRuneInString(s[i:])
-		if r == utf8.RuneError && n == 1 || !unicode.IsPrint(r) {
-			for _, x := range []byte(s[i : i+n]) {
-				fmt.Fprintf(&b, `\x%02x`, x)
-			}
-		} else {
-			b.WriteString(s[i : i+n])
-		}
-		i += n
-	}
-	return b.String()
-}
+// printable makes any string fit for a table or message.
+func printable(s string) string { return live.Printable(s) }
 
 func lowerFirst(s string) string {
 	r, n := utf8.DecodeRuneInString(s)

@@ -2,16 +2,23 @@ package main
 
 import (
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"stoker.dev"
 	"stoker.dev/internal/api"
 	"stoker.dev/ufs"
 )
 
 func (a *app) datasetCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "dataset", Short: "register and show datasets"}
+	cmd := &cobra.Command{Use: "dataset", Short: "register and show datasets",
+		Long: `A dataset is a named prefix of a store, or several joined, listed and frozen into
+generations: a job reads one generation, whatever happens in the store.`,
+		Example: `  stoker dataset add imagenet s3://datasets/imagenet
+  stoker dataset ls
+  stoker dataset show imagenet`}
 	group(cmd)
 	cmd.AddCommand(a.datasetAddCommand(), a.datasetLsCommand(), a.datasetShowCommand())
 	return cmd
@@ -69,26 +76,14 @@ always the daemons' own, by name with --profile.`,
 	return cmd
 }
 
-func (a *app) datasetLsCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "ls", Short: "list the registered datasets", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.controller()
-			if err != nil {
-				return err
-			}
-			all, err := c.Datasets(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return a.print(orEmpty(all), func(w io.Writer) { datasetRows(w, all) })
-		},
-	}
-}
-
 func (a *app) datasetShowCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "show NAME[@GEN]", Short: "show one dataset: what it is, where it is, who holds it", Args: oneArg("a dataset's name"),
+		Long: `Shows a generation of a dataset, the current one unless @GEN says another: its
+size, how much is on the workers, who holds it, and which keys of the store
+cannot be files.`,
+		Example: `  stoker dataset show imagenet
+  stoker dataset show imagenet@1 -o json | jq .unmountable`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ref, err := datasetArg(args[0])
 			if err != nil {
@@ -133,6 +128,8 @@ func (a *app) verifyCommand() *cobra.Command {
 recorded, and counts that against the manifest. With --deep every byte is read
 and checked. Exit code 4 if something is missing, 6 if bytes are wrong; what was
 wrong is taken out of use, so that 'stoker preload' brings it in again.`,
+		Example: `  stoker verify imagenet
+  stoker verify imagenet --deep -o json | jq .failed`,
 		Args: oneArg("a dataset's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ref, err := datasetArg(args[0])
@@ -149,11 +146,20 @@ wrong is taken out of use, so that 'stoker preload' brings it in again.`,
 			if err != nil {
 				return err
 			}
-			return a.certified(cert, nil)
+			err = a.certified(cert, nil)
+			if wrongBytes(cert) {
+				err = stoker.Errorf(stoker.KindCorrupt, "dataset", refName(ref), "wrong bytes were found: run 'stoker preload %s --wait' to bring them in again", ref.Name)
+			}
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&deep, "deep", false, "read every byte again")
 	return cmd
+}
+
+// wrongBytes reports whether a verify found any.
+func wrongBytes(cert *api.Certificate) bool {
+	return slices.ContainsFunc(cert.Failed, func(f api.Failure) bool { return f.Kind == stoker.KindCorrupt.String() })
 }
 
 // certified prints a certificate and returns the error that it stands for.
@@ -173,6 +179,8 @@ func (a *app) evictCommand() *cobra.Command {
 		Long: `Frees what the workers have of a dataset. Data that a job, a pin or a mounted
 view holds is refused (exit code 11) unless --force, which ends the leases;
 a mounted view then reads from the store again.`,
+		Example: `  stoker evict imagenet
+  stoker evict imagenet@1 --force`,
 		Args: oneArg("a dataset's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ref, err := datasetArg(args[0])

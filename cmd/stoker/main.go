@@ -149,8 +149,9 @@ passed, 10 not permitted, 11 held by others, 130 interrupted.`,
 	root.AddCommand(
 		a.submitCommand(), a.statusCommand(), a.waitCommand(), a.cancelCommand(), a.jobsCommand(),
 		a.datasetCommand(), a.preloadCommand(), a.verifyCommand(), a.evictCommand(),
-		a.mountCommand(), a.umountCommand(), a.workersCommand(), a.completionCommand(root), a.versionCommand(),
+		a.mountCommand(), a.umountCommand(), a.workersCommand(), a.doctorCommand(), a.completionCommand(root), a.versionCommand(), a.manCommand(root),
 	)
+	a.completions(root)
 	return root
 }
 
@@ -164,11 +165,14 @@ func group(cmd *cobra.Command) {
 		return nil
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.ValidArgsFunction = cobra.NoFileCompletions
 }
 
 func (a *app) helpCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use: "help [COMMAND]", Short: "help about a command",
+		Long:    `Prints what a command does, its flags and examples: the same as COMMAND --help.`,
+		Example: `  stoker help dataset add`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			about, rest, err := root.Find(args)
 			if err != nil || len(rest) > 0 {

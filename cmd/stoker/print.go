@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"stoker.dev"
+	"stoker.dev/cmd/stoker/internal/live"
 	"stoker.dev/internal/api"
 )
 
@@ -81,54 +82,12 @@ func when(t time.Time) string {
 }
 
 // span prints a duration for people, in its largest unit.
-func span(d time.Duration) string {
-	switch {
-	case d < time.Minute:
-		return fmt.Sprintf("%d s", max(0, int(d.Seconds())))
-	case d < time.Hour:
-		return fmt.Sprintf("%d min", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h", int(d.Hours()))
-	default:
-		return fmt.Sprintf("%d d", int(d.Hours()/24))
-	}
-}
+func span(d time.Duration) string { return live.Span(d) }
 
-func eta(seconds float64) string {
-	if seconds < 0 {
-		return ""
-	}
-	return span(time.Duration(min(seconds, 1e9) * float64(time.Second)))
-}
+func eta(seconds float64) string { return live.ETA(seconds) }
 
 // percent of part in whole; the whole of nothing is there.
-func percent(part, whole int64) int {
-	if whole <= 0 {
-		return 100
-	}
-	return int(min(100, max(0, float64(part)/float64(whole)*100)))
-}
-
-func jobRows(w io.Writer, jobs []api.JobLine) {
-	row(w, "JOB", "STATE", "OWNER", "DATASETS", "RESIDENT", "BYTES", "ETA")
-	for _, j := range jobs {
-		row(w, j.Job, j.State, j.Owner, strings.Join(j.Datasets, ","), api.HumanBytes(j.ResidentBytes), api.HumanBytes(j.Bytes), eta(j.ETASeconds))
-	}
-}
-
-func workerRows(w io.Writer, workers []api.WorkerInfo) {
-	row(w, "WORKER", "STATE", "USED", "RESERVED", "CAPACITY", "ADDRESS", "PID")
-	for _, x := range workers {
-		row(w, x.ID, x.State, api.HumanBytes(x.UsedBytes), api.HumanBytes(x.ReservedBytes), api.HumanBytes(x.CapacityBytes), x.Address, x.PID)
-	}
-}
-
-func datasetRows(w io.Writer, datasets []api.DatasetInfo) {
-	row(w, "DATASET", "GENERATION", "OBJECTS", "BYTES", "RESIDENT", "LISTED", "OWNER", "URIS")
-	for _, d := range datasets {
-		row(w, d.Name, d.Generation, d.Objects, api.HumanBytes(d.Bytes), api.HumanBytes(d.ResidentBytes), when(d.ListedAt), d.Owner, strings.Join(d.URIs, ","))
-	}
-}
+func percent(part, whole int64) int { return live.Percent(part, whole) }
 
 func (a *app) printDetail(d *api.DatasetDetail) error {
 	d.URIs, d.Locations, d.Unmountable, d.Holders = orEmpty(d.URIs), orEmpty(d.Locations), orEmpty(d.Unmountable), orEmpty(d.Holders)
@@ -217,11 +176,6 @@ func (a *app) listFailures(failed []api.Failure) {
 // certificateError is the error that a certificate stands for; nil for Ready.
 func certificateError(c *api.Certificate, said error) error {
 	name := refName(api.DatasetRef{Name: c.Dataset, Generation: c.Generation})
-	for _, f := range c.Failed {
-		if f.Kind == stoker.KindCorrupt.String() {
-			return stoker.Errorf(stoker.KindCorrupt, "dataset", name, "wrong bytes were found: run 'stoker preload %s --wait' to bring them in again", c.Dataset)
-		}
-	}
 	switch {
 	case c.State == "Ready" && len(c.Failed) == 0:
 		return nil

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -30,6 +31,16 @@ func main() { os.Exit(run(os.Args[1:])) }
 func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	root := rootCommand()
+	root.SetArgs(args)
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintf(os.Stderr, "stokerd: %v\n", err)
+		return exitCode(err)
+	}
+	return 0
+}
+
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use: "stokerd", Short: "stoker's daemons: worker and controller", Version: version,
 		SilenceErrors: true, SilenceUsage: true,
@@ -37,13 +48,9 @@ func run(args []string) int {
 	}
 	root.PersistentFlags().String("config", "", "config file (default /etc/stoker/stokerd.yaml if it is there)")
 	root.PersistentFlags().String("log-level", "info", "debug, info, warn or error")
-	root.AddCommand(workerCommand(), controllerCommand())
-	root.SetArgs(args)
-	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintf(os.Stderr, "stokerd: %v\n", err)
-		return exitCode(err)
-	}
-	return 0
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage{err} })
+	root.AddCommand(workerCommand(), controllerCommand(), manCommand(root))
+	return root
 }
 
 // usage marks errors of the command line.
@@ -79,12 +86,15 @@ func fromOutside(cmd *cobra.Command) error {
 	}
 	known := map[string]bool{}
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.Name == "config" || f.Name == "help" { // the command line's alone
+			return
+		}
 		known[f.Name] = true
 		value, ok := os.LookupEnv("STOKER_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_")))
 		if !ok {
 			value, ok = file[f.Name]
 		}
-		if !ok || f.Changed || f.Name == "config" || f.Name == "help" || err != nil {
+		if !ok || f.Changed || err != nil {
 			return
 		}
 		if e := cmd.Flags().Set(f.Name, value); e != nil {
@@ -115,14 +125,32 @@ func readConfig(cmd *cobra.Command) (map[string]string, error) {
 		return nil, usage{fmt.Errorf("config: %w", err)}
 	}
 	var raw map[string]any
-	if err := yaml.Unmarshal(body, &raw); err != nil {
+	if err := yaml.UnmarshalStrict(body, &raw); err != nil {
 		return nil, usage{fmt.Errorf("config %s: %w", path, err)}
 	}
 	out := map[string]string{}
 	for k, v := range raw {
-		out[k] = fmt.Sprint(v)
+		if out[k], err = plain(v); err != nil {
+			return nil, usage{fmt.Errorf("config %s: %s: %w", path, k, err)}
+		}
 	}
 	return out, nil
+}
+
+// plain writes a value of a config file as a flag would have it; a key without
+// a value is an empty string.
+func plain(v any) (string, error) {
+	switch v := v.(type) {
+	case nil:
+		return "", nil
+	case string:
+		return v, nil
+	case bool:
+		return strconv.FormatBool(v), nil
+	case float64: // YAML's numbers come as JSON's
+		return strconv.FormatFloat(v, 'f', -1, 64), nil
+	}
+	return "", errors.New("want one value, not a list or a table")
 }
 
 // logger writes structured lines to stderr.

@@ -87,10 +87,10 @@ func nodeOf(r manifest.Row) uint64 { return uint64(r) + rootNode }
 
 // attr fills in what stat(2) shows.
 func (f *FS) attr(r manifest.Row, e *manifest.Entry, a *gofuse.Attr) {
-	mode, links := uint32(syscall.S_IFREG|0o666), uint32(1)
+	mode := uint32(syscall.S_IFREG | 0o666)
 	switch {
 	case e.Kind == manifest.Directory:
-		mode, links = syscall.S_IFDIR|0o777, 2
+		mode = syscall.S_IFDIR | 0o777
 	case e.Kind == manifest.Symlink:
 		mode = syscall.S_IFLNK | 0o777
 	case e.Exec:
@@ -110,7 +110,8 @@ func (f *FS) attr(r manifest.Row, e *manifest.Entry, a *gofuse.Attr) {
 	*a = gofuse.Attr{
 		Ino: nodeOf(r), Size: size, Blocks: (size + 511) / 512, Blksize: 512 << 10, // what a reader should ask for at a time
 		Atime: sec, Mtime: sec, Ctime: sec, Atimensec: nsec, Mtimensec: nsec, Ctimensec: nsec,
-		Mode: mode, Nlink: links, Owner: gofuse.Owner{Uid: f.o.UID, Gid: f.o.GID},
+		Mode: mode, Owner: gofuse.Owner{Uid: f.o.UID, Gid: f.o.GID},
+		Nlink: 1, // of a folder it means that sub-folders are not counted
 	}
 }
 

@@ -14,7 +14,6 @@ import (
 	"stoker.dev/cache/manifest"
 	"stoker.dev/internal/api"
 	"stoker.dev/ufs"
-	"stoker.dev/ufs/mounts"
 )
 
 // resolved is a dataset's generation as a request names it.
@@ -68,9 +67,6 @@ func roots(req *api.AddDatasetRequest) ([]manifest.Root, error) {
 	}
 	var out []manifest.Root
 	for _, r := range req.Roots {
-		if _, _, _, err := mounts.ParseURI(r.URI); err != nil {
-			return nil, err
-		}
 		folder := r.Folder
 		if folder != "" && (path.Clean("/"+folder) != "/"+folder || folder == ".." || len(folder) > 1024) {
 			return nil, stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "folder %q is no plain relative path", folder)

@@ -36,7 +36,7 @@ func Open(dir string) (*Objects, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, stoker.Errorf(stoker.KindInvalid, "store", dir, "%w", err)
 	}
-	return &Objects{dir, regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]*(/[a-zA-Z0-9][a-zA-Z0-9._-]*)*$`)}, nil
+	return &Objects{filepath.Clean(dir), regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]*(/[a-zA-Z0-9][a-zA-Z0-9._-]*)*$`)}, nil
 }
 
 func (o *Objects) path(name string) (string, error) {
@@ -57,6 +57,8 @@ func failed(op, name string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		kind = stoker.KindNotExist
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENAMETOOLONG):
+		kind = stoker.KindInvalid // no other try helps
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
 		kind = stoker.KindDenied
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
@@ -75,7 +77,9 @@ func (o *Objects) Get(ctx context.Context, name string) ([]byte, string, error) 
 		return nil, "", err
 	}
 	body, err := os.ReadFile(path)
-	if err != nil {
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EISDIR) { // an object is where a folder would be, or the other way round
+		return nil, "", stoker.Errorf(stoker.KindNotExist, "store.get", name, "%w", err)
+	} else if err != nil {
 		return nil, "", failed("store.get", name, err)
 	}
 	return body, tagOf(body), nil
@@ -107,13 +111,20 @@ func temp(path string, body []byte) (string, error) {
 	return f.Name(), nil
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
+// syncDirs makes the entry of path survive power loss, and those of the folders
+// above it up to the store's own: another process may have just made them.
+func (o *Objects) syncDirs(path string) error {
+	for path != o.dir {
+		path = filepath.Dir(path)
+		d, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(d.Sync(), d.Close()); err != nil {
+			return err
+		}
 	}
-	defer d.Close()
-	return d.Sync()
+	return nil
 }
 
 // PutIfAbsent implements ufs.Objects: link(2) makes the name or fails.
@@ -135,14 +146,15 @@ func (o *Objects) PutIfAbsent(ctx context.Context, name string, body []byte) (st
 	} else if err != nil {
 		return "", failed("store.put", name, err)
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
+	if err := o.syncDirs(path); err != nil {
 		return "", failed("store.put", name, err)
 	}
 	return tagOf(body), nil
 }
 
 // ReplaceIf implements ufs.Objects. A lock on the folder makes comparing and
-// renaming one step for all processes.
+// renaming one step for all processes that replace or delete; PutIfAbsent
+// needs none, since the name is there all the while.
 func (o *Objects) ReplaceIf(ctx context.Context, name string, body []byte, tag string) (string, error) {
 	path, err := o.path(name)
 	if err != nil {
@@ -171,7 +183,7 @@ func (o *Objects) ReplaceIf(ctx context.Context, name string, body []byte, tag s
 		_ = os.Remove(tmp)
 		return "", failed("store.replace", name, err)
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
+	if err := o.syncDirs(path); err != nil {
 		return "", failed("store.replace", name, err)
 	}
 	return tagOf(body), nil
@@ -200,14 +212,19 @@ func (o *Objects) List(ctx context.Context, prefix string) ([]string, error) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if d == nil || d.IsDir() || strings.HasPrefix(d.Name(), ".") {
+		switch {
+		case d == nil || path == o.dir:
+			return nil
+		case strings.HasPrefix(d.Name(), ".") && d.IsDir(): // a file server's snapshots
+			return filepath.SkipDir
+		case !d.Type().IsRegular():
 			return nil
 		}
 		rel, err := filepath.Rel(o.dir, path)
 		if err != nil {
 			return err
 		}
-		if name := filepath.ToSlash(rel); strings.HasPrefix(name, prefix) {
+		if name := filepath.ToSlash(rel); strings.HasPrefix(name, prefix) && o.name.MatchString(name) {
 			names = append(names, name)
 		}
 		return nil
@@ -222,7 +239,8 @@ func (o *Objects) List(ctx context.Context, prefix string) ([]string, error) {
 	return names, nil
 }
 
-// Delete implements ufs.Objects.
+// Delete implements ufs.Objects. It takes the lock, so that a ReplaceIf that is
+// under way does not bring the object back.
 func (o *Objects) Delete(ctx context.Context, name string) error {
 	path, err := o.path(name)
 	if err != nil {
@@ -231,7 +249,18 @@ func (o *Objects) Delete(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	unlock, err := o.lock()
+	if err != nil {
+		return failed("store.delete", name, err)
+	}
+	defer unlock()
+	switch err := unix.Unlink(path); {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EISDIR):
+		return nil
+	case err != nil:
+		return failed("store.delete", name, err)
+	}
+	if err := o.syncDirs(path); err != nil {
 		return failed("store.delete", name, err)
 	}
 	return nil

@@ -69,6 +69,14 @@ func WithCount(ctx context.Context, c *Count) context.Context {
 	return context.WithValue(ctx, countKey{}, &counts{c, outer})
 }
 
+// Wasted counts bytes that came for this context and were of no use.
+func Wasted(ctx context.Context, n int64) {
+	c, _ := ctx.Value(countKey{}).(*counts)
+	for ; c != nil; c = c.outer {
+		c.c.RetriedBytes.Add(n)
+	}
+}
+
 // FS is a guarded file system.
 type FS struct {
 	fs    ufs.FS

@@ -5,6 +5,7 @@ package mounts
 
 import (
 	"context"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -46,6 +47,10 @@ func (m *Mounts) Register(scheme string, open func(ctx context.Context, store st
 	m.openers[scheme] = open
 }
 
+// storeName is what a bucket or a host:port is made of. What it keeps out above
+// all is user:password@.
+var storeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]*$`)
+
 // ParseURI splits scheme://store[/prefix]. prefix is "" or ends in "/".
 func ParseURI(uri string) (scheme, store, prefix string, err error) {
 	scheme, rest, ok := strings.Cut(uri, "://")
@@ -55,6 +60,10 @@ func ParseURI(uri string) (scheme, store, prefix string, err error) {
 		return "", "", "", stoker.Errorf(stoker.KindInvalid, "uri", uri, "is no URI: write s3://bucket/prefix")
 	case store == "":
 		return "", "", "", stoker.Errorf(stoker.KindInvalid, "uri", uri, "names no bucket: write %s://bucket/prefix", scheme)
+	case strings.Contains(store, "@"): // not shown: it may be a secret
+		return "", "", "", stoker.Errorf(stoker.KindInvalid, "uri", scheme+"://…", "holds credentials: the daemons have them, name them with --profile")
+	case !storeName.MatchString(store):
+		return "", "", "", stoker.Errorf(stoker.KindInvalid, "uri", uri, "%q is no name of a bucket: write %s://bucket/prefix", store, scheme)
 	}
 	if prefix = strings.Trim(prefix, "/"); prefix != "" {
 		prefix += "/"
@@ -66,13 +75,13 @@ func ParseURI(uri string) (scheme, store, prefix string, err error) {
 // keys there. It checks the URI and the configuration, not whether the store
 // answers.
 func (m *Mounts) Open(ctx context.Context, l ufs.Location) (ufs.FS, string, error) {
+	// Before the rules that the known schemes have: file:///folder is no s3 URI without a bucket.
+	if scheme, _, ok := strings.Cut(l.URI, "://"); ok && m.openers[scheme] == nil {
+		return nil, "", stoker.Errorf(stoker.KindInvalid, "uri", scheme+"://…", "scheme %q is not known; these are: %s", scheme, strings.Join(m.schemes(), ", "))
+	}
 	scheme, store, prefix, err := ParseURI(l.URI)
 	if err != nil {
 		return nil, "", err
-	}
-	open := m.openers[scheme]
-	if open == nil {
-		return nil, "", stoker.Errorf(stoker.KindInvalid, "uri", l.URI, "scheme %q is not known; these are: %s", scheme, strings.Join(m.schemes(), ", "))
 	}
 	at := l
 	at.URI = scheme + "://" + store
@@ -81,7 +90,7 @@ func (m *Mounts) Open(ctx context.Context, l ufs.Location) (ufs.FS, string, erro
 	if fs := m.open[at]; fs != nil {
 		return fs, prefix, nil
 	}
-	fs, err := open(ctx, store, at)
+	fs, err := m.openers[scheme](ctx, store, at)
 	if err != nil {
 		return nil, "", err
 	}

@@ -1,0 +1,185 @@
+package mounts
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"stoker.dev"
+	"stoker.dev/ufs"
+	"stoker.dev/ufs/guard"
+	"stoker.dev/ufs/memufs"
+)
+
+func TestParseURI(t *testing.T) {
+	for _, c := range []struct{ name, uri, scheme, store, prefix string }{
+		{"bucket", "s3://bucket", "s3", "bucket", ""},
+		{"slash", "s3://bucket/", "s3", "bucket", ""},
+		{"prefix", "s3://bucket/a/b", "s3", "bucket", "a/b/"},
+		{"prefix with slash", "s3://bucket/a/b/", "s3", "bucket", "a/b/"},
+		{"slashes around", "s3://bucket//a//", "s3", "bucket", "a/"},
+		{"empty segment inside", "s3://bucket/a//b", "s3", "bucket", "a//b/"},
+		{"dots are a key like any other", "s3://bucket/../etc", "s3", "bucket", "../etc/"},
+		{"equals, at, question mark, hash in the prefix", "s3://bucket/x=1@2?a#b", "s3", "bucket", "x=1@2?a#b/"},
+		{"a URI in the prefix", "s3://bucket/s3://other", "s3", "bucket", "s3://other/"},
+		{"bytes that are no text", "s3://bucket/\xff\x01", "s3", "bucket", "\xff\x01/"},
+		{"host and port", "hdfs://name-node.local:8020/data", "hdfs", "name-node.local:8020", "data/"},
+	} {
+		scheme, store, prefix, err := ParseURI(c.uri)
+		if err != nil || scheme != c.scheme || store != c.store || prefix != c.prefix {
+			t.Errorf("%s: %q is %q, %q, %q (%v)", c.name, c.uri, scheme, store, prefix, err)
+		}
+	}
+}
+
+func TestParseURIRefuses(t *testing.T) {
+	for _, uri := range []string{
+		"", "bucket", "/bucket/a", "s3:bucket", "s3:/bucket/a", "://bucket", "s3://", "s3:///a", "s3://../a", "s3://./a",
+		"s3:// /a", "s3://bu cket", "s3://bucket\x00", "s3://buck\net/a", "s3://bucket?x=1", "s3://bucket#x", "s3://\xff/a", "s3://-bucket", `s3://b\a`,
+	} {
+		if _, _, _, err := ParseURI(uri); stoker.KindOf(err) != stoker.KindInvalid || err == nil {
+			t.Errorf("%q: %v", uri, err)
+		}
+	}
+}
+
+// What may be a secret is refused, and not repeated where logs would keep it.
+func TestParseURIShowsNoSecret(t *testing.T) {
+	for _, uri := range []string{"s3://key:hunter2@bucket/a", "s3://hunter2@bucket"} {
+		_, _, _, err := ParseURI(uri)
+		if stoker.KindOf(err) != stoker.KindInvalid || err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+func TestUnknownSchemeListsTheKnown(t *testing.T) {
+	m := New(Options{})
+	m.Register("mem", func(context.Context, string, ufs.Location) (ufs.FS, error) { return memufs.New(), nil })
+	for _, uri := range []string{"ftp://host/a", "file:///folder", "S3://bucket/a", "hdfs://", "://bucket"} {
+		_, _, err := m.Open(t.Context(), ufs.Location{URI: uri})
+		if stoker.KindOf(err) != stoker.KindInvalid || err == nil || !strings.Contains(err.Error(), "these are: mem, s3") {
+			t.Errorf("%q: %v", uri, err)
+		}
+	}
+}
+
+// counting is a Mounts whose scheme mem counts how often a driver is made.
+func counting(o Options) (*Mounts, *[]ufs.Location) {
+	m, opened := New(o), new([]ufs.Location)
+	m.Register("mem", func(_ context.Context, store string, l ufs.Location) (ufs.FS, error) {
+		*opened = append(*opened, l) // Open holds its lock
+		if store == "broken" {
+			return nil, stoker.Errorf(stoker.KindDenied, "mem", store, "as told")
+		}
+		fs := memufs.New()
+		fs.Put("in/"+store, []byte("hello"))
+		return fs, nil
+	})
+	return m, opened
+}
+
+// One store is opened once, whatever the prefix and however many ask at once.
+func TestOneDriverForEachStore(t *testing.T) {
+	m, opened := counting(Options{})
+	var all [8]ufs.FS
+	var wg sync.WaitGroup
+	for i := range all {
+		wg.Go(func() {
+			fs, prefix, err := m.Open(t.Context(), ufs.Location{URI: "mem://one/" + strings.Repeat("x", i)})
+			if want := strings.Repeat("x", i) + "/"; err != nil || i > 0 && prefix != want {
+				t.Errorf("prefix %q, want %q (%v)", prefix, want, err)
+			}
+			all[i] = fs
+		})
+	}
+	wg.Wait()
+	for _, fs := range all {
+		if fs != all[0] {
+			t.Error("two drivers of one store")
+		}
+	}
+	if len(*opened) != 1 || (*opened)[0].URI != "mem://one" {
+		t.Errorf("opened %v", *opened)
+	}
+}
+
+// Whatever else a location says makes it another one: requests must not go out
+// under another's credentials, nor to another's endpoint.
+func TestLocationsAreKeptApart(t *testing.T) {
+	m, opened := counting(Options{})
+	locations := []ufs.Location{
+		{URI: "mem://one"}, {URI: "mem://two"}, {URI: "mem://one", Endpoint: "http://e"}, {URI: "mem://one", Region: "r"},
+		{URI: "mem://one", PathStyle: true}, {URI: "mem://one", Anonymous: true}, {URI: "mem://one", Profile: "p"},
+	}
+	seen := map[ufs.FS]ufs.Location{}
+	for _, l := range locations {
+		fs, _, err := m.Open(t.Context(), l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if other, twice := seen[fs]; twice {
+			t.Errorf("%+v and %+v share a driver", l, other)
+		}
+		seen[fs] = l
+	}
+	for i, l := range *opened {
+		if l != locations[i] {
+			t.Errorf("the driver got %+v, want %+v", l, locations[i])
+		}
+	}
+}
+
+func TestAFailedOpenIsTriedAgain(t *testing.T) {
+	m, opened := counting(Options{})
+	for range 2 {
+		if _, _, err := m.Open(t.Context(), ufs.Location{URI: "mem://broken/a"}); stoker.KindOf(err) != stoker.KindDenied {
+			t.Error(err)
+		}
+	}
+	if len(*opened) != 2 {
+		t.Errorf("opened %d times", len(*opened))
+	}
+}
+
+// What Open returns is guarded, with the options of the Mounts.
+func TestDriversAreGuarded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(Options{Guard: guard.Options{Attempts: 3}})
+		tries := 0
+		m.Register("mem", func(context.Context, string, ufs.Location) (ufs.FS, error) {
+			return refusing{tries: &tries}, nil
+		})
+		fs, _, err := m.Open(t.Context(), ufs.Location{URI: "mem://one"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fs.Open(t.Context(), "k", ufs.Version{}, 0, 1); stoker.KindOf(err) != stoker.KindTransient || tries != 3 {
+			t.Errorf("%d tries: %v", tries, err)
+		}
+	})
+}
+
+// refusing is a store that never answers.
+type refusing struct {
+	ufs.FS
+	tries *int
+}
+
+func (r refusing) Open(context.Context, string, ufs.Version, int64, int64) (io.ReadCloser, error) {
+	*r.tries++
+	return nil, stoker.Errorf(stoker.KindTransient, "mem", "", "%w", errors.New("as told"))
+}
+
+// s3 is built in, and opening it asks no store.
+func TestS3IsBuiltIn(t *testing.T) {
+	t.Setenv("AWS_REGION", "us-east-1")
+	fs, prefix, err := New(Options{}).Open(t.Context(), ufs.Location{URI: "s3://bucket/a", Endpoint: "http://127.0.0.1:1", Anonymous: true})
+	if err != nil || fs == nil || prefix != "a/" {
+		t.Errorf("%v, %q, %v", fs, prefix, err)
+	}
+}
