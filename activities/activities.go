@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -50,6 +51,8 @@ type Joiner interface {
 // Activities are registered with Temporal as a whole.
 type Activities struct {
 	o Options
+
+	refused atomic.Int64 // times that a worker did not take leases
 
 	mu      sync.Mutex
 	clients map[string]*api.WorkerClient // +checklocks:mu — by address

@@ -61,14 +61,32 @@ func (a *Activities) PutLeases(ctx context.Context, in LeaseInput) error {
 	err = a.EachWorker(ctx, addressesOf(live), func(ctx context.Context, _ int, w *api.WorkerClient) error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		return w.PutLeases(ctx, api.LeaseRequest{Leases: in.Leases, Drop: in.Drop})
+		err := w.PutLeases(ctx, api.LeaseRequest{Leases: in.Leases, Drop: in.Drop})
+		if err != nil {
+			a.refused.Add(1)
+		}
+		return err
 	})
 	if err != nil && ctx.Err() == nil {
-		a.o.Log.Warn("a worker did not take leases; it gets them with the next renewal", "error", err)
+		a.o.Log.Warn("a worker did not take leases; it gets them with the next renewal", append(in.named(), "error", err)...)
 		return nil
 	}
 	return ToTemporal(err)
 }
+
+// named says in a log line whose leases they are; a renewal of all is counted.
+func (in LeaseInput) named() []any {
+	switch {
+	case len(in.Leases) == 1:
+		return []any{"job", in.Leases[0].Holder, "manifest", in.Leases[0].Manifest.Short()}
+	case len(in.Leases) == 0 && len(in.Drop) == 1:
+		return []any{"job", in.Drop[0]}
+	}
+	return []any{"leases", len(in.Leases)}
+}
+
+// LeasesRefused is how often a worker did not take the leases it was told.
+func (a *Activities) LeasesRefused() int64 { return a.refused.Load() }
 
 // PlanInput says what to place.
 type PlanInput struct {
@@ -160,7 +178,7 @@ func (a *Activities) freeBytes(ctx context.Context, live []placement.Worker, id 
 		st, err := w.Status(ctx)
 		if err != nil {
 			free[i] = -1
-			a.o.Log.Warn("a worker does not say what it could take", "worker", live[i].ID, "error", err)
+			a.o.Log.Warn("a worker does not say what it could take", "manifest", id.Short(), "worker", live[i].ID, "error", err)
 			return nil
 		}
 		free[i] = max(0, st.CapacityBytes-st.ReservedBytes-st.UsedBytes+st.FreeableBytes)
@@ -193,7 +211,7 @@ func (a *Activities) Reserve(ctx context.Context, in ReserveInput) error {
 	})
 	if err != nil {
 		if gerr := a.giveBack(context.WithoutCancel(ctx), in.Plan, plan); gerr != nil {
-			a.o.Log.Warn("a reservation was not given back", "plan", in.Plan.Short(), "error", gerr)
+			a.o.Log.Warn("a reservation was not given back", "dataset", plan.Dataset, "manifest", plan.Manifest.Short(), "plan", in.Plan.Short(), "error", gerr)
 		}
 	}
 	return ToTemporal(err)

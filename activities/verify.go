@@ -91,7 +91,7 @@ func (a *Activities) Certify(ctx context.Context, in VerifyInput, deep bool) (*a
 	err = a.EachWorker(ctx, addressesOf(live), func(ctx context.Context, i int, w *api.WorkerClient) (err error) {
 		reports[i], err = w.Verify(ctx, api.VerifyRequest{Manifest: in.Manifest, Deep: deep})
 		if err != nil && ctx.Err() == nil {
-			a.o.Log.Warn("a worker cannot be counted", "worker", live[i].ID, "error", err)
+			a.o.Log.Warn("a worker cannot be counted", "dataset", in.Dataset, "manifest", in.Manifest.Short(), "worker", live[i].ID, "error", err)
 			reports[i], err = api.VerifyReport{}, nil // what only it has is not there
 		}
 		return err

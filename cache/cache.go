@@ -202,7 +202,7 @@ func (c *Cache) lastPlan(ctx context.Context, id stoker.ID, shards int) *planner
 		err = stoker.Errorf(stoker.KindInvalid, "cache.plan", planID.Short(), "plan and manifest disagree")
 	}
 	if err != nil {
-		c.o.Log.Warn("the last plan is not known any more; owners are guessed", "manifest", id.Short(), "error", err)
+		c.logOf(id).Warn("the last plan is not known any more; owners are guessed", "error", err)
 		return nil
 	}
 	return plan

@@ -102,7 +102,7 @@ func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
 			<-c.following
 		}
 		if err := s.Close(); err != nil {
-			c.o.Log.Error("cannot close a dataset", "error", err)
+			s.log().Error("cannot close a dataset", "error", err)
 		}
 	}()
 	return f
@@ -254,7 +254,7 @@ func (s *Set) seal(n uint32) {
 	}
 	sl.mu.RUnlock()
 	if err != nil {
-		s.c.o.Log.Error("cannot seal a shard", "shard", n, "error", err)
+		s.log().Error("cannot seal a shard", "shard", n, "error", err)
 		return
 	}
 	if whole {

@@ -192,11 +192,11 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 		s.mu.Unlock()
 		c.holds.loading(s.id, -1)
 		if err := c.o.Store.Unreserve(l.reservation); err != nil {
-			c.o.Log.Error("cannot give space back", "error", err)
+			s.log().Error("cannot give space back", "error", err)
 		}
 		c.holds.noteFailures(c.o.Store, s.id, l.failures())
 		if err := s.Close(); err != nil {
-			c.o.Log.Error("cannot close a dataset", "error", err)
+			s.log().Error("cannot close a dataset", "error", err)
 		}
 	}()
 	c.holds.touch(c.o.Store, s.id)
@@ -221,7 +221,15 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 	c.o.Directory.Flush(c.stop)
 	l.mu.Lock()
 	l.err = err
+	failed := len(l.failed)
 	l.mu.Unlock()
+	log := s.log().With("load", l.reservation, "shards", l.cursor.Load(), "of", len(l.part), "bytes", l.bytes.Load(),
+		"ufsBytes", l.count.Bytes.Load(), "failedObjects", failed)
+	if err != nil {
+		log.Warn("a load was stopped", "error", err)
+		return
+	}
+	log.Info("a load has ended")
 }
 
 type piece struct{ from, to int }

@@ -65,7 +65,7 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 		}
 		if stoker.KindOf(err) == stoker.KindCorrupt {
 			s.c.counters.Corrupt.Add(1)
-			s.c.o.Log.Error("block does not match its checksum", "path", s.man.Path(row), "shard", n, "block", block)
+			s.log().Error("block does not match its checksum", "path", s.man.Path(row), "shard", n, "block", block)
 			s.retire(n, block)
 		} else if stoker.KindOf(err) != stoker.KindNotExist {
 			return 0, err
@@ -166,7 +166,7 @@ func (s *Set) retire(n uint32, block int) {
 	sealed := sl.sh != nil && sl.sh.Sealed()
 	if sl.sh != nil && !sealed {
 		if err := sl.sh.Drop(block); err != nil {
-			s.c.o.Log.Error("cannot drop a bad block", "shard", n, "block", block, "error", err)
+			s.log().Error("cannot drop a bad block", "shard", n, "block", block, "error", err)
 		}
 	}
 	sl.mu.RUnlock()
@@ -178,7 +178,7 @@ func (s *Set) retire(n uint32, block int) {
 // discard removes the shard's file from this worker and says so.
 func (s *Set) discard(n uint32) {
 	if err := s.c.o.Store.Remove(s.man.Shard(n).ID); err != nil {
-		s.c.o.Log.Error("cannot remove a shard", "shard", n, "error", err)
+		s.log().Error("cannot remove a shard", "shard", n, "error", err)
 	}
 	s.release(n)
 	s.c.o.Directory.Withdraw(s.id, []uint32{n})

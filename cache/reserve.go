@@ -103,11 +103,12 @@ func (c *Cache) makeRoom(ctx context.Context, need int64, keep stoker.ID) error 
 		if u.CapacityBytes-u.UsedBytes-u.ReservedBytes >= need {
 			return nil
 		}
+		log := c.logOf(id) // its name is forgotten with it
 		r, err := c.drop(ctx, id)
 		if err != nil {
 			return err
 		}
-		c.o.Log.Info("evicted to make room", "manifest", id.Short(), "shards", r.Shards, "bytes", r.Bytes)
+		log.Info("evicted to make room", "shards", r.Shards, "bytes", r.Bytes)
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ func (s *Set) verifyShard(ctx context.Context, n uint32, deep bool) (api.ShardRe
 	if err := s.c.o.Store.Check(d.ID); stoker.KindOf(err) == stoker.KindNotExist {
 		return api.ShardReport{}, false
 	} else if err != nil {
-		s.c.o.Log.Error("shard file is not what was written", "shard", n, "error", err)
+		s.log().Error("shard file is not what was written", "shard", n, "error", err)
 		s.discard(n)
 		return api.ShardReport{}, false
 	}

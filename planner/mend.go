@@ -46,7 +46,7 @@ func Mend(p *Plan, shards []Shard, o MendOptions) Mending {
 			want = append(want, shards[n])
 		}
 	}
-	place := newPlacer(want, o.Workers, PlaceOptions{Replicas: 1, Bound: 1.05})
+	place := newPlacer(want, o.Workers, 1)
 	moved, kept := []uint32{}, []uint32{}
 	for _, n := range part {
 		owners := next.Owners[n]
@@ -77,20 +77,16 @@ func (p *Plan) mending(shards []uint32) *Plan {
 
 // another chooses one more worker for a shard; -1 if none has room.
 func (p *placer) another(s Shard, has func(i int) bool) int {
+	p.score(s)
 	var taken []int
 	for i := range p.workers {
-		p.scores[i] = score(&s.ID, p.seeds[i], p.weights[i])
 		if has(i) {
 			taken = append(taken, i)
 		}
 	}
-	best := p.best(s.Bytes, true, taken)
-	if best < 0 {
-		best = p.best(s.Bytes, false, taken)
-	}
+	best := p.best(s.Bytes, taken)
 	if best >= 0 {
-		p.free[best] -= s.Bytes
-		p.load[best] += float64(s.Bytes)
+		p.take(best, s.Bytes)
 	}
 	return best
 }

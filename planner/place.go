@@ -30,7 +30,8 @@ type Shard struct {
 // PlaceOptions tune Place; the zero value is useful.
 type PlaceOptions struct {
 	Replicas int     // workers for each shard; 0 = 1
-	Bound    float64 // most load of a worker, as a multiple of its fair share; 0 = 1.05
+	Bound    float64 // most that a worker keeps of what it has, as a multiple of its share; 0 = 1.05
+	Has      [][]int // for each shard the workers that have it, as indexes, in any order; nil: nobody has any
 }
 
 // NoFit says why shards cannot be placed.
@@ -106,12 +107,13 @@ func Guess(shard stoker.ID, workers []Worker, n int) []int {
 	return order[:min(n, len(order))]
 }
 
-// Place puts each shard on Replicas distinct workers by bounded rendezvous:
-// each goes to the workers with the highest scores that still have room, and
-// nobody gets more than Bound times the fair share of its weight (or one
-// shard more, when shards are few). The answer has for each shard the workers
-// as indexes, the owner first. If it cannot fit, the error is a *NoFit in a
-// stoker.Error of kind NoSpace.
+// Place puts each shard on Replicas distinct workers by bounded rendezvous.
+// What workers have they keep, up to Bound times their share. Any other shard
+// goes to the workers with the highest scores whose shares have room for it,
+// and when none has, to those that would pass their shares by the least. The
+// answer has for each shard the workers as indexes, the owner first; it does
+// not depend on the order in which shards and workers are listed. If it cannot
+// fit, the error is a *NoFit in a stoker.Error of kind NoSpace.
 func Place(shards []Shard, workers []Worker, o PlaceOptions) ([][]int, error) {
 	if o.Replicas <= 0 {
 		o.Replicas = 1
@@ -119,106 +121,33 @@ func Place(shards []Shard, workers []Worker, o PlaceOptions) ([][]int, error) {
 	if o.Bound <= 0 {
 		o.Bound = 1.05
 	}
-	p := newPlacer(shards, workers, o)
+	p := newPlacer(shards, workers, o.Replicas)
 	if len(workers) < o.Replicas {
 		return nil, p.noFit()
 	}
-	// Shards are placed in the order of their ids, so that the answer does not
-	// depend on the order in which they or the workers are listed.
+	// The largest come first: the small ones fill what they leave.
 	order := make([]int, len(shards))
 	for i := range order {
 		order[i] = i
 	}
-	slices.SortFunc(order, func(a, b int) int { return slices.Compare(shards[a].ID[:], shards[b].ID[:]) })
+	slices.SortFunc(order, func(a, b int) int {
+		return cmp.Or(cmp.Compare(shards[b].Bytes, shards[a].Bytes), slices.Compare(shards[a].ID[:], shards[b].ID[:]))
+	})
 	out := make([][]int, len(shards))
+	kept := false
 	for _, i := range order {
-		if out[i] = p.place(shards[i], o.Replicas); out[i] == nil {
+		if i < len(o.Has) {
+			out[i] = p.keep(shards[i], o.Has[i], o.Replicas, o.Bound)
+			kept = kept || len(out[i]) > 0
+		}
+	}
+	for _, i := range order {
+		if out[i] = p.place(shards[i], out[i], o.Replicas); out[i] == nil {
 			return nil, p.noFit()
 		}
 	}
+	if kept {
+		p.level(shards, out, o.Bound)
+	}
 	return out, nil
-}
-
-// placer keeps each worker's room.
-type placer struct {
-	workers []Worker
-	seeds   []uint64
-	weights []float64
-	free    []int64
-	fair    []float64 // most bytes by the bound
-	load    []float64
-	scores  []float64
-	need    int64
-	total   int64
-	largest int64
-}
-
-func newPlacer(shards []Shard, workers []Worker, o PlaceOptions) *placer {
-	p := &placer{workers: workers}
-	var weights float64
-	for _, w := range workers {
-		p.seeds = append(p.seeds, seed(w.ID))
-		p.weights = append(p.weights, weightOf(w))
-		p.free = append(p.free, max(0, w.FreeBytes))
-		p.total += max(0, w.FreeBytes)
-		weights += weightOf(w)
-	}
-	for _, s := range shards {
-		p.need += s.Bytes * int64(o.Replicas)
-		p.largest = max(p.largest, s.Bytes)
-	}
-	p.load, p.scores = make([]float64, len(workers)), make([]float64, len(workers))
-	for i := range workers {
-		p.fair = append(p.fair, o.Bound*float64(p.need)*p.weights[i]/weights)
-	}
-	return p
-}
-
-// place chooses the workers of one shard: those within their bound first,
-// then, if too few of them have space, any that has.
-func (p *placer) place(s Shard, replicas int) []int {
-	for i := range p.workers {
-		p.scores[i] = score(&s.ID, p.seeds[i], p.weights[i])
-	}
-	chosen := make([]int, 0, replicas)
-	for _, bounded := range []bool{true, false} {
-		for len(chosen) < replicas {
-			best := p.best(s.Bytes, bounded, chosen)
-			if best < 0 {
-				break
-			}
-			chosen = append(chosen, best)
-		}
-	}
-	if len(chosen) < replicas {
-		return nil
-	}
-	for _, w := range chosen {
-		p.free[w] -= s.Bytes
-		p.load[w] += float64(s.Bytes)
-	}
-	return chosen
-}
-
-// best returns the worker with the highest score that has room, or -1. Under
-// the bound a worker may pass its share by less than the shard that does it
-// only while it is still empty.
-func (p *placer) best(bytes int64, bounded bool, chosen []int) int {
-	best := -1
-	for i := range p.workers {
-		if p.free[i] < bytes || slices.Contains(chosen, i) {
-			continue
-		}
-		if bounded && p.load[i]+float64(bytes) > p.fair[i] && p.load[i] > 0 {
-			continue
-		}
-		if best < 0 || p.scores[i] > p.scores[best] || p.scores[i] == p.scores[best] && p.workers[i].ID < p.workers[best].ID {
-			best = i
-		}
-	}
-	return best
-}
-
-func (p *placer) noFit() error {
-	return &stoker.Error{Op: "plan", Kind: stoker.KindNoSpace, Err: &NoFit{NeedBytes: p.need, FreeBytes: p.total, Workers: len(p.workers)}}
 }

@@ -171,7 +171,7 @@ func (d *dataset) tell(ctx workflow.Context, job string, o Outcome) {
 	switch {
 	case i < 0 || isCanceled(err):
 	case err != nil:
-		workflow.GetLogger(ctx).Warn("a holder is gone", "job", job, "error", err)
+		workflow.GetLogger(ctx).Warn("a holder is gone", "job", job, "dataset", d.s.Dataset, "manifest", d.s.Manifest.Short(), "error", err)
 		d.s.Holders = slices.Delete(d.s.Holders, i, i+1)
 		d.changes++
 		_ = d.drop(ctx, job) // else its leases run out

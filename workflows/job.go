@@ -189,9 +189,9 @@ func (j *job) leave(ctx workflow.Context) {
 		leaving = append(leaving, workflow.ExecuteActivity(insisting(ctx), do.Leave,
 			activities.LeaveInput{Manifest: d.Manifest, Job: j.s.Input.Job, Run: runOf(ctx)}))
 	}
-	for _, f := range leaving {
+	for i, f := range leaving {
 		if err := f.Get(ctx, nil); err != nil {
-			workflow.GetLogger(ctx).Error("a claim could not be let go; its leases run out", "job", j.s.Input.Job, "error", err)
+			workflow.GetLogger(ctx).Error("a claim could not be let go; its leases run out", "job", j.s.Input.Job, "dataset", j.s.Input.Datasets[i].Name, "error", err)
 		}
 	}
 }

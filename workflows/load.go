@@ -104,7 +104,7 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 	}
 	defer func() {
 		if err != nil {
-			giveBack(ctx, p.Plan)
+			giveBack(ctx, p.Plan, "dataset", d.s.Dataset, "manifest", d.s.Manifest.Short())
 		}
 	}()
 	d.s.Plan, d.s.Parts, d.s.State = p.Plan, p.Parts, api.JobWarming
@@ -117,11 +117,12 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 }
 
 // giveBack ends the loads of a plan and returns the space they did not use.
-func giveBack(ctx workflow.Context, plan stoker.ID) {
+// named says in the log whose they are.
+func giveBack(ctx workflow.Context, plan stoker.ID, named ...any) {
 	ctx, cancel := workflow.NewDisconnectedContext(ctx)
 	defer cancel()
 	if err := workflow.ExecuteActivity(briefly(ctx, activities.LeaseTTL, 3), do.GiveBack, plan).Get(ctx, nil); err != nil {
-		workflow.GetLogger(ctx).Warn("not all workers gave their space back", "plan", plan.Short(), "error", err)
+		workflow.GetLogger(ctx).Warn("not all workers gave their space back", append(named, "plan", plan.Short(), "error", err)...)
 	}
 }
 

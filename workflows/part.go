@@ -49,7 +49,7 @@ func Load(ctx workflow.Context, in LoadInput) (Loaded, error) {
 	l.work.Wait(ctx)
 	if ctx.Err() != nil || l.sum.Error != nil {
 		for _, plan := range l.mended {
-			giveBack(ctx, plan)
+			giveBack(ctx, plan, "load", l.in.Plan.Short())
 		}
 	}
 	return l.sum, ctx.Err()

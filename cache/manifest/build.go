@@ -3,6 +3,7 @@ package manifest
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
@@ -57,7 +58,9 @@ func Build(ctx context.Context, o BuildOptions) (*Built, error) {
 		return nil, err
 	}
 	lost = append(lost, both...)
-	slices.SortFunc(lost, func(a, b Unmountable) int { return strings.Compare(a.Key, b.Key) })
+	slices.SortFunc(lost, func(a, b Unmountable) int { // several roots may have lost one key
+		return cmp.Or(strings.Compare(a.Key, b.Key), strings.Compare(a.Reason, b.Reason))
+	})
 	w := &writer{roots: o.Roots, items: items, unmountable: lost}
 	if err := w.rowsOf(top); err != nil {
 		return nil, err

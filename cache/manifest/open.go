@@ -92,6 +92,9 @@ func VerifyFile(path string, want stoker.ID) error {
 		return err
 	}
 	defer m.Close()
+	if !m.counted() {
+		return stoker.Errorf(stoker.KindCorrupt, "manifest.verify", want.Short(), "the header's sums are not those of the rows")
+	}
 	h := newIDHash()
 	for i := range sections {
 		hashSection(h, m.h.length[i])
@@ -103,6 +106,24 @@ func VerifyFile(path string, want stoker.ID) error {
 		return stoker.Errorf(stoker.KindCorrupt, "manifest.verify", want.Short(), "the file's content has id %s", got.Short())
 	}
 	return nil
+}
+
+// counted compares the header's sums, which the id does not cover, with the rows.
+func (m *Manifest) counted() bool {
+	var objects, dirs uint64
+	var size int64
+	for r := range Row(m.h.rows) {
+		switch e := m.Entry(r); e.Kind {
+		case Directory:
+			dirs++
+		case File:
+			objects++
+			size += e.Bytes
+		default:
+			objects++
+		}
+	}
+	return objects == m.h.objects && dirs == m.h.dirs && size == m.h.bytes
 }
 
 // retain adds a use, unless the last one is just being given back.
@@ -380,19 +401,29 @@ func (m *Manifest) Shard(n uint32) Shard {
 }
 
 // Members appends the parts of shard n to dst, in the order of their blocks.
+// All of them lie within the shard, whatever the file holds.
 func (m *Manifest) Members(n uint32, dst []Member) []Member {
 	s := m.Shard(n)
 	if s.Extent >= 0 {
-		e := m.Entry(s.FirstRow)
 		off := int64(s.Extent) * stoker.ExtentBytes
-		return append(dst, Member{Row: s.FirstRow, ObjectOff: off, Bytes: min(e.Bytes-off, stoker.ExtentBytes)})
+		bytes := min(m.Entry(s.FirstRow).Bytes-off, stoker.ExtentBytes)
+		return s.member(dst, Member{Row: s.FirstRow, ObjectOff: off, Bytes: bytes})
 	}
-	for r := s.FirstRow; r < s.FirstRow+Row(s.Rows); r++ {
-		if e := m.Entry(r); e.Kind == File && e.Shard == n && e.Bytes > 0 {
-			dst = append(dst, Member{Row: r, Off: e.Off, Bytes: e.Bytes, FirstBlock: e.FirstBlock})
+	end := min(uint64(s.FirstRow)+uint64(s.Rows), m.h.rows)
+	for r := s.FirstRow; uint64(r) < end; r++ {
+		if e := m.Entry(r); e.Kind == File && e.Shard == n {
+			dst = s.member(dst, Member{Row: r, Off: e.Off, Bytes: e.Bytes, FirstBlock: e.FirstBlock})
 		}
 	}
 	return dst
+}
+
+// member appends p if it fits into the shard.
+func (s *Shard) member(dst []Member, p Member) []Member {
+	if p.Bytes <= 0 || p.Bytes > min(stoker.ExtentBytes, s.Bytes-p.Off) || int64(BlocksOf(p.Bytes)) > int64(s.Blocks)-int64(p.FirstBlock) {
+		return dst
+	}
+	return append(dst, p)
 }
 
 // ShardOf returns the shard that holds the byte at off of a file; NoShard if

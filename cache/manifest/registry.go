@@ -114,6 +114,9 @@ func (s *Store) CreateDataset(ctx context.Context, d *Dataset) error {
 // UpdateDataset replaces an entry that still has the tag; Held if another one
 // changed it.
 func (s *Store) UpdateDataset(ctx context.Context, d *Dataset, tag string) error {
+	if err := ValidateName(d.Name); err != nil {
+		return err
+	}
 	body, err := json.MarshalIndent(d, "", "  ")
 	if err != nil {
 		return stoker.Errorf(stoker.KindInternal, "dataset", d.Name, "%w", err)

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"os"
@@ -31,8 +32,9 @@ type Shard struct {
 	gone bool // guarded by Store.mu: unlinked
 
 	mu    sync.Mutex
-	data  *os.File // nil while nobody has a reference; set before acquire returns
-	index *os.File // nil once sealed
+	data  *os.File         // nil while nobody has a reference; set before acquire returns
+	index *os.File         // nil once sealed
+	entry [entryBytes]byte // of the index, being written
 
 	// What is present is read without a lock: a bit is set after the block's
 	// bytes and checksum are in place.
@@ -52,38 +54,21 @@ func (sh *Shard) state() ShardState {
 // createShard makes the files of a new shard.
 func (s *Store) createShard(spec Spec) (*Shard, error) {
 	dataPath := s.path(spec.ID, dataSuffix)
-	if err := os.MkdirAll(filepath.Dir(dataPath), 0o700); err != nil {
-		return nil, failed("store.create", spec.ID.Short(), err)
-	}
-	// What a crash may have left without an index is not ours to trust.
-	_ = os.Remove(dataPath)
-	err := makeFile(dataPath, spec.Bytes, nil)
+	err := s.disk.makeDir(filepath.Dir(dataPath))
 	if err == nil {
-		err = makeFile(s.path(spec.ID, indexSuffix), indexBytes(spec.Blocks), encodeHeader(spec, 0))
+		err = s.disk.makeFile(dataPath, spec.Bytes, nil)
+	}
+	if err == nil {
+		err = s.disk.makeFile(s.path(spec.ID, indexSuffix), indexBytes(spec.Blocks), encodeHeader(spec, 0))
 	}
 	if err != nil {
-		_ = os.Remove(dataPath)
-		_ = os.Remove(s.path(spec.ID, indexSuffix))
+		_ = s.disk.remove(dataPath)
+		_ = s.disk.remove(s.path(spec.ID, indexSuffix))
 		return nil, failed("store.create", spec.ID.Short(), err)
 	}
 	sh := &Shard{st: s, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks)}
 	sh.used.Store(time.Now().Unix())
 	return sh, nil
-}
-
-func makeFile(path string, bytes int64, head []byte) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	err = f.Truncate(bytes)
-	if err == nil && head != nil {
-		_, err = f.WriteAt(head, 0)
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
 }
 
 // scanShard reads a shard's index at start.
@@ -122,6 +107,11 @@ func (s *Store) scanShard(id stoker.ID) (*Shard, error) {
 	}
 	sh.sealed.Store(flags&flagSealed != 0 && int(sh.present.Load()) == spec.Blocks)
 	sh.used.Store(fi.ModTime().Unix())
+	// A crash while it was sealed, or a damaged mark, leaves a read-only file
+	// that has to be written again.
+	if !sh.sealed.Load() && fi.Mode().Perm() != 0o600 {
+		return sh, os.Chmod(s.path(id, dataSuffix), 0o600) // lost by power loss, it is done again
+	}
 	return sh, nil
 }
 
@@ -184,6 +174,17 @@ func (sh *Shard) closeFiles() {
 	}
 }
 
+// shut closes the files and keeps the fields: who still reads gets an error.
+func (sh *Shard) shut() {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for _, f := range []*os.File{sh.data, sh.index} {
+		if f != nil {
+			_ = f.Close() // nothing is buffered
+		}
+	}
+}
+
 // ID returns the shard's id.
 func (sh *Shard) ID() stoker.ID { return sh.spec.ID }
 
@@ -239,7 +240,7 @@ func (sh *Shard) Write(block int, off int64, p []byte) (uint32, error) {
 		return sh.crcs[block], nil
 	}
 	// Two writers of one block write the same bytes; only marks are ordered.
-	if _, err := sh.data.WriteAt(p, off); err != nil {
+	if err := sh.st.disk.writeAt(sh.data, p, off); err != nil {
 		return 0, failed("store.write", sh.spec.ID.Short(), err)
 	}
 	sh.mu.Lock()
@@ -247,9 +248,8 @@ func (sh *Shard) Write(block int, off int64, p []byte) (uint32, error) {
 	if sh.Has(block) || sh.index == nil {
 		return crc, nil
 	}
-	var e [entryBytes]byte
-	putEntry(e[:], &sh.spec.ID, block, crc, sh.st.epoch)
-	if _, err := sh.index.WriteAt(e[:], headerBytes+entryBytes*int64(block)); err != nil {
+	putEntry(sh.entry[:], &sh.spec.ID, block, crc, sh.st.epoch)
+	if err := sh.st.disk.writeAt(sh.index, sh.entry[:], headerBytes+entryBytes*int64(block)); err != nil {
 		return 0, failed("store.write", sh.spec.ID.Short(), err)
 	}
 	sh.crcs[block] = crc
@@ -267,7 +267,9 @@ func (sh *Shard) ReadBlock(block int, off int64, p []byte) error {
 	if !sh.Has(block) {
 		return stoker.Errorf(stoker.KindNotExist, "store.read", sh.spec.ID.Short(), "no block %d", block)
 	}
-	if _, err := sh.data.ReadAt(p, off); err != nil {
+	if _, err := sh.data.ReadAt(p, off); errors.Is(err, os.ErrClosed) {
+		return stoker.Errorf(stoker.KindTransient, "store.read", sh.spec.ID.Short(), "the store is closed")
+	} else if err != nil {
 		return stoker.Errorf(stoker.KindCorrupt, "store.read", sh.spec.ID.Short(), "block %d: %w", block, err)
 	}
 	if got := crc32.Checksum(p, castagnoli); got != sh.crcs[block] {
@@ -288,7 +290,7 @@ func (sh *Shard) Drop(blocks ...int) error {
 		if !sh.Has(b) {
 			continue
 		}
-		if _, err := sh.index.WriteAt(make([]byte, entryBytes), headerBytes+entryBytes*int64(b)); err != nil {
+		if err := sh.st.disk.writeAt(sh.index, make([]byte, entryBytes), headerBytes+entryBytes*int64(b)); err != nil {
 			return failed("store.drop", sh.spec.ID.Short(), err)
 		}
 		sh.bits[b/32].And(^uint32(1 << (b % 32)))
@@ -308,10 +310,10 @@ func (sh *Shard) Seal() error {
 	if int(sh.present.Load()) != sh.spec.Blocks || sh.index == nil {
 		return stoker.Errorf(stoker.KindInvalid, "store.seal", sh.spec.ID.Short(), "%d of %d blocks are present", sh.present.Load(), sh.spec.Blocks)
 	}
-	if err := sh.data.Chmod(0o400); err != nil {
+	if err := sh.st.disk.chmod(sh.data, 0o400); err != nil {
 		return failed("store.seal", sh.spec.ID.Short(), err)
 	}
-	if err := sh.data.Sync(); err != nil {
+	if err := sh.st.disk.sync(sh.data); err != nil {
 		return failed("store.seal", sh.spec.ID.Short(), err)
 	}
 	b := make([]byte, indexBytes(sh.spec.Blocks))
@@ -321,16 +323,16 @@ func (sh *Shard) Seal() error {
 	}
 	// The entries first, then the header that says so: a crash in between
 	// leaves an unsealed shard with durable marks.
-	if _, err := sh.index.WriteAt(b[headerBytes:], headerBytes); err != nil {
+	if err := sh.st.disk.writeAt(sh.index, b[headerBytes:], headerBytes); err != nil {
 		return failed("store.seal", sh.spec.ID.Short(), err)
 	}
-	if _, err := sh.index.WriteAt(b[:headerBytes], 0); err != nil {
+	if err := sh.st.disk.writeAt(sh.index, b[:headerBytes], 0); err != nil {
 		return failed("store.seal", sh.spec.ID.Short(), err)
 	}
-	if err := sh.index.Sync(); err != nil {
+	if err := sh.st.disk.sync(sh.index); err != nil {
 		return failed("store.seal", sh.spec.ID.Short(), err)
 	}
-	if err := syncDir(filepath.Dir(sh.st.path(sh.spec.ID, indexSuffix))); err != nil {
+	if err := sh.st.disk.syncDir(filepath.Dir(sh.st.path(sh.spec.ID, indexSuffix))); err != nil {
 		return failed("store.seal", sh.spec.ID.Short(), err)
 	}
 	sh.sealed.Store(true)

@@ -13,39 +13,10 @@ import (
 	"stoker.dev"
 )
 
-const reservationsFile = "reservations.json"
-
-// writeAtomic replaces a small file: whole, synced, or not at all.
-func writeAtomic(path string, body []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(body)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
+const (
+	reservationsFile = "reservations.json"
+	tempPrefix       = ".new-" // of a write that is under way
+)
 
 // Reserve promises bytes under a name, durably, before it returns. Asking for
 // the same name again sets it to the new size. NoSpace names the numbers.
@@ -93,7 +64,7 @@ func (s *Store) saveReservations() error {
 	if err != nil {
 		return err
 	}
-	if err := writeAtomic(filepath.Join(s.dir, reservationsFile), body); err != nil {
+	if err := s.disk.writeAtomic(filepath.Join(s.dir, reservationsFile), body); err != nil {
 		return failed("store.reserve", s.dir, err)
 	}
 	return nil
@@ -109,6 +80,9 @@ func (s *Store) recoverReservations() error {
 	}
 	if err := json.Unmarshal(body, &s.reserved); err != nil {
 		return stoker.Errorf(stoker.KindCorrupt, "store.open", path, "%w", err)
+	}
+	if s.reserved == nil { // the JSON was null
+		s.reserved = map[string]int64{}
 	}
 	for name, n := range s.reserved {
 		if n < 0 {
@@ -135,7 +109,7 @@ func (s *Store) PutState(name string, body []byte) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := writeAtomic(path, body); err != nil {
+	if err := s.disk.writeAtomic(path, body); err != nil {
 		return failed("store.state", name, err)
 	}
 	charge := roundUp(int64(len(body))) + stateOverhead
@@ -165,7 +139,7 @@ func (s *Store) DeleteState(name string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.disk.remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return failed("store.state", name, err)
 	}
 	s.used -= s.states[name]
@@ -197,7 +171,7 @@ func (s *Store) recoverStates() error {
 		name, ok := strings.CutSuffix(f.Name(), ".json")
 		fi, err := f.Info()
 		if !ok || err != nil || !fi.Mode().IsRegular() {
-			_ = os.RemoveAll(filepath.Join(dir, f.Name())) // half of a write that a crash ended
+			_ = s.disk.removeAll(filepath.Join(dir, f.Name())) // half of a write that a crash ended
 			continue
 		}
 		s.states[name] = roundUp(fi.Size()) + stateOverhead

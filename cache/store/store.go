@@ -29,14 +29,21 @@ type Options struct {
 	Dir           string // the cache folder, made 0700
 	CapacityBytes int64  // hard limit of allocated bytes below Dir
 	Log           *slog.Logger
+
+	watch func(change) // for tests of power loss: see disk.go
+	epoch uint32       // for the same: another boot than this one
 }
 
 // Overheads are charged beside the data, so that allocated bytes stay below
-// the limit: file-system blocks for two inodes' extents and directory entries.
+// the limit: what a file system needs for two files' extents and entries in
+// their folder. A page of ext4's extent tree holds 340 extents, and half of
+// that after splits; blocks that are written in any order give up to one
+// extent a page.
 const (
 	pageBytes     = 4096
 	shardOverhead = 3 * pageBytes
-	baseOverhead  = 1 << 20 // lock, id, folders, reservations
+	extentsAPage  = 170
+	baseOverhead  = 2 << 20 // lock, id, reservations, 256 folders of shards
 	stateOverhead = 2 * pageBytes
 )
 
@@ -65,6 +72,7 @@ type ShardState struct {
 // Store is an open cache folder.
 type Store struct {
 	dir, id string
+	disk    disk
 	log     *slog.Logger
 	lock    *os.File
 	epoch   uint32 // of this boot: see index.go
@@ -87,7 +95,7 @@ func Open(o Options) (*Store, error) {
 	if o.CapacityBytes <= 0 {
 		return nil, stoker.Errorf(stoker.KindInvalid, "store.open", o.Dir, "capacity of %d bytes", o.CapacityBytes)
 	}
-	s := &Store{dir: o.Dir, log: o.Log, capacity: o.CapacityBytes, used: baseOverhead,
+	s := &Store{dir: o.Dir, disk: disk{o.watch}, epoch: o.epoch, log: o.Log, capacity: o.CapacityBytes, used: baseOverhead,
 		reserved: map[string]int64{}, shards: map[stoker.ID]*Shard{}, states: map[string]int64{}}
 	if err := s.take(); err != nil {
 		return nil, err
@@ -102,7 +110,7 @@ func Open(o Options) (*Store, error) {
 // take makes the folder, locks it and reads its id.
 func (s *Store) take() error {
 	for _, d := range []string{"", "shards", "state"} {
-		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o700); err != nil {
+		if err := s.disk.makeDir(filepath.Join(s.dir, d)); err != nil {
 			return failed("store.open", s.dir, err)
 		}
 	}
@@ -125,9 +133,10 @@ func (s *Store) take() error {
 			s.log.Warn("lock file has no pid", "error", err)
 		}
 	}
-	s.epoch, err = bootEpoch()
-	if err != nil {
-		return err
+	if s.epoch == 0 {
+		if s.epoch, err = bootEpoch(); err != nil {
+			return err
+		}
 	}
 	return s.readID()
 }
@@ -138,7 +147,7 @@ func (s *Store) readID() error {
 	body, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		body = []byte(stoker.NewToken() + "\n")
-		err = writeAtomic(path, body)
+		err = s.disk.writeAtomic(path, body)
 	}
 	if err != nil {
 		return failed("store.open", path, err)
@@ -150,8 +159,16 @@ func (s *Store) readID() error {
 	return nil
 }
 
-// recover reads the folder: shards, documents, reservations.
+// recover reads the folder: shards, documents, reservations. What is none of
+// these is removed: it would take space that nobody counts.
 func (s *Store) recover() error {
+	halves, err := filepath.Glob(filepath.Join(s.dir, tempPrefix+"*"))
+	if err != nil {
+		return failed("store.open", s.dir, err)
+	}
+	for _, path := range halves {
+		s.removeJunk(path, errors.New("half of a write that a crash ended"))
+	}
 	if err := s.recoverStates(); err != nil {
 		return err
 	}
@@ -161,41 +178,63 @@ func (s *Store) recover() error {
 	}
 	for _, d := range folders {
 		dir := filepath.Join(s.dir, "shards", d.Name())
-		files, err := os.ReadDir(dir)
-		if err != nil {
-			return failed("store.open", dir, err)
-		}
-		seen := map[string]bool{}
-		for _, f := range files {
-			name, _, _ := strings.Cut(f.Name(), ".")
-			if !seen[name] {
-				seen[name] = true
-				s.recoverShard(dir, name)
-			}
+		if !d.IsDir() {
+			s.removeJunk(dir, errors.New("is no folder"))
+		} else if err := s.recoverFolder(dir); err != nil {
+			return err
 		}
 	}
 	return s.recoverReservations()
 }
 
-// recoverShard takes in one shard, or removes what is no whole one.
-func (s *Store) recoverShard(dir, name string) {
-	id, err := stoker.ParseID(name)
-	if err == nil && filepath.Base(dir) != name[:2] {
-		err = errors.New("lies in the wrong folder")
-	}
-	var sh *Shard
-	if err == nil {
-		sh, err = s.scanShard(id)
-	}
+// recoverFolder takes in the shards of one folder.
+func (s *Store) recoverFolder(dir string) error {
+	files, err := os.ReadDir(dir)
 	if err != nil {
-		s.log.Warn("removed what is no shard", "dir", dir, "name", name, "error", err)
-		for _, suffix := range []string{"", dataSuffix, indexSuffix} {
-			_ = os.RemoveAll(filepath.Join(dir, name+suffix))
-		}
-		return
+		return failed("store.open", dir, err)
 	}
-	s.shards[id] = sh
-	s.used += sh.charge()
+	seen := map[stoker.ID]bool{}
+	for _, f := range files {
+		id, ok := idOf(f.Name())
+		if !ok || filepath.Base(dir) != id.String()[:2] {
+			s.removeJunk(filepath.Join(dir, f.Name()), errors.New("is not named as a shard's file here"))
+			continue
+		}
+		if seen[id] {
+			continue
+		}
+		seen[id] = true
+		sh, err := s.scanShard(id)
+		if ours(err) {
+			return failed("store.open", id.Short(), err)
+		} else if err != nil {
+			s.removeJunk(s.path(id, indexSuffix), err)
+			s.removeJunk(s.path(id, dataSuffix), err)
+			continue
+		}
+		s.shards[id] = sh
+		s.used += sh.charge()
+	}
+	return nil
+}
+
+// idOf returns the shard that a file's name belongs to.
+func idOf(name string) (stoker.ID, bool) {
+	hex, data := strings.CutSuffix(name, dataSuffix)
+	hex, index := strings.CutSuffix(hex, indexSuffix)
+	id, err := stoker.ParseID(hex)
+	return id, err == nil && data != index && id.String() == hex
+}
+
+// ours reports whether an error says more of this process than of a file: it
+// is no reason to remove anything.
+func ours(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, fs.ErrPermission)
+}
+
+func (s *Store) removeJunk(path string, why error) {
+	err := s.disk.removeAll(path)
+	s.log.Warn("removed what is no shard", "path", path, "why", why, "error", err)
 }
 
 // Dir returns the cache folder.
@@ -220,7 +259,7 @@ func (s *Store) reservedLocked() (sum int64) {
 
 // ChargeBytes is what a shard of this size takes of the capacity.
 func (s *Store) ChargeBytes(bytes int64, blocks int) int64 {
-	return roundUp(bytes) + roundUp(indexBytes(blocks)) + shardOverhead
+	return roundUp(bytes) + roundUp(bytes/extentsAPage) + roundUp(indexBytes(blocks)) + shardOverhead
 }
 
 func roundUp(n int64) int64 { return (n + pageBytes - 1) / pageBytes * pageBytes }
@@ -235,18 +274,21 @@ func (s *Store) Create(spec Spec, reservation string) (*Shard, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		return nil, stoker.Errorf(stoker.KindTransient, "store.create", s.dir, "the store is closed")
+	}
 	if sh := s.shards[spec.ID]; sh != nil {
 		if sh.spec != spec {
 			return nil, stoker.Errorf(stoker.KindInvalid, "store.create", spec.ID.Short(), "exists with %d bytes in %d blocks", sh.spec.Bytes, sh.spec.Blocks)
 		}
 		return sh, sh.acquire()
 	}
-	if s.closed {
-		return nil, stoker.Errorf(stoker.KindTransient, "store.create", s.dir, "the store is closed")
-	}
 	need := s.ChargeBytes(spec.Bytes, spec.Blocks)
 	drawn := min(need, s.reserved[reservation])
-	if free := s.capacity - s.used - s.reservedLocked(); need-drawn > free {
+	// What the reservation covers needs no other space. After a restart it may
+	// cover too much: draws are not written down.
+	free := s.capacity - s.used - s.reservedLocked()
+	if need > drawn && need-drawn > free || s.used+need > s.capacity {
 		return nil, stoker.Errorf(stoker.KindNoSpace, "store.create", spec.ID.Short(), "needs %d bytes, %d free", need-drawn, max(0, free))
 	}
 	sh, err := s.createShard(spec)
@@ -321,7 +363,7 @@ func (s *Store) Remove(id stoker.ID) error {
 	// The index goes first: data without an index is removed at recovery, an
 	// index without its data would have to be disbelieved.
 	for _, suffix := range []string{indexSuffix, dataSuffix} {
-		if err := os.Remove(s.path(id, suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := s.disk.remove(s.path(id, suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return failed("store.remove", id.Short(), err)
 		}
 	}
@@ -342,7 +384,7 @@ func (s *Store) Close() error {
 	}
 	s.closed = true
 	for _, sh := range s.shards {
-		sh.closeFiles()
+		sh.shut()
 	}
 	return s.lock.Close()
 }

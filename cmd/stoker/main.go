@@ -132,8 +132,11 @@ passed, 10 not permitted, 11 held by others, 130 interrupted.`,
   stoker submit --dataset imagenet -- python train.py --data '$STOKER_MOUNT'`,
 		SilenceErrors: true, SilenceUsage: true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
-		PersistentPreRunE: func(*cobra.Command, []string) (err error) {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) (err error) {
 			a.ran = true
+			if cmd.Name() == cobra.ShellCompRequestCmd || cmd.Name() == cobra.ShellCompNoDescRequestCmd {
+				return nil // it reads them itself, and is silent about what is wrong
+			}
 			a.chosen, err = a.settings()
 			return err
 		},

@@ -109,6 +109,7 @@ func (a *app) umountCommand() *cobra.Command {
 		Use: "umount DIR", Short: "unmount a dataset", Args: oneArg("a folder"),
 		Long: `Unmounts what 'stoker mount' mounted. While a process uses it, that is refused
 (exit code 11).`,
+		Example: `  stoker umount ~/imagenet`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir, err := mountPoint(args[0])
 			if err != nil {

@@ -48,6 +48,7 @@ func rootCommand() *cobra.Command {
 	}
 	root.PersistentFlags().String("config", "", "config file (default /etc/stoker/stokerd.yaml if it is there)")
 	root.PersistentFlags().String("log-level", "info", "debug, info, warn or error")
+	root.PersistentFlags().String("log-format", "text", "text (key=value) or json, one line each on stderr")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage{err} })
 	root.AddCommand(workerCommand(), controllerCommand(), manCommand(root))
 	return root
@@ -153,9 +154,13 @@ func plain(v any) (string, error) {
 	return "", errors.New("want one value, not a list or a table")
 }
 
-// logger writes structured lines to stderr.
+// logger writes structured lines to where the command's errors go.
 func logger(cmd *cobra.Command) (*slog.Logger, error) {
 	name, err := cmd.Flags().GetString("log-level")
+	if err != nil {
+		return nil, err
+	}
+	format, err := cmd.Flags().GetString("log-format")
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +168,14 @@ func logger(cmd *cobra.Command) (*slog.Logger, error) {
 	if err := level.UnmarshalText([]byte(name)); err != nil {
 		return nil, usage{fmt.Errorf("log-level %q: want debug, info, warn or error", name)}
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), nil
+	o := &slog.HandlerOptions{Level: level}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), o)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), o)), nil
+	}
+	return nil, usage{fmt.Errorf("log-format %q: want text or json", format)}
 }
 
 // pidFile writes the daemon's process id and returns what removes it.

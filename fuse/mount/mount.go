@@ -40,7 +40,8 @@ type Options struct {
 
 // Mounted is one mount and its server.
 type Mounted struct {
-	dir    string
+	dir    string // where it was mounted; its folder may have been moved since
+	device string // what it is known by: see place.go
 	server *gofuse.Server
 	done   chan struct{}
 
@@ -70,6 +71,11 @@ func Mount(fs gofuse.RawFileSystem, o Options) (*Mounted, error) {
 		}
 		return nil, stoker.Errorf(kind, "mount", o.Dir, "mount(2): %w (the worker must be root, or have CAP_SYS_ADMIN)", err)
 	}
+	device, err := deviceOn(dir)
+	if err != nil {
+		_ = unix.Close(fd) // the mount is dead, the next life's CleanDead takes it away
+		return nil, stoker.Errorf(stoker.KindInternal, "mount", o.Dir, "which device: %w", err)
+	}
 	// The descriptor is go-fuse's from here on.
 	server, err := gofuse.NewServer(fs, "/dev/fd/"+strconv.Itoa(fd), &gofuse.MountOptions{
 		MaxWrite: maxRequest, MaxBackground: maxBackground, DisableXAttrs: true,
@@ -77,15 +83,15 @@ func Mount(fs gofuse.RawFileSystem, o Options) (*Mounted, error) {
 		ExtraCapabilities: gofuse.CAP_NO_OPENDIR_SUPPORT, MaxStackDepth: -1,
 	})
 	if err != nil {
-		_ = unix.Unmount(o.Dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		_ = unmount(device, unix.MNT_DETACH)
 		return nil, stoker.Errorf(stoker.KindInternal, "mount", o.Dir, "%w", err)
 	}
-	m := &Mounted{dir: o.Dir, server: server, done: make(chan struct{})}
+	m := &Mounted{dir: o.Dir, device: device, server: server, done: make(chan struct{})}
 	go func() {
 		server.Serve()
 		close(m.done)
 	}()
-	setReadAhead(o)
+	setReadAhead(device, o.ReadAheadBytes)
 	return m, nil
 }
 
@@ -168,15 +174,17 @@ func (m *Mounted) Unmount(lazy bool) error {
 		return nil
 	default:
 	}
-	flags := unix.UMOUNT_NOFOLLOW
+	flags := 0
 	if lazy {
-		flags |= unix.MNT_DETACH
+		flags = unix.MNT_DETACH
 	}
-	switch err := unix.Unmount(m.dir, flags); {
+	switch err := unmount(m.device, flags); {
 	case errors.Is(err, unix.EBUSY):
 		return stoker.Errorf(stoker.KindHeld, "umount", m.dir, "a process still uses it (fuser -vm %s shows which)", m.dir)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
 		// It is no mount point any more.
+	case errors.Is(err, unix.EAGAIN):
+		return stoker.Errorf(stoker.KindBusy, "umount", m.dir, "its folder is just being moved: try again")
 	case err != nil:
 		return stoker.Errorf(stoker.KindInternal, "umount", m.dir, "%w", err)
 	}

@@ -73,7 +73,7 @@ func CleanDead(prefix string) ([]string, error) {
 		if e.fsType != fsType || !strings.HasPrefix(e.source, source(prefix)) {
 			continue
 		}
-		if uerr := unix.Unmount(e.dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); uerr != nil {
+		if uerr := unmountAt(e.dir, e.device, unix.MNT_DETACH); uerr != nil {
 			err = stoker.Errorf(stoker.KindInternal, "umount", e.dir, "%w", uerr)
 			continue
 		}
@@ -82,20 +82,11 @@ func CleanDead(prefix string) ([]string, error) {
 	return dirs, err
 }
 
-// setReadAhead raises the kernel's read-ahead of the new mount from 128 KiB.
+// setReadAhead raises the kernel's read-ahead of a new mount from 128 KiB.
 // Where /sys is read-only the default stays.
-func setReadAhead(o Options) {
-	if o.ReadAheadBytes <= 0 {
-		o.ReadAheadBytes = defaultAhead
+func setReadAhead(device string, bytes int) {
+	if bytes <= 0 {
+		bytes = defaultAhead
 	}
-	all, err := table()
-	if err != nil {
-		return
-	}
-	for i := len(all) - 1; i >= 0; i-- {
-		if e := all[i]; e.dir == o.Dir && e.fsType == fsType {
-			_ = os.WriteFile(filepath.Join("/sys/class/bdi", e.device, "read_ahead_kb"), []byte(strconv.Itoa(o.ReadAheadBytes>>10)), 0) // see above
-			return
-		}
-	}
+	_ = os.WriteFile(filepath.Join("/sys/class/bdi", device, "read_ahead_kb"), []byte(strconv.Itoa(bytes>>10)), 0) // see above
 }

@@ -60,6 +60,9 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	if err != nil {
 		return ctx
 	}
+	if gids, err := peerGroups(u); err == nil {
+		ctx = context.WithValue(ctx, groupsKey{}, gids)
+	}
 	return WithPrincipal(ctx, Principal{
 		Name: userName(uid), UID: uid, Admin: uid == 0 || uid == os.Getuid(),
 	})

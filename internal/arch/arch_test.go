@@ -39,12 +39,15 @@ var layers = map[string][]string{
 	"workflows":                     {"", "activities", "cache/manifest", "internal/api"},
 	"internal/api":                  {"", "ufs"},
 	"internal/arch":                 {},
+	"internal/metrics":              {"", "internal/api"},
 	"internal/e2e":                  {"", "internal/api", "internal/testenv"},
 	"internal/testenv":              {""},
-	"internal/worker":               {"", "ufs", "ufs/*", "planner", "cache", "cache/*", "fuse", "fuse/*", "internal/api"},
-	"internal/control":              {"", "ufs", "ufs/*", "planner", "cache", "cache/*", "activities", "workflows", "internal/api"},
+	"internal/worker":               {"", "ufs", "ufs/*", "planner", "cache", "cache/*", "fuse", "fuse/*", "internal/api", "internal/metrics"},
+	"internal/control":              {"", "ufs", "ufs/*", "planner", "cache", "cache/*", "activities", "workflows", "internal/api", "internal/metrics"},
 	"cmd":                           {"", "*"},
-	"cmd/stoker":                    {"", "internal/api", "ufs"},
+	"cmd/stoker":                    {"", "internal/api", "ufs", "cmd/stoker/*", "cmd/internal/man"},
+	"cmd/stoker/internal/live":      {"", "internal/api"},
+	"cmd/internal/man":              {},
 }
 
 // homes says which tree alone may import a dependency outside its tests.
@@ -54,6 +57,7 @@ var homes = map[string][]string{
 	"github.com/redis/":                {"cache/placement/redisplace"},
 	"github.com/klauspost/reedsolomon": {"cache/stripe"},
 	"github.com/spf13/":                {"cmd"},
+	"github.com/prometheus/":           {"internal/metrics"},
 	"go.temporal.io/":                  {"workflows", "activities", "cmd"},
 }
 
@@ -174,10 +178,34 @@ func TestSeededViolations(t *testing.T) {
 		{"workflows", module + "/cache"},
 		{"internal/control", "go.temporal.io/sdk/client"},
 		{"cmd/stoker", module + "/cache"},
+		{"cmd/stoker", module + "/internal/metrics"},
+		{"internal/worker", "github.com/prometheus/client_golang/prometheus"},
 		{"newfolder", "fmt"},
 	} {
 		if len(check([]pkg{{ImportPath: module + "/" + c.from, Imports: []string{c.to}}})) == 0 {
 			t.Errorf("%s importing %s was not found", c.from, c.to)
+		}
+	}
+}
+
+// bin/stoker stays small: of all homes it needs its flags alone, however far
+// away.
+func TestStokerIsLean(t *testing.T) {
+	cmd := exec.Command("go", "list", "-deps", module+"/cmd/stoker")
+	cmd.Dir = filepath.Join("..", "..")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil || !strings.Contains(string(out), module+"/internal/api\n") {
+		t.Fatalf("go list: %v", err)
+	}
+	for imp := range strings.Lines(string(out)) {
+		for dep := range homes {
+			if dep != "github.com/spf13/" && strings.HasPrefix(imp, dep) {
+				t.Errorf("cmd/stoker needs %s", strings.TrimSpace(imp))
+			}
+		}
+		if strings.HasPrefix(imp, "net/http/pprof") {
+			t.Error("cmd/stoker needs net/http/pprof")
 		}
 	}
 }

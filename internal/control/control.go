@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"stoker.dev"
@@ -19,6 +20,7 @@ import (
 	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/placement"
 	"stoker.dev/internal/api"
+	"stoker.dev/internal/metrics"
 	"stoker.dev/ufs"
 	"stoker.dev/ufs/mounts"
 	"stoker.dev/workflows"
@@ -47,8 +49,13 @@ type Controller struct {
 	acts      *activities.Activities
 	loads     *loads
 	phases    *phases
+	metrics   *metrics.Registry
+	renewals  renewals
 	listeners []net.Listener
 }
+
+// renewals counts the rounds of renewLeases, and what ended them early.
+type renewals struct{ done, temporal, index atomic.Int64 }
 
 // Open begins to listen.
 func Open(o Options) (*Controller, error) {
@@ -66,6 +73,7 @@ func Open(o Options) (*Controller, error) {
 		Store: c.manifests, Index: o.Index, Open: c.mounts.Open, TempDir: o.Dir, Token: o.Tokens.Own(), Joiner: o.Flows, Log: o.Log,
 	})
 	c.loads, c.phases = newLoads(c.acts), newPhases(o.Flows)
+	c.metrics = c.watched()
 	if err := c.listen(); err != nil {
 		c.closeListeners()
 		return nil, err
@@ -125,6 +133,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 		_ = server.Close() // whoever still follows a stream sees it break
 	}
 	tending.Wait()
+	c.metrics.Close()
 	c.closeListeners()
 	if errors.Is(err, http.ErrServerClosed) {
 		err = nil
@@ -132,8 +141,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	return err
 }
 
-// renewLeases tells all workers, now and then, who holds what. While Temporal
-// does not answer it tells nothing, and no lease ends.
+// renewLeases tells all workers, now and then, who holds what.
 func (c *Controller) renewLeases(ctx context.Context) {
 	tick := time.NewTicker(activities.LeaseEvery)
 	defer tick.Stop()
@@ -142,20 +150,30 @@ func (c *Controller) renewLeases(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			c.renewOnce(ctx)
 		}
-		sets, err := c.o.Flows.Datasets(ctx)
-		if err != nil {
-			c.o.Log.Warn("leases are not renewed", "error", err)
-			continue
+	}
+}
+
+// renewOnce tells it once. While Temporal does not answer it tells nothing,
+// and no lease ends.
+func (c *Controller) renewOnce(ctx context.Context) {
+	sets, err := c.o.Flows.Datasets(ctx)
+	if err != nil {
+		c.renewals.temporal.Add(1)
+		c.o.Log.Warn("leases are not renewed: Temporal does not say who holds what", "error", err)
+		return
+	}
+	in := activities.LeaseInput{}
+	for _, s := range sets {
+		for _, h := range s.Holders {
+			in.Leases = append(in.Leases, api.Lease{Holder: h.Job, Owner: h.Owner, Manifest: s.Manifest, TTLSeconds: activities.LeaseTTL.Seconds()})
 		}
-		in := activities.LeaseInput{}
-		for _, s := range sets {
-			for _, h := range s.Holders {
-				in.Leases = append(in.Leases, api.Lease{Holder: h.Job, Owner: h.Owner, Manifest: s.Manifest, TTLSeconds: activities.LeaseTTL.Seconds()})
-			}
-		}
-		if err := c.acts.PutLeases(ctx, in); err != nil && ctx.Err() == nil {
-			c.o.Log.Warn("leases are not renewed", "error", err)
-		}
+	}
+	if err := c.acts.PutLeases(ctx, in); err == nil {
+		c.renewals.done.Add(1)
+	} else if ctx.Err() == nil {
+		c.renewals.index.Add(1)
+		c.o.Log.Warn("leases are not renewed", "datasets", len(sets), "leases", len(in.Leases), "error", err)
 	}
 }

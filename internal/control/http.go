@@ -5,6 +5,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
+	"stoker.dev/internal/metrics"
 )
 
 // handler is an HTTP handler whose error becomes the answer.
@@ -17,10 +18,9 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// routes is the controller's API.
-func (c *Controller) routes() http.Handler {
-	mux := http.NewServeMux()
-	for pattern, h := range map[string]handler{
+// patterns is the controller's API; docs/openapi.yaml describes it.
+func (c *Controller) patterns() map[string]handler {
+	return map[string]handler{
 		"GET /v1/version":                 c.version,
 		"POST /v1/datasets":               c.addDataset,
 		"GET /v1/datasets":                c.listDatasets,
@@ -35,10 +35,19 @@ func (c *Controller) routes() http.Handler {
 		"DELETE /v1/jobs/{job}":           c.releaseJob,
 		"GET /v1/workers":                 c.listWorkers,
 		"GET /v1/status":                  c.status,
-	} {
+		"GET /v1/doctor":                  c.doctor,
+		"GET /metrics":                    c.scrape,
+		metrics.DebugRoute:                metrics.Debug,
+	}
+}
+
+// routes serves the controller's API.
+func (c *Controller) routes() http.Handler {
+	mux := http.NewServeMux()
+	for pattern, h := range c.patterns() {
 		mux.Handle(pattern, h)
 	}
-	return mux
+	return c.metrics.Requests(mux)
 }
 
 func (c *Controller) version(w http.ResponseWriter, _ *http.Request) error {

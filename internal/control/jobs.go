@@ -109,12 +109,15 @@ func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted
 	if err := c.o.Flows.StartJob(ctx, in); err != nil {
 		return nil, err
 	}
+	for _, d := range in.Datasets {
+		c.o.Log.Info("claimed", "job", in.Job, "owner", in.Owner, "dataset", d.Name, "manifest", d.Manifest.Short(), "bytes", d.Bytes, "preload", in.Preload)
+	}
 	if req.Preload {
-		return c.granted(ctx, req.Job)
+		return c.granted(ctx, in)
 	}
 	s, err := c.o.Flows.JobState(ctx, req.Job)
 	if stoker.KindOf(err) == stoker.KindTransient && err != nil { // it runs; whoever watches it will hear more
-		s, err = workflows.JobState{Input: in, State: api.JobPlanned, Outcomes: make([]workflows.Outcome, len(in.Datasets))}, nil
+		s, err = begun(in), nil
 	}
 	if err != nil {
 		return nil, err
@@ -122,12 +125,21 @@ func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted
 	return c.jobStatus(ctx, s, false)
 }
 
+// begun is a job of which no more is known than what it claims.
+func begun(in workflows.JobInput) workflows.JobState {
+	return workflows.JobState{Input: in, State: api.JobPlanned, Outcomes: make([]workflows.Outcome, len(in.Datasets))}
+}
+
 // granted waits until a preload's space is reserved. What does not fit is
-// refused here, so that its user need not wait to be told.
-func (c *Controller) granted(ctx context.Context, job string) (*api.JobStatus, error) {
-	end := time.Now().Add(refuseWithin)
+// refused here, so that its user need not wait to be told. The job runs
+// already: while Temporal does not answer, what was asked for is the answer.
+func (c *Controller) granted(ctx context.Context, in workflows.JobInput) (*api.JobStatus, error) {
+	job, end := in.Job, time.Now().Add(refuseWithin)
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, watchEvery) {
 		s, err := c.o.Flows.JobState(ctx, job)
+		if stoker.KindOf(err) == stoker.KindTransient && err != nil {
+			s, err = begun(in), nil
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -361,6 +373,7 @@ func (c *Controller) releaseJob(w http.ResponseWriter, r *http.Request) error {
 	if err := c.o.Flows.Release(r.Context(), id); err != nil {
 		return err
 	}
+	c.o.Log.Info("released", "job", id, "by", api.PrincipalOf(r.Context()).Name)
 	ctx, cancel := context.WithTimeout(r.Context(), releaseIn)
 	defer cancel()
 	if err := c.o.Flows.Wait(ctx, id); err != nil && ctx.Err() == nil {

@@ -49,6 +49,7 @@ func (c *Controller) workers(ctx context.Context) ([]worker, error) {
 			return err
 		}
 		out[i].status, out[i].info = st, st.WorkerInfo
+		out[i].info.Reads = &st.Reads
 		return nil
 	})
 	if err != nil {

@@ -1,11 +1,14 @@
 package e2e
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -108,22 +111,25 @@ func (c *cluster) ready(cert api.Certificate, size int64) {
 
 // A worker that dies at 40 % of a preload and comes back within the return
 // window goes on where it was: nothing that was on its disk is fetched again.
-func TestWorkerReturnsInMidPreload(t *testing.T) {
+func TestWorkerReturnsInMidPreload(t *testing.T) { workerReturns(t, 0.4) }
+
+func workerReturns(t *testing.T, at float64) {
 	var size int64
 	c := up(t, 3, "1GiB", func(root string) { size = makeFiles(t, root, 2000, 100<<10, 3, 100<<20) })
 	c.add()
-	reached, release := c.proxy.Hold(size * 4 / 10)
+	reached, release := c.proxy.Hold(part(size, at))
 	defer release()
 	done := c.preload()
 	<-reached
 	<-time.After(time.Second) // the worker tells twice a second what it has
-	c.kill("worker-2")
-	have, before := c.onDisk("worker-2"), len(c.proxy.Log())
+	role := c.fullest()
+	c.kill(role)
+	have, before := c.onDisk(role), len(c.proxy.Log())
 	if len(have) == 0 {
-		t.Fatal("the killed worker had nothing on its disk")
+		t.Fatalf("%s had nothing on its disk", role)
 	}
 	release()
-	c.dev("start", "worker-2", "--dir", c.dir)
+	c.dev("start", role, "--dir", c.dir)
 	cert := done()
 	c.ready(cert, size)
 	if n := fetchedAgain(have, c.proxy.Log()[before:]); n != 0 {
@@ -138,18 +144,21 @@ func TestWorkerReturnsInMidPreload(t *testing.T) {
 
 // One that does not come back costs what it had on its disk, and the
 // certificate says so.
-func TestWorkerStaysAwayInMidPreload(t *testing.T) {
+func TestWorkerStaysAwayInMidPreload(t *testing.T) { workerStaysAway(t, 0.4) }
+
+func workerStaysAway(t *testing.T, at float64) {
 	var size int64
 	c := up(t, 3, "1GiB", func(root string) { size = makeFiles(t, root, 2000, 100<<10, 3, 100<<20) }, "--return-window", "3s")
 	c.add()
-	reached, release := c.proxy.Hold(size * 4 / 10)
+	reached, release := c.proxy.Hold(part(size, at))
 	defer release()
 	done := c.preload()
 	<-reached
 	<-time.After(time.Second) // as above
-	c.kill("worker-2")
+	role := c.fullest()
+	c.kill(role)
 	var had int64
-	for _, ranges := range c.onDisk("worker-2") {
+	for _, ranges := range c.onDisk(role) {
 		for _, g := range ranges {
 			had += g.To - g.From
 		}
@@ -161,49 +170,89 @@ func TestWorkerStaysAwayInMidPreload(t *testing.T) {
 		t.Errorf("the certificate says that %d bytes were lost, the worker had %d", lost, had)
 	}
 	dir := t.TempDir()
-	c.must("mount", "data", dir)
+	on := 1
+	if role == "worker-1" {
+		on = 2
+	}
+	if r := c.stokerAt(on, "mount", "data", dir); r.code != 0 {
+		t.Fatal(r.stderr)
+	}
 	sameTree(t, filepath.Join(c.root, "data"), dir)
-	c.must("umount", dir)
+	if r := c.stokerAt(on, "umount", dir); r.code != 0 {
+		t.Fatal(r.stderr)
+	}
+}
+
+// fullest is the worker that has most.
+func (c *cluster) fullest() string {
+	c.t.Helper()
+	most := slices.MaxFunc(c.workers(), func(a, b api.WorkerInfo) int { return cmp.Compare(a.UsedBytes, b.UsedBytes) })
+	return filepath.Base(filepath.Dir(most.Socket))
 }
 
 // The controller, Temporal and Redis may die in mid-preload and mid-read: the
 // preload ends Ready, every byte is fetched once, reads of a mounted view go
 // on meanwhile, and no promise of space is left over.
 func TestServicesDieInMidPreload(t *testing.T) {
-	for _, role := range []string{"controller", "temporal", "redis"} {
-		t.Run(role, func(t *testing.T) {
-			var size int64
-			c := up(t, 2, "1GiB", func(root string) { size = makeFiles(t, root, 1000, 100<<10, 2, 60<<20) })
-			c.add()
-			dir := t.TempDir()
-			c.must("mount", "data", dir)
-			reached, release := c.proxy.Hold(size * 4 / 10)
-			defer release()
-			done := c.preload()
-			<-reached
-			c.kill(role)
-			release()
-			sameTree(t, filepath.Join(c.root, "data"), dir) // without it
-			c.dev("start", role, "--dir", c.dir)
-			cert := done()
-			if cert.State != api.CertificateReady || cert.ResidentBytes != size {
-				t.Errorf("certificate %+v", cert)
-			}
-			if got := c.proxy.Bytes(); got != size {
-				t.Errorf("the S3 side sent %d bytes, the dataset has %d", got, size)
-			}
-			c.settled()
-			c.must("umount", dir)
-		})
+	for _, role := range services {
+		t.Run(role, func(t *testing.T) { serviceDies(t, role, 0.4) })
+	}
+}
+
+var services = []string{"controller", "temporal", "redis"}
+
+func serviceDies(t *testing.T, role string, at float64) {
+	var size int64
+	c := up(t, 2, "1GiB", func(root string) { size = makeFiles(t, root, 1000, 100<<10, 2, 60<<20) })
+	c.add()
+	dir := t.TempDir()
+	c.must("mount", "data", dir)
+	reached, release := c.proxy.Hold(part(size, at))
+	defer release()
+	done := c.preload()
+	<-reached
+	c.kill(role)
+	release()
+	sameTree(t, filepath.Join(c.root, "data"), dir) // without it
+	c.dev("start", role, "--dir", c.dir)
+	cert := done()
+	if cert.State != api.CertificateReady || cert.ResidentBytes != size {
+		t.Errorf("certificate %+v", cert)
+	}
+	if got := c.proxy.Bytes(); got != size {
+		t.Errorf("the S3 side sent %d bytes, the dataset has %d", got, size)
+	}
+	c.settled()
+	c.must("umount", dir)
+}
+
+func part(size int64, at float64) int64 { return int64(float64(size) * at) }
+
+// The same at random points: one of each in CI, ten in make test-long.
+func TestCrashAtRandomPoints(t *testing.T) {
+	points := 1
+	if os.Getenv("STOKER_TEST_LONG") != "" {
+		points = 10
+	}
+	for i := range points {
+		at := 0.05 + 0.9*rand.Float64()
+		t.Run(fmt.Sprintf("worker-returns/%d/%.3f", i, at), func(t *testing.T) { workerReturns(t, at) })
+		t.Run(fmt.Sprintf("worker-stays-away/%d/%.3f", i, at), func(t *testing.T) { workerStaysAway(t, at) })
+		for _, role := range services {
+			t.Run(fmt.Sprintf("%s/%d/%.3f", role, i, at), func(t *testing.T) { serviceDies(t, role, at) })
+		}
+		t.Run(fmt.Sprintf("flushall/%d/%.3f", i, at), func(t *testing.T) { redisForgets(t, at) })
 	}
 }
 
 // FLUSHALL is the same to Redis as its death: the workers announce again.
-func TestRedisForgetsInMidPreload(t *testing.T) {
+func TestRedisForgetsInMidPreload(t *testing.T) { redisForgets(t, 0.4) }
+
+func redisForgets(t *testing.T, at float64) {
 	var size int64
 	c := up(t, 3, "1GiB", func(root string) { size = makeFiles(t, root, 1000, 100<<10, 2, 60<<20) })
 	c.add()
-	reached, release := c.proxy.Hold(size * 4 / 10)
+	reached, release := c.proxy.Hold(part(size, at))
 	defer release()
 	done := c.preload()
 	<-reached

@@ -2,12 +2,14 @@ package worker
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
 	"stoker.dev"
 	"stoker.dev/cache/peer"
 	"stoker.dev/internal/api"
+	"stoker.dev/internal/metrics"
 )
 
 // progressEvery is how often a load's stream says how far it is.
@@ -40,6 +42,8 @@ func (w *Worker) routes(local bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /v1/version", handler(w.version))
 	mux.Handle("GET /v1/status", handler(w.status))
+	mux.Handle("GET /v1/doctor", handler(w.doctor))
+	mux.Handle("GET /metrics", w.metrics.Handler())
 	mux.Handle("PUT /v1/reservations/{plan}/{part}", admin(w.reserve))
 	mux.Handle("DELETE /v1/reservations/{plan}/{part}", admin(w.giveBack))
 	mux.Handle("PUT /v1/loads/{plan}/{part}", admin(w.load))
@@ -56,8 +60,9 @@ func (w *Worker) routes(local bool) http.Handler {
 		mux.Handle("POST /v1/mounts", handler(w.mount))
 		mux.Handle("GET /v1/mounts", handler(w.listMounts))
 		mux.Handle("DELETE /v1/mounts", handler(w.umount))
+		mux.Handle(metrics.DebugRoute, handler(metrics.Debug))
 	}
-	return mux
+	return w.metrics.Requests(mux)
 }
 
 // planPart reads {plan} and {part}.
@@ -208,11 +213,28 @@ func (w *Worker) mount(rw http.ResponseWriter, r *http.Request) error {
 	if err := api.ReadJSON(rw, r, &req); err != nil {
 		return err
 	}
-	info, err := w.views.Mount(r.Context(), uint32(api.PrincipalOf(r.Context()).UID), req)
+	p := api.PrincipalOf(r.Context())
+	if err := groupOf(p, api.GroupsOf(r.Context()), &req); err != nil {
+		return err
+	}
+	info, err := w.views.Mount(r.Context(), uint32(p.UID), req)
 	if err != nil {
 		return err
 	}
 	api.WriteJSON(rw, http.StatusOK, info)
+	return nil
+}
+
+// groupOf settles the group of a view's files: the caller's own, or one that
+// he is a member of. Root may choose any.
+func groupOf(p api.Principal, gids []uint32, req *api.MountRequest) error {
+	switch {
+	case p.UID == 0:
+	case req.GID == nil && len(gids) > 0:
+		req.GID = &gids[0]
+	case req.GID != nil && !slices.Contains(gids, *req.GID):
+		return stoker.Errorf(stoker.KindDenied, "mount", req.Dir, "you (%s) are no member of group %d: take one of your groups", p.Name, *req.GID)
+	}
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +37,8 @@ type views struct {
 
 	mu   sync.Mutex
 	open map[string]*view // +checklocks:mu — by folder; nil while one is being made
+
+	reads atomic.Int64 // READs of the kernel, of views that have ended, too
 
 	stop    chan struct{} // closed when the process ends
 	serving sync.WaitGroup
@@ -82,7 +85,17 @@ func (v *views) Mount(ctx context.Context, uid uint32, r api.MountRequest) (api.
 	}
 	w.info.ListedAt = listed
 	v.open[r.Dir] = w
+	v.logOf(r).Info("a view is mounted", "dir", r.Dir, "uid", uid)
 	return w.info, nil
+}
+
+// logOf is the log for lines about one view.
+func (v *views) logOf(r api.MountRequest) *slog.Logger {
+	log := v.log.With("dataset", r.Dataset, "manifest", r.Manifest.Short())
+	if r.Holder != "" {
+		log = log.With("job", r.Holder)
+	}
+	return log
 }
 
 // claimDir takes the folder's place in the table, or says that it is taken.
@@ -145,7 +158,7 @@ func (v *views) make(ctx context.Context, uid uint32, r api.MountRequest) (*view
 	if err != nil {
 		return nil, err
 	}
-	o := tree.Options{Manifest: set.Manifest(), Reader: set, UID: uid, GID: uid, Umask: 0o022, Log: v.log}
+	o := tree.Options{Manifest: set.Manifest(), Reader: countedReader{set, &v.reads}, UID: uid, GID: uid, Umask: 0o022, Log: v.logOf(r)}
 	if r.UID != nil {
 		o.UID = *r.UID
 	}
@@ -196,12 +209,12 @@ func (v *views) afterEnd(w *view) {
 	if v.open[dir] == w {
 		delete(v.open, dir)
 		if err := v.store.DeleteState(stateName(dir)); err != nil {
-			v.log.Error("a view that ended cannot be forgotten", "dir", dir, "error", err)
+			v.logOf(w.info.MountRequest).Error("a view that ended cannot be forgotten", "dir", dir, "error", err)
 		}
 	}
 	v.mu.Unlock()
 	if err := errors.Join(v.cache.Mounted(w.info.Manifest, w.info.Dataset, -1), w.set.Close()); err != nil {
-		v.log.Error("a view's data cannot be let go", "dir", dir, "error", err)
+		v.logOf(w.info.MountRequest).Error("a view's data cannot be let go", "dir", dir, "error", err)
 	}
 }
 
@@ -224,6 +237,7 @@ func (v *views) Unmount(uid uint32, dir string, lazy bool) error {
 		return err
 	}
 	delete(v.open, dir)
+	v.logOf(w.info.MountRequest).Info("a view is unmounted", "dir", dir, "lazy", lazy)
 	return v.store.DeleteState(stateName(dir))
 }
 
@@ -231,17 +245,17 @@ func (v *views) Unmount(uid uint32, dir string, lazy bool) error {
 // submit was killed and could not do it.
 func (v *views) EndOf(alive func(holder string) bool) {
 	v.mu.Lock()
-	var gone []string
-	for dir, w := range v.open {
+	var gone []api.MountRequest
+	for _, w := range v.open {
 		if w != nil && w.info.Holder != "" && !alive(w.info.Holder) {
-			gone = append(gone, dir)
+			gone = append(gone, w.info.MountRequest)
 		}
 	}
 	v.mu.Unlock()
-	for _, dir := range gone {
-		v.log.Info("unmounting the view of a job that has ended", "dir", dir)
-		if err := v.Unmount(0, dir, true); err != nil && stoker.KindOf(err) != stoker.KindNotExist {
-			v.log.Error("the view of an ended job cannot be unmounted", "dir", dir, "error", err)
+	for _, r := range gone {
+		v.logOf(r).Info("unmounting the view of a job that has ended", "dir", r.Dir)
+		if err := v.Unmount(0, r.Dir, true); err != nil && stoker.KindOf(err) != stoker.KindNotExist {
+			v.logOf(r).Error("the view of an ended job cannot be unmounted", "dir", r.Dir, "error", err)
 		}
 	}
 }
@@ -282,7 +296,7 @@ func (v *views) restore(ctx context.Context) {
 			_, err = v.Mount(ctx, s.Owner, s.MountRequest)
 		}
 		if err != nil {
-			v.log.Error("a view of the last life is not mounted again", "dir", s.Dir, "error", err)
+			v.logOf(s.MountRequest).Error("a view of the last life is not mounted again", "dir", s.Dir, "error", err)
 			_ = v.store.DeleteState(name)
 		}
 	}
@@ -298,7 +312,7 @@ func (v *views) Close() {
 			continue
 		}
 		if err := w.mounted.Unmount(true); err != nil {
-			v.log.Error("a view could not be unmounted", "dir", dir, "error", err)
+			v.logOf(w.info.MountRequest).Error("a view could not be unmounted", "dir", dir, "error", err)
 		}
 		ending = append(ending, w)
 	}
@@ -309,7 +323,7 @@ func (v *views) Close() {
 		select {
 		case <-w.mounted.Done():
 		case <-patience:
-			v.log.Warn("a job still has files of a view open; its reads fail until the view is mounted anew", "dir", w.info.Dir)
+			v.logOf(w.info.MountRequest).Warn("a job still has files of a view open; its reads fail until the view is mounted anew", "dir", w.info.Dir)
 		}
 	}
 	close(v.stop)

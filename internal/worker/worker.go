@@ -24,6 +24,7 @@ import (
 	"stoker.dev/cache/placement"
 	"stoker.dev/cache/store"
 	"stoker.dev/internal/api"
+	"stoker.dev/internal/metrics"
 	"stoker.dev/ufs"
 	"stoker.dev/ufs/mounts"
 )
@@ -56,6 +57,7 @@ type Worker struct {
 	cache       *cache.Cache
 	directory   *directory
 	views       *views
+	metrics     *metrics.Registry
 	unix, tcp   net.Listener
 	address     string
 }
@@ -103,6 +105,7 @@ func (w *Worker) open() (err error) {
 		source: "stoker-" + w.store.WorkerID()[:12], log: w.o.Log,
 		open: map[string]*view{}, stop: make(chan struct{}),
 	}
+	w.metrics = w.watched()
 	return w.listen()
 }
 
@@ -206,6 +209,9 @@ func (w *Worker) close() {
 		if l != nil {
 			_ = l.Close()
 		}
+	}
+	if w.metrics != nil {
+		w.metrics.Close()
 	}
 	if w.cache != nil {
 		_ = w.cache.Close()

@@ -89,10 +89,8 @@ func Open(ctx context.Context, o Options) (*FS, error) {
 	if !o.Location.Anonymous {
 		f.creds = used.Credentials
 	}
-	if u := aws.ToString(used.BaseEndpoint); u != "" {
-		if p, err := url.Parse(u); err != nil || p.Scheme != "http" && p.Scheme != "https" || p.Host == "" {
-			return nil, stoker.Errorf(stoker.KindInvalid, "s3", u, "is no endpoint: write http://host:port or https://host")
-		}
+	if err := checkEndpoint(aws.ToString(used.BaseEndpoint)); err != nil {
+		return nil, err
 	}
 	at, err := s3.NewDefaultEndpointResolverV2().ResolveEndpoint(ctx, s3.EndpointParameters{
 		Bucket: aws.String(o.Bucket), Region: aws.String(f.region), Endpoint: used.BaseEndpoint,
@@ -104,6 +102,23 @@ func Open(ctx context.Context, o Options) (*FS, error) {
 	}
 	f.base = strings.TrimSuffix(at.URI.String(), "/")
 	return f, nil
+}
+
+// checkEndpoint keeps out, above all, user:password@: an endpoint is stored,
+// logged and shown.
+func checkEndpoint(u string) error {
+	p, err := url.Parse(u)
+	switch {
+	case u == "":
+		return nil
+	case strings.Contains(u, "@"): // not shown: it may be a secret
+		return stoker.Errorf(stoker.KindInvalid, "s3", "endpoint", "holds credentials: the daemons have them, name them with --profile")
+	case err != nil || p.Scheme != "http" && p.Scheme != "https" || p.Host == "":
+		return stoker.Errorf(stoker.KindInvalid, "s3", u, "is no endpoint: write http://host:port or https://host")
+	case p.RawQuery != "" || p.Fragment != "":
+		return stoker.Errorf(stoker.KindInvalid, "s3", p.Scheme+"://"+p.Host, "an endpoint has no ? and no #")
+	}
+	return nil
 }
 
 // noRedirect: a redirect names another region; following it would send a

@@ -1,0 +1,146 @@
+package store
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// disk makes every change below the cache folder that may matter after power
+// loss, so that a test can watch them in their order. The zero value is ready.
+type disk struct {
+	watch func(change) // after each change; nil but in tests
+}
+
+// change is one thing that was done to the folder. What it did not sync is
+// lost by power loss, or not, or in part.
+type change struct {
+	op       string // the method's name
+	path, to string
+	file     *os.File
+	n        int64 // offset, length or mode
+	body     []byte
+}
+
+func (d disk) done(err error, c change) error {
+	if err == nil && d.watch != nil {
+		d.watch(c)
+	}
+	return err
+}
+
+// makeDir makes a folder and those above it; each is there for good.
+func (d disk) makeDir(path string) error {
+	if fi, err := os.Stat(path); err == nil && fi.IsDir() {
+		return nil
+	}
+	parent := filepath.Dir(path)
+	if parent == path {
+		return os.Mkdir(path, 0o700) // says what is wrong with it
+	}
+	if err := d.makeDir(parent); err != nil {
+		return err
+	}
+	if err := d.done(os.Mkdir(path, 0o700), change{op: "mkdir", path: path}); err != nil {
+		return err
+	}
+	return d.syncDir(parent)
+}
+
+// create makes a new file.
+func (d disk) create(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	return f, d.done(err, change{op: "create", path: path, file: f})
+}
+
+// createTemp makes a new file for writeAtomic.
+func (d disk) createTemp(dir string) (*os.File, error) {
+	f, err := os.CreateTemp(dir, tempPrefix)
+	if err != nil {
+		return nil, err
+	}
+	return f, d.done(nil, change{op: "create", path: f.Name(), file: f})
+}
+
+func (d disk) truncate(f *os.File, n int64) error {
+	return d.done(f.Truncate(n), change{op: "truncate", file: f, n: n})
+}
+
+func (d disk) writeAt(f *os.File, p []byte, off int64) error {
+	_, err := f.WriteAt(p, off)
+	return d.done(err, change{op: "writeAt", file: f, n: off, body: p})
+}
+
+func (d disk) chmod(f *os.File, mode fs.FileMode) error {
+	return d.done(f.Chmod(mode), change{op: "chmod", file: f, n: int64(mode)})
+}
+
+func (d disk) sync(f *os.File) error {
+	return d.done(f.Sync(), change{op: "sync", file: f})
+}
+
+func (d disk) syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return d.done(f.Sync(), change{op: "syncDir", path: path})
+}
+
+func (d disk) rename(from, to string) error {
+	return d.done(os.Rename(from, to), change{op: "rename", path: from, to: to})
+}
+
+func (d disk) remove(path string) error {
+	return d.done(os.Remove(path), change{op: "remove", path: path})
+}
+
+func (d disk) removeAll(path string) error {
+	return d.done(os.RemoveAll(path), change{op: "removeAll", path: path})
+}
+
+// writeAtomic replaces a small file: whole, synced, or not at all.
+func (d disk) writeAtomic(path string, body []byte) error {
+	f, err := d.createTemp(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	err = d.writeAt(f, body, 0)
+	if err == nil {
+		err = d.sync(f)
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = d.rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = d.remove(f.Name())
+		return err
+	}
+	return d.syncDir(filepath.Dir(path))
+}
+
+// makeFile makes a new file of that length, which begins with head.
+func (d disk) makeFile(path string, bytes int64, head []byte) error {
+	f, err := d.create(path)
+	if err != nil {
+		return err
+	}
+	err = d.truncate(f, bytes)
+	if err == nil && head != nil {
+		err = d.writeAt(f, head, 0)
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// inside reports whether path lies below dir.
+func inside(dir, path string) bool { return strings.HasPrefix(path, dir+string(filepath.Separator)) }

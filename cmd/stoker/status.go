@@ -1,0 +1,326 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+	"sigs.k8s.io/yaml"
+
+	"stoker.dev"
+	"stoker.dev/cmd/stoker/internal/live"
+	"stoker.dev/internal/api"
+)
+
+// statusFlags are those of status.
+type statusFlags struct {
+	watch, wide bool
+	interval    time.Duration
+}
+
+const (
+	screenEvery = time.Second     // how often a screen is drawn
+	blockEvery  = 5 * time.Second // how often a log may get a block
+	leastEvery  = 100 * time.Millisecond
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	var f statusFlags
+	cmd := &cobra.Command{
+		Use: "status [JOB|DATASET]", Short: "show datasets, jobs and workers, or one of them",
+		Long: `Shows what goes on: which datasets are resident and how much of them, what the
+jobs wait for, what the workers have room for. With the name of a job or a
+dataset it shows that one in detail.
+
+--watch stays and shows it anew each second: with rates, the time that loads take
+yet, and what is read from the store and among the workers. On a terminal it is
+drawn over the whole screen until Ctrl-C (exit code 130), and leaves it as it
+was; elsewhere a block is printed when something changed, with -o json one line
+of JSON, with -o yaml one document.
+
+Names that do not fit into the terminal end in an ellipsis; --wide, a pipe, and
+-o json or yaml show all of them.`,
+		Example: `  stoker status
+  stoker status imagenet
+  stoker status --watch
+  stoker status train-17 --watch --interval 5s
+  stoker status -o json | jq '.workers[] | {id, ufs: .reads.ufsBytes}'`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usagef(cmd, "one job or dataset at most")
+			}
+			if f.interval != 0 && (!f.watch || f.interval < leastEvery) {
+				return usagef(cmd, "--interval %v: goes with --watch, and is %v or more", f.interval, leastEvery)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.status(cmd.Context(), f, strings.Join(args, ""))
+		},
+	}
+	cmd.Flags().BoolVarP(&f.watch, "watch", "w", false, "stay, and show it anew again and again")
+	cmd.Flags().DurationVar(&f.interval, "interval", 0, "with --watch: how often (default 1s on a terminal, 5s elsewhere)")
+	wideFlag(cmd, &f.wide)
+	return cmd
+}
+
+func wideFlag(cmd *cobra.Command, wide *bool) {
+	cmd.Flags().BoolVar(wide, "wide", false, "all columns, whole ids, nothing cut")
+}
+
+func (a *app) status(ctx context.Context, f statusFlags, name string) error {
+	c, err := a.controller()
+	switch {
+	case err != nil:
+		return err
+	case f.watch:
+		return a.watchStatus(ctx, c, f, name)
+	case name != "":
+		return a.statusOf(ctx, c, name)
+	}
+	st, err := c.Status(ctx)
+	if err != nil {
+		return err
+	}
+	fill(&st)
+	return a.print(st, func(w io.Writer) {
+		a.tables(w, f.wide, datasetTable(st.Datasets, f.wide), jobTable(st.Jobs, f.wide), workerTable(st.Workers, f.wide))
+	})
+}
+
+// fill makes lists of those that are not there.
+func fill(st *api.Status) {
+	st.Jobs, st.Workers, st.Datasets = orEmpty(st.Jobs), orEmpty(st.Workers), orEmpty(st.Datasets)
+}
+
+// statusOf shows a job, or else a dataset of that name.
+func (a *app) statusOf(ctx context.Context, c *api.Controller, name string) error {
+	st, err := c.Job(ctx, name)
+	if err == nil {
+		return a.printJob(st)
+	} else if stoker.KindOf(err) != stoker.KindNotExist {
+		return err
+	}
+	d, err := c.Dataset(ctx, name)
+	if stoker.KindOf(err) == stoker.KindNotExist && err != nil {
+		return noSuch(name)
+	} else if err != nil {
+		return err
+	}
+	return a.printDetail(d)
+}
+
+// screen says whether stdout is a terminal that can be drawn on, and which.
+func (a *app) screen() (fd int, ok bool) {
+	f, isFile := a.stdout.(*os.File)
+	if !isFile || !term.IsTerminal(int(f.Fd())) || a.env("TERM") == "dumb" {
+		return 0, false
+	}
+	return int(f.Fd()), true
+}
+
+// width is that of the terminal; 0 elsewhere: nothing is cut there.
+func (a *app) width() int {
+	fd, ok := a.screen()
+	if !ok {
+		return 0
+	}
+	w, _ := sizeOf(fd)
+	return w
+}
+
+// sizeOf is the size of a terminal, or what is common if it does not say.
+func sizeOf(fd int) (width, height int) {
+	w, h, err := term.GetSize(fd)
+	if err != nil || w <= 0 || h <= 0 {
+		return 80, 24
+	}
+	return w, h
+}
+
+// unicode reports whether the locale has more than ASCII.
+func (a *app) unicode() bool {
+	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
+		if v := a.env(name); v != "" {
+			v = strings.ToLower(v)
+			return strings.Contains(v, "utf-8") || strings.Contains(v, "utf8")
+		}
+	}
+	return false
+}
+
+// watchStatus shows the status until a signal comes.
+func (a *app) watchStatus(ctx context.Context, c *api.Controller, f statusFlags, name string) error {
+	fd, isScreen := a.screen()
+	o := live.Options{
+		Source: a.chosen.Controller, Out: a.stdout, Every: f.interval, Unicode: a.unicode(),
+		Screen: isScreen && a.chosen.Output == "table", Color: isScreen && a.env("NO_COLOR") == "",
+		Encode: encoder(a.chosen.Output),
+		Note:   func(err error) { a.console.Note("%v; waiting for it", err) },
+	}
+	o.Fetch = func(ctx context.Context) (api.Status, error) {
+		st, err := c.Status(ctx)
+		if err == nil && name != "" {
+			st, err = only(st, name)
+		}
+		fill(&st)
+		return st, err
+	}
+	if o.Every == 0 {
+		o.Every = blockEvery
+	}
+	if o.Screen {
+		if f.interval == 0 {
+			o.Every = screenEvery
+		}
+		o.Size = func() (int, int) { return sizeOf(fd) }
+		resized, suspend := make(chan os.Signal, 1), make(chan os.Signal, 1) // one of each is as good as several
+		signal.Notify(resized, syscall.SIGWINCH)
+		signal.Notify(suspend, syscall.SIGTSTP)
+		defer signal.Stop(resized)
+		defer signal.Stop(suspend)
+		o.Resized, o.Suspend = resized, suspend
+		o.Stop = func() { _ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) } // it comes back with SIGCONT
+	}
+	err := live.Run(ctx, o)
+	if ctx.Err() != nil { // that is how a view ends: no words about it
+		return exitStatus(exitCode(errInterrupted))
+	}
+	return err
+}
+
+// only keeps what concerns one job or dataset.
+func only(st api.Status, name string) (api.Status, error) {
+	if ref, err := datasetArg(name); err == nil {
+		name = ref.Name
+	}
+	out, ok := live.Only(st, name)
+	if !ok {
+		return out, noSuch(name)
+	}
+	return out, nil
+}
+
+func noSuch(name string) error {
+	return stoker.Errorf(stoker.KindNotExist, "status", printable(name), "is neither a job nor a dataset: 'stoker jobs' and 'stoker dataset ls' list them")
+}
+
+// encoder prints a status for programs; nil for people.
+func encoder(format string) func(api.Status) ([]byte, error) {
+	switch format {
+	case "json":
+		return func(st api.Status) ([]byte, error) {
+			body, err := json.Marshal(st)
+			return append(body, '\n'), err
+		}
+	case "yaml":
+		return func(st api.Status) ([]byte, error) {
+			body, err := yaml.Marshal(st)
+			return bytes.Join([][]byte{[]byte("---\n"), body}, nil), err
+		}
+	}
+	return nil
+}
+
+func (a *app) jobsCommand() *cobra.Command {
+	var wide bool
+	cmd := &cobra.Command{
+		Use: "jobs", Short: "list the running jobs and those that ended last", Args: cobra.NoArgs,
+		Long: `Lists the jobs that hold or wait for data, and the last that ended. A job is
+Planned, Queued (it waits for space), Warming (it is loaded), Ready, Leased (its
+command runs), Degraded (it runs without all of its data), Grace, Released or
+Failed.`,
+		Example: `  stoker jobs
+  stoker jobs -o json | jq '.[] | select(.state == "Warming").job'`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.controller()
+			if err != nil {
+				return err
+			}
+			all, err := c.Jobs(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(orEmpty(all), func(w io.Writer) { a.tables(w, wide, jobTable(all, wide)) })
+		},
+	}
+	wideFlag(cmd, &wide)
+	return cmd
+}
+
+func (a *app) workersCommand() *cobra.Command {
+	var wide bool
+	cmd := &cobra.Command{
+		Use: "workers", Short: "list the cache workers", Args: cobra.NoArgs,
+		Long: `Lists the workers that the controller knows: live ones, and lost ones as they
+were last. USED is what lies in the cache folder, RESERVED what is promised to
+loads beyond that. Ids are shortened; --wide and -o json have them whole.`,
+		Example: `  stoker workers
+  stoker workers --wide
+  stoker workers -o json | jq 'map(.capacityBytes) | add'`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.controller()
+			if err != nil {
+				return err
+			}
+			all, err := c.Workers(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(orEmpty(all), func(w io.Writer) { a.tables(w, wide, workerTable(all, wide)) })
+		},
+	}
+	wideFlag(cmd, &wide)
+	return cmd
+}
+
+func (a *app) datasetLsCommand() *cobra.Command {
+	var wide bool
+	cmd := &cobra.Command{
+		Use: "ls", Short: "list the registered datasets", Args: cobra.NoArgs,
+		Long: `Lists the registered datasets with their current generation: how much that is,
+how much of it is on the workers, and how long ago it was listed.`,
+		Example: `  stoker dataset ls
+  stoker dataset ls -o json | jq -r '.[].name'`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.controller()
+			if err != nil {
+				return err
+			}
+			all, err := c.Datasets(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(orEmpty(all), func(w io.Writer) { a.tables(w, wide, datasetTable(all, wide)) })
+		},
+	}
+	wideFlag(cmd, &wide)
+	return cmd
+}
+
+// tables writes tables with a blank line between, within the terminal's width
+// unless they are to be wide.
+func (a *app) tables(w io.Writer, wide bool, all ...*live.Table) {
+	width := a.width()
+	_, isScreen := a.screen()
+	if wide {
+		width = 0
+	}
+	for i, t := range all {
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		for _, line := range t.Lines(width, isScreen && a.env("NO_COLOR") == "") {
+			fmt.Fprintln(w, line)
+		}
+	}
+}

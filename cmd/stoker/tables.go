@@ -1,0 +1,86 @@
+package main
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"stoker.dev/cmd/stoker/internal/live"
+	"stoker.dev/internal/api"
+)
+
+// narrow is how few cells a name keeps in a narrow terminal.
+const narrow = 8
+
+// table begins one; columns that are only shown wide are left out by the rows,
+// too.
+func table(columns ...live.Column) *live.Table {
+	return &live.Table{Columns: columns, Empty: "-"}
+}
+
+func left(head string) live.Column   { return live.Column{Head: head} }
+func number(head string) live.Column { return live.Column{Head: head, Right: true} }
+
+// cut is a column that shrinks where the terminal is narrow.
+func cut(head string) live.Column { return live.Column{Head: head, Min: narrow} }
+
+func percentOf(part, whole int64) string { return strconv.Itoa(percent(part, whole)) + " %" }
+
+func jobTable(jobs []api.JobLine, wide bool) *live.Table {
+	columns := []live.Column{cut("JOB"), left("STATE"), cut("OWNER"), cut("DATASETS"), number("BYTES"), number("%"), number("ETA")}
+	if wide {
+		columns = append(columns, number("RESIDENT"))
+	}
+	t := table(columns...)
+	for _, j := range jobs {
+		ready := ""
+		if !api.Settled(j.State) {
+			ready = eta(j.ETASeconds)
+		}
+		t.Row(j.Job, live.State(j.State), j.Owner, strings.Join(j.Datasets, ","), api.HumanBytes(j.Bytes),
+			percentOf(j.ResidentBytes, j.Bytes), ready, api.HumanBytes(j.ResidentBytes))
+	}
+	return t
+}
+
+func workerTable(workers []api.WorkerInfo, wide bool) *live.Table {
+	columns := []live.Column{left("WORKER"), left("STATE"), number("USED"), number("RESERVED"), number("CAPACITY"), number("%"), cut("ADDRESS")}
+	if wide {
+		columns = append(columns, number("PID"), number("UFS"), number("PEERS"), left("SOCKET"))
+	}
+	t := table(columns...)
+	for _, w := range workers {
+		id, address := live.ShortID(w.ID), strings.TrimPrefix(w.Address, "http://")
+		if wide {
+			id, address = w.ID, w.Address
+		}
+		ufs, peers := "", ""
+		if w.Reads != nil {
+			ufs, peers = api.HumanBytes(w.Reads.UFSBytes), api.HumanBytes(w.Reads.PeerBytes)
+		}
+		full := ""
+		if w.CapacityBytes > 0 {
+			full = percentOf(w.UsedBytes, w.CapacityBytes)
+		}
+		t.Row(id, live.State(w.State), api.HumanBytes(w.UsedBytes), api.HumanBytes(w.ReservedBytes), api.HumanBytes(w.CapacityBytes),
+			full, address, w.PID, ufs, peers, w.Socket)
+	}
+	return t
+}
+
+func datasetTable(datasets []api.DatasetInfo, wide bool) *live.Table {
+	columns := []live.Column{cut("DATASET"), number("OBJECTS"), number("BYTES"), number("RESIDENT"), number("%"), number("LISTED"), cut("URIS")}
+	if wide {
+		columns = append(columns, left("OWNER"), left("LISTED AT"), left("MANIFEST"))
+	}
+	t := table(columns...)
+	for _, d := range datasets {
+		age := ""
+		if !d.ListedAt.IsZero() {
+			age = span(time.Since(d.ListedAt))
+		}
+		t.Row(live.Generation(d.Name, d.Generation), d.Objects, api.HumanBytes(d.Bytes), api.HumanBytes(d.ResidentBytes),
+			percentOf(d.ResidentBytes, d.Bytes), age, strings.Join(d.URIs, ","), d.Owner, when(d.ListedAt), d.Manifest.String())
+	}
+	return t
+}

@@ -1,0 +1,143 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stoker.dev"
+	"stoker.dev/internal/api"
+)
+
+// doctor is GET /v1/doctor: what this worker finds out about itself.
+func (w *Worker) doctor(rw http.ResponseWriter, r *http.Request) error {
+	api.WriteJSON(rw, http.StatusOK, api.DoctorReport{
+		Role: "worker", ID: w.store.WorkerID(), Time: time.Now().UTC(),
+		Checks: api.Diagnose(r.Context(), api.CheckTimeout, w.probes()),
+	})
+	return nil
+}
+
+func (w *Worker) probes() []api.Probe {
+	return []api.Probe{
+		{Name: "cache-folder", Hint: "its file system hangs: see dmesg", Run: func(context.Context) api.Check { return checkFolder(w.o.Dir) }},
+		{Name: "cache-space", Hint: "its file system hangs: see dmesg", Run: func(context.Context) api.Check { return w.checkSpace() }},
+		{Name: "descriptors", Run: func(context.Context) api.Check { return w.checkFiles() }},
+		{Name: "index", Hint: redisHint, Run: w.checkIndex},
+		{Name: "privilege", Run: func(context.Context) api.Check { return checkPrivilege() }},
+		api.StoreProbe(w.o.Objects),
+	}
+}
+
+const redisHint = "start Redis, or say where it is with --redis; reads of what is resident go on without it"
+
+// checkFolder writes a file that has no name: nothing stays behind, whatever
+// happens. Where the file system has no such files, one with a name.
+func checkFolder(dir string) api.Check {
+	const hint = "see that the file system of --cache-dir is mounted, not full and not read-only"
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	var f *os.File
+	if err == nil {
+		f = os.NewFile(uintptr(fd), dir)
+	} else if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
+		if f, err = os.CreateTemp(dir, ".doctor-"); err == nil {
+			defer os.Remove(f.Name())
+		}
+	}
+	if err != nil {
+		return api.Fail(hint, "%s: cannot be written: %v", dir, err)
+	}
+	began := time.Now()
+	_, err = f.Write(make([]byte, 4096))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return api.Fail(hint, "%s: cannot be written: %v", dir, err)
+	}
+	return api.Ok("%s: written and synced in %s", dir, api.RoundTrip(time.Since(began)))
+}
+
+// checkSpace compares what the worker may still use with what the file system
+// has.
+func (w *Worker) checkSpace() api.Check {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(w.o.Dir, &fs); err != nil {
+		return api.Fail("see that the file system of --cache-dir is mounted", "%s: %v", w.o.Dir, err)
+	}
+	u := w.store.Usage()
+	free, wanted := int64(fs.Bavail)*fs.Bsize, max(0, u.CapacityBytes-u.UsedBytes)
+	detail := fmt.Sprintf("%s of %s used, the file system has %s free", api.HumanBytes(u.UsedBytes), api.HumanBytes(u.CapacityBytes), api.HumanBytes(free))
+	if free < wanted {
+		return api.Warn("lower --capacity, or make room: loads will fail for want of space before the capacity is reached",
+			"%s: %s less than --capacity promises", detail, api.HumanBytes(wanted-free))
+	}
+	return api.Ok("%s", detail)
+}
+
+// checkFiles compares the limit of open files with what is open, and with what
+// a full cache needs: one for each shard file.
+func (w *Worker) checkFiles() api.Check {
+	const hint = "raise the limit: LimitNOFILE= of its unit, or 'ulimit -n' where it is started"
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return api.Warn(hint, "the limit of open files is not known: %v", err)
+	}
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return api.Warn(hint, "the open files are not known: %v", err)
+	}
+	const own = 256 // sockets, mounts, manifests
+	need := uint64(w.o.CapacityBytes/stoker.ExtentBytes) + own
+	detail := fmt.Sprintf("%d of %d open", len(open), l.Cur)
+	switch {
+	case uint64(len(open))+own/4 > l.Cur:
+		return api.Fail(hint, "%s: the next ones will fail", detail)
+	case need > l.Cur:
+		return api.Warn(hint, "%s; a full cache needs about %d", detail, need)
+	}
+	return api.Ok("%s", detail)
+}
+
+// checkIndex asks the index for this worker.
+func (w *Worker) checkIndex(ctx context.Context) api.Check {
+	began := time.Now()
+	all, err := w.o.Index.Workers(ctx)
+	if err != nil {
+		return api.Fail(redisHint, "%v", err)
+	}
+	for _, x := range all {
+		if x.Incarnation == w.incarnation {
+			return api.Ok("answers in %s; registered, %d live in all", api.RoundTrip(time.Since(began)), len(all))
+		}
+	}
+	return api.Warn("it registers within seconds; if not, its log says why", "answers, but does not list this worker")
+}
+
+const capSysAdmin = 21 // its bit in the kernel's masks
+
+// checkPrivilege says what the worker may mount.
+func checkPrivilege() api.Check {
+	const hint = "start it as root, or with CAP_SYS_ADMIN (AmbientCapabilities= of its unit)"
+	body, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return api.Warn(hint, "%v", err)
+	}
+	for line := range strings.SplitSeq(string(body), "\n") {
+		var mask uint64
+		if n, _ := fmt.Sscanf(line, "CapEff: %x", &mask); n == 1 {
+			if mask&(1<<capSysAdmin) != 0 {
+				return api.Ok("uid %d with CAP_SYS_ADMIN: may mount", os.Geteuid())
+			}
+			return api.Warn(hint, "uid %d without CAP_SYS_ADMIN: mounts need fusermount3, and only their owner sees them", os.Geteuid())
+		}
+	}
+	return api.Warn(hint, "its capabilities are not known")
+}

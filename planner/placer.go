@@ -1,0 +1,216 @@
+package planner
+
+import (
+	"cmp"
+	"math"
+	"slices"
+
+	"stoker.dev"
+)
+
+// placer keeps each worker's room while shards are placed.
+type placer struct {
+	workers []Worker
+	seeds   []uint64
+	weights []float64
+	free    []int64
+	share   []float64 // bytes; see setShares
+	load    []float64
+	scores  []float64 // of the shard in hand
+	need    int64
+	total   int64
+}
+
+func newPlacer(shards []Shard, workers []Worker, replicas int) *placer {
+	p := &placer{workers: workers, share: make([]float64, len(workers)), load: make([]float64, len(workers)), scores: make([]float64, len(workers))}
+	for _, w := range workers {
+		p.seeds = append(p.seeds, seed(w.ID))
+		p.weights = append(p.weights, weightOf(w))
+		p.free = append(p.free, max(0, w.FreeBytes))
+		p.total += max(0, w.FreeBytes)
+	}
+	for _, s := range shards {
+		p.need += s.Bytes * int64(replicas)
+	}
+	p.setShares(replicas)
+	return p
+}
+
+// setShares divides what is needed by weight. No share is more than the worker
+// has free, or than one replica of everything: what is cut off there is
+// divided among the others.
+func (p *placer) setShares(replicas int) {
+	open := make([]int, len(p.workers))
+	for i := range open {
+		open[i] = i
+	}
+	slices.SortFunc(open, func(a, b int) int { return cmp.Compare(p.workers[a].ID, p.workers[b].ID) }) // sums depend on the order
+	left := float64(p.need)
+	for len(open) > 0 {
+		var weights float64
+		for _, i := range open {
+			weights += p.weights[i]
+		}
+		level, rest := left/weights, open[:0:0]
+		for _, i := range open {
+			most := min(float64(p.free[i]), float64(p.need)/float64(replicas))
+			if p.share[i] = level * p.weights[i]; p.share[i] < most {
+				rest = append(rest, i)
+				continue
+			}
+			p.share[i], left = most, left-most
+		}
+		if len(rest) == len(open) {
+			return
+		}
+		open = rest
+	}
+}
+
+func (p *placer) score(s Shard) {
+	for i := range p.workers {
+		p.scores[i] = score(&s.ID, p.seeds[i], p.weights[i])
+	}
+}
+
+// before reports whether worker i has the better claim on the shard in hand.
+func (p *placer) before(i, than int) bool {
+	if c := cmp.Compare(p.scores[i], p.scores[than]); c != 0 {
+		return c > 0
+	}
+	return p.workers[i].ID < p.workers[than].ID
+}
+
+// filled is a worker's load as a multiple of its share, with more bytes.
+func (p *placer) filled(i int, more int64) float64 {
+	if p.share[i] <= 0 {
+		return math.Inf(1)
+	}
+	return (p.load[i] + float64(more)) / p.share[i]
+}
+
+func (p *placer) take(i int, bytes int64) {
+	p.free[i] -= bytes
+	p.load[i] += float64(bytes)
+}
+
+// keep leaves a shard on those that have it, as far as the bound lets them.
+func (p *placer) keep(s Shard, has []int, replicas int, bound float64) []int {
+	if len(has) == 0 {
+		return nil
+	}
+	for _, i := range has {
+		p.scores[i] = score(&s.ID, p.seeds[i], p.weights[i])
+	}
+	has = slices.Clone(has)
+	slices.SortFunc(has, func(a, b int) int {
+		if a != b && p.before(a, b) {
+			return -1
+		}
+		return cmp.Compare(a, b)
+	})
+	var kept []int
+	for _, i := range slices.Compact(has) {
+		if len(kept) < replicas && p.free[i] >= s.Bytes && p.filled(i, s.Bytes) <= bound {
+			p.take(i, s.Bytes)
+			kept = append(kept, i)
+		}
+	}
+	return kept
+}
+
+// place completes the workers of one shard; nil if it cannot.
+func (p *placer) place(s Shard, chosen []int, replicas int) []int {
+	if len(chosen) == replicas {
+		return chosen
+	}
+	p.score(s)
+	for len(chosen) < replicas {
+		best := p.best(s.Bytes, chosen)
+		if best < 0 {
+			return nil
+		}
+		p.take(best, s.Bytes)
+		chosen = append(chosen, best)
+	}
+	return chosen
+}
+
+// best is the worker with the highest score whose share has room; else, of
+// those that have space, the one that would pass its share by the least; -1 if
+// none has.
+func (p *placer) best(bytes int64, taken []int) int {
+	best, least := -1, -1
+	var over float64
+	for i := range p.workers {
+		if p.free[i] < bytes || slices.Contains(taken, i) {
+			continue
+		}
+		f := p.filled(i, bytes)
+		if f <= 1 && (best < 0 || p.before(i, best)) {
+			best = i
+		}
+		if least < 0 || f < over || f == over && p.before(i, least) {
+			least, over = i, f
+		}
+	}
+	if best < 0 {
+		return least
+	}
+	return best
+}
+
+// level moves shards to workers that are short of their shares by more than
+// others may pass theirs: those that have just joined. Each takes what it has
+// the highest scores for, from those above their shares, and no more than that
+// many bytes.
+func (p *placer) level(shards []Shard, out [][]int, bound float64) {
+	low := 2 - bound
+	var short []int
+	for i := range p.workers {
+		if p.share[i] > 0 && p.filled(i, 0) < low {
+			short = append(short, i)
+		}
+	}
+	slices.SortFunc(short, func(a, b int) int {
+		return cmp.Or(cmp.Compare(p.filled(a, 0), p.filled(b, 0)), cmp.Compare(p.workers[a].ID, p.workers[b].ID))
+	})
+	for _, w := range short {
+		for _, n := range p.wanted(w, shards, out) {
+			if p.filled(w, 0) >= low {
+				break
+			}
+			b := shards[n].Bytes
+			if p.free[w] < b || p.filled(w, b) > bound {
+				continue
+			}
+			at := slices.IndexFunc(out[n], func(d int) bool { return p.filled(d, 0) > 1 && p.filled(d, -b) >= low })
+			if at >= 0 {
+				p.take(out[n][at], -b)
+				p.take(w, b)
+				out[n][at] = w
+			}
+		}
+	}
+}
+
+// wanted lists the shards that a worker could take from those above their
+// shares, the ones with its highest scores first.
+func (p *placer) wanted(w int, shards []Shard, out [][]int) []int {
+	var list []int
+	scores := map[int]float64{}
+	for n, owners := range out {
+		if !slices.Contains(owners, w) && slices.ContainsFunc(owners, func(d int) bool { return p.filled(d, 0) > 1 }) {
+			list = append(list, n)
+			scores[n] = score(&shards[n].ID, p.seeds[w], p.weights[w])
+		}
+	}
+	slices.SortFunc(list, func(a, b int) int {
+		return cmp.Or(cmp.Compare(scores[b], scores[a]), slices.Compare(shards[a].ID[:], shards[b].ID[:]))
+	})
+	return list
+}
+
+func (p *placer) noFit() error {
+	return &stoker.Error{Op: "plan", Kind: stoker.KindNoSpace, Err: &NoFit{NeedBytes: p.need, FreeBytes: p.total, Workers: len(p.workers)}}
+}
