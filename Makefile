@@ -29,10 +29,11 @@ test: need build ## every test, race detector on, real Redis, S3, FUSE and Tempo
 test-long: test ## the slow ones too
 	STOKER_TEST_LONG=1 $(GO) test -race -timeout 50m -count=1 $(PKGS)
 
-lint: need ## gofmt, vet, staticcheck, the import rules
+lint: need ## gofmt, vet, staticcheck, workflowcheck, the import rules
 	@fmt=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$fmt" ] || { echo "gofmt: $$fmt"; exit 1; }
 	$(GO) vet $(PKGS)
 	staticcheck $(PKGS)
+	workflowcheck ./workflows
 	cd cmd/stoker-dev && $(GO) vet ./... && staticcheck ./...
 	$(GO) test ./internal/arch
 

@@ -3,11 +3,13 @@ package activities
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"go.temporal.io/sdk/activity"
 
 	"stoker.dev"
+	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/placement"
 	"stoker.dev/internal/api"
 	"stoker.dev/planner"
@@ -132,12 +134,8 @@ func (a *Activities) plan(ctx context.Context, in PlanInput) (Planned, error) {
 	for i, w := range workers {
 		plan.Workers = append(plan.Workers, planner.PlanWorker{ID: w.ID, Address: addresses[i]})
 	}
-	shards := make([]planner.Shard, m.Shards())
-	for n := range shards {
-		s := m.Shard(uint32(n))
-		shards[n] = planner.Shard{ID: s.ID, Bytes: s.Bytes}
-	}
-	owners, err := planner.Place(shards, workers, planner.PlaceOptions{Replicas: plan.Replicas})
+	shards := shardsOf(m)
+	owners, err := planner.Place(shards, workers, planner.PlaceOptions{Replicas: plan.Replicas, Has: a.having(ctx, in.Manifest, len(shards), live, workers)})
 	if err != nil {
 		return Planned{}, err
 	}
@@ -149,6 +147,54 @@ func (a *Activities) plan(ctx context.Context, in PlanInput) (Planned, error) {
 	}
 	id, err := a.o.Store.PutBlob(ctx, "plans", plan.Encode())
 	return Planned{Plan: id, Parts: len(plan.Workers), Bytes: m.Bytes()}, err
+}
+
+func shardsOf(m *manifest.Manifest) []planner.Shard {
+	shards := make([]planner.Shard, m.Shards())
+	for n := range shards {
+		s := m.Shard(uint32(n))
+		shards[n] = planner.Shard{ID: s.ID, Bytes: s.Bytes}
+	}
+	return shards
+}
+
+// having lists for each shard the workers that have it, as far as the index
+// knows: the whole of it, or else some. What they have they keep, so that a
+// worker that joins or leaves moves no more than its share.
+func (a *Activities) having(ctx context.Context, id stoker.ID, shards int, live []placement.Worker, workers []planner.Worker) [][]int {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	all := make([]uint32, shards)
+	for n := range all {
+		all[n] = uint32(n)
+	}
+	holders, err := a.o.Index.Holders(ctx, id, all)
+	if err != nil {
+		a.o.Log.Warn("the index does not say who has what; the plan does not regard it", "manifest", id.Short(), "error", err)
+		return nil
+	}
+	number := map[stoker.Incarnation]int{}
+	for _, w := range live {
+		if i := slices.IndexFunc(workers, func(c planner.Worker) bool { return c.ID == w.ID }); i >= 0 {
+			number[w.Incarnation] = i
+		}
+	}
+	has := make([][]int, shards)
+	for n, hs := range holders {
+		var some []int
+		for _, h := range hs {
+			switch i, known := number[h.Incarnation]; {
+			case known && h.Whole:
+				has[n] = append(has[n], i)
+			case known:
+				some = append(some, i)
+			}
+		}
+		if has[n] == nil {
+			has[n] = some
+		}
+	}
+	return has
 }
 
 // candidates are the workers that a plan may use, and where they are: those

@@ -51,12 +51,7 @@ func (a *Activities) mend(ctx context.Context, in MendInput) (Mended, error) {
 	if o.Workers, o.Addresses, err = a.others(ctx, plan, in.Part); err != nil {
 		return Mended{}, err
 	}
-	shards := make([]planner.Shard, m.Shards())
-	for n := range shards {
-		s := m.Shard(uint32(n))
-		shards[n] = planner.Shard{ID: s.ID, Bytes: s.Bytes}
-	}
-	mending := planner.Mend(plan, shards, o)
+	mending := planner.Mend(plan, shardsOf(m), o)
 	var out Mended
 	if mending.Moved != nil {
 		if out.Moved, err = a.o.Store.PutBlob(ctx, "plans", mending.Moved.Encode()); err != nil {

@@ -134,20 +134,20 @@ func Place(shards []Shard, workers []Worker, o PlaceOptions) ([][]int, error) {
 		return cmp.Or(cmp.Compare(shards[b].Bytes, shards[a].Bytes), slices.Compare(shards[a].ID[:], shards[b].ID[:]))
 	})
 	out := make([][]int, len(shards))
-	kept := false
+	l := newLeveller(p, shards, out, o)
 	for _, i := range order {
 		if i < len(o.Has) {
-			out[i] = p.keep(shards[i], o.Has[i], o.Replicas, o.Bound)
-			kept = kept || len(out[i]) > 0
+			out[i] = p.keep(shards[i], o.Has[i], o.Replicas)
 		}
 	}
+	l.shedAll(false)
 	for _, i := range order {
 		if out[i] = p.place(shards[i], out[i], o.Replicas); out[i] == nil {
 			return nil, p.noFit()
 		}
 	}
-	if kept {
-		p.level(shards, out, o.Bound)
-	}
+	l.shedAll(true)
+	l.pullAll(true)
+	l.pullAll(false)
 	return out, nil
 }

@@ -73,13 +73,12 @@ func (p *placer) score(s Shard) {
 	}
 }
 
-// before reports whether worker i has the better claim on the shard in hand.
-func (p *placer) before(i, than int) bool {
-	if c := cmp.Compare(p.scores[i], p.scores[than]); c != 0 {
-		return c > 0
-	}
-	return p.workers[i].ID < p.workers[than].ID
+// compare orders workers by their claims on the shard in hand, the best first.
+func (p *placer) compare(a, b int) int {
+	return cmp.Or(cmp.Compare(p.scores[b], p.scores[a]), cmp.Compare(p.workers[a].ID, p.workers[b].ID))
 }
+
+func (p *placer) before(a, b int) bool { return p.compare(a, b) < 0 }
 
 // filled is a worker's load as a multiple of its share, with more bytes.
 func (p *placer) filled(i int, more int64) float64 {
@@ -94,8 +93,8 @@ func (p *placer) take(i int, bytes int64) {
 	p.load[i] += float64(bytes)
 }
 
-// keep leaves a shard on those that have it, as far as the bound lets them.
-func (p *placer) keep(s Shard, has []int, replicas int, bound float64) []int {
+// keep leaves a shard on those that have it.
+func (p *placer) keep(s Shard, has []int, replicas int) []int {
 	if len(has) == 0 {
 		return nil
 	}
@@ -103,15 +102,10 @@ func (p *placer) keep(s Shard, has []int, replicas int, bound float64) []int {
 		p.scores[i] = score(&s.ID, p.seeds[i], p.weights[i])
 	}
 	has = slices.Clone(has)
-	slices.SortFunc(has, func(a, b int) int {
-		if a != b && p.before(a, b) {
-			return -1
-		}
-		return cmp.Compare(a, b)
-	})
+	slices.SortFunc(has, p.compare)
 	var kept []int
 	for _, i := range slices.Compact(has) {
-		if len(kept) < replicas && p.free[i] >= s.Bytes && p.filled(i, s.Bytes) <= bound {
+		if len(kept) < replicas && p.free[i] >= s.Bytes {
 			p.take(i, s.Bytes)
 			kept = append(kept, i)
 		}
@@ -158,57 +152,6 @@ func (p *placer) best(bytes int64, taken []int) int {
 		return least
 	}
 	return best
-}
-
-// level moves shards to workers that are short of their shares by more than
-// others may pass theirs: those that have just joined. Each takes what it has
-// the highest scores for, from those above their shares, and no more than that
-// many bytes.
-func (p *placer) level(shards []Shard, out [][]int, bound float64) {
-	low := 2 - bound
-	var short []int
-	for i := range p.workers {
-		if p.share[i] > 0 && p.filled(i, 0) < low {
-			short = append(short, i)
-		}
-	}
-	slices.SortFunc(short, func(a, b int) int {
-		return cmp.Or(cmp.Compare(p.filled(a, 0), p.filled(b, 0)), cmp.Compare(p.workers[a].ID, p.workers[b].ID))
-	})
-	for _, w := range short {
-		for _, n := range p.wanted(w, shards, out) {
-			if p.filled(w, 0) >= low {
-				break
-			}
-			b := shards[n].Bytes
-			if p.free[w] < b || p.filled(w, b) > bound {
-				continue
-			}
-			at := slices.IndexFunc(out[n], func(d int) bool { return p.filled(d, 0) > 1 && p.filled(d, -b) >= low })
-			if at >= 0 {
-				p.take(out[n][at], -b)
-				p.take(w, b)
-				out[n][at] = w
-			}
-		}
-	}
-}
-
-// wanted lists the shards that a worker could take from those above their
-// shares, the ones with its highest scores first.
-func (p *placer) wanted(w int, shards []Shard, out [][]int) []int {
-	var list []int
-	scores := map[int]float64{}
-	for n, owners := range out {
-		if !slices.Contains(owners, w) && slices.ContainsFunc(owners, func(d int) bool { return p.filled(d, 0) > 1 }) {
-			list = append(list, n)
-			scores[n] = score(&shards[n].ID, p.seeds[w], p.weights[w])
-		}
-	}
-	slices.SortFunc(list, func(a, b int) int {
-		return cmp.Or(cmp.Compare(scores[b], scores[a]), slices.Compare(shards[a].ID[:], shards[b].ID[:]))
-	})
-	return list
 }
 
 func (p *placer) noFit() error {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"go.temporal.io/api/common/v1"
@@ -47,6 +48,8 @@ type Client struct {
 	cluster   string
 	window    time.Duration
 	log       *slog.Logger
+
+	searchable atomic.Bool // the namespace knows the attributes: see search.go
 }
 
 // NewClient makes a client; it does not connect.
@@ -111,8 +114,13 @@ func (c *Client) told(op, key string, err error) error {
 
 // StartJob begins a job, or finds it running.
 func (c *Client) StartJob(ctx context.Context, in JobInput) error {
-	in.Cluster = c.cluster
-	_, err := c.temporal.ExecuteWorkflow(ctx, c.options(JobID(c.cluster, in.Job)), jobWorkflow, in)
+	in.Cluster, in.Searchable = c.cluster, c.searchable.Load()
+	o := c.options(JobID(c.cluster, in.Job))
+	o.TypedSearchAttributes = attributes(in.Searchable, in.Job, in.names()...)
+	_, err := c.temporal.ExecuteWorkflow(ctx, o, jobWorkflow, in)
+	if c.notSearchable(err) {
+		return c.StartJob(ctx, in)
+	}
 	return c.told("job", in.Job, err)
 }
 
@@ -169,9 +177,10 @@ func (c *Client) Renew(ctx context.Context, job string) error {
 
 // Join makes a job a holder of a dataset, whose workflow begins if need be.
 func (c *Client) Join(ctx context.Context, in activities.JoinInput) error {
-	id := c.datasetID(in.Manifest)
-	start := c.temporal.NewWithStartWorkflowOperation(c.options(id), datasetWorkflow,
-		DatasetInput{Cluster: c.cluster, Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest, Window: c.window})
+	o, searchable := c.options(c.datasetID(in.Manifest)), c.searchable.Load()
+	o.TypedSearchAttributes = attributes(searchable, "", in.Dataset)
+	start := c.temporal.NewWithStartWorkflowOperation(o, datasetWorkflow,
+		DatasetInput{Cluster: c.cluster, Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest, Window: c.window, Searchable: searchable})
 	h, err := c.temporal.UpdateWithStartWorkflow(ctx, client.UpdateWithStartWorkflowOptions{
 		StartWorkflowOperation: start,
 		UpdateOptions: client.UpdateWorkflowOptions{
@@ -180,6 +189,9 @@ func (c *Client) Join(ctx context.Context, in activities.JoinInput) error {
 	})
 	if err == nil {
 		err = h.Get(ctx, nil)
+	}
+	if c.notSearchable(err) {
+		return c.Join(ctx, in)
 	}
 	return c.updated("join", in.Dataset, err)
 }
@@ -313,8 +325,12 @@ func (c *Client) List(ctx context.Context, in activities.FreezeInput, progress f
 const askListing = 300 * time.Millisecond // how often a listing is asked how far it is
 
 func (c *Client) freeze(ctx context.Context, id, name, key string, in any, own bool, progress func(api.ListProgress)) (f activities.Frozen, err error) {
-	run, err := c.temporal.ExecuteWorkflow(ctx, c.options(id), name, in)
-	if err != nil {
+	o := c.options(id)
+	o.TypedSearchAttributes = attributes(c.searchable.Load(), "", key)
+	run, err := c.temporal.ExecuteWorkflow(ctx, o, name, in)
+	if c.notSearchable(err) {
+		return c.freeze(ctx, id, name, key, in, own, progress)
+	} else if err != nil {
 		return f, c.told("dataset", key, err)
 	}
 	done := make(chan error, 1) // one answer, also when nobody waits any more

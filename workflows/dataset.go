@@ -19,6 +19,7 @@ type DatasetInput struct {
 	Manifest   stoker.ID
 	Window     time.Duration `json:",omitempty"` // see LoadInput
 	Holders    []Holder      `json:",omitempty"` // of the run that this one continues
+	Searchable bool          `json:",omitempty"` // see JobInput
 }
 
 // Holder is a job that needs the data.
@@ -51,6 +52,7 @@ const (
 type dataset struct {
 	cluster string
 	window  time.Duration
+	search  bool // the namespace knows the attributes of search.go
 	s       DatasetState
 	changes int // joins and leaves so far
 }
@@ -59,11 +61,12 @@ type dataset struct {
 // join and leave it; those that want the same data share one load. It ends
 // when nobody holds the data; what is resident stays until its space is needed.
 func Dataset(ctx workflow.Context, in DatasetInput) error {
-	d := &dataset{cluster: in.Cluster, window: in.Window, s: DatasetState{
+	d := &dataset{cluster: in.Cluster, window: in.Window, search: in.Searchable, s: DatasetState{
 		Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest, State: api.JobPlanned, Holders: in.Holders}}
 	if err := d.handle(ctx); err != nil {
 		return err
 	}
+	showPhase(ctx, d.search, func() string { return d.s.State })
 	// The join that started this run comes after its first step.
 	if err := workflow.Await(ctx, func() bool { return d.changes > 0 || len(d.s.Holders) > 0 }); err != nil {
 		return err

@@ -37,6 +37,14 @@ type JobInput struct {
 	Deadline            time.Time `json:",omitzero"`  // zero: none
 	Preload             bool      `json:",omitempty"` // released at Ready, refused if it does not fit
 	Replicas            int       `json:",omitempty"`
+	Searchable          bool      `json:",omitempty"` // the namespace knows the attributes of search.go
+}
+
+func (in *JobInput) names() (names []string) {
+	for _, d := range in.Datasets {
+		names = append(names, d.Name)
+	}
+	return names
 }
 
 // Outcome is what has become of one dataset of a job.
@@ -89,6 +97,7 @@ func Job(ctx workflow.Context, in JobInput) (JobState, error) {
 	if err != nil {
 		return j.s, err
 	}
+	showPhase(ctx, in.Searchable, func() string { return j.s.State })
 	running, cancel := workflow.WithCancel(ctx)
 	defer cancel()
 	j.listen(running)

@@ -132,7 +132,7 @@ func (r *round) loadParts(ctx workflow.Context, p activities.Planned) error {
 	for from := 0; from < p.Parts; from += partsPerChild {
 		child := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
 			WorkflowID:          fmt.Sprintf("load-%s-%s-%d", r.d.cluster, p.Plan.Short(), from/partsPerChild),
-			WaitForCancellation: true,
+			WaitForCancellation: true, TypedSearchAttributes: attributes(r.d.search, "", r.d.s.Dataset),
 		})
 		in := LoadInput{Plan: p.Plan, From: from, To: min(from+partsPerChild, p.Parts), Window: r.d.window}
 		children = append(children, workflow.ExecuteChildWorkflow(child, Load, in))

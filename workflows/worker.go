@@ -2,6 +2,7 @@ package workflows
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"go.temporal.io/sdk/worker"
@@ -25,8 +26,7 @@ func (c *Client) Serve(ctx context.Context, acts *activities.Activities, ready f
 		register(w, acts)
 		err := w.Start()
 		if err == nil {
-			ready()
-			<-ctx.Done()
+			c.serve(ctx, ready)
 			w.Stop()
 			return
 		}
@@ -38,6 +38,22 @@ func (c *Client) Serve(ctx context.Context, acts *activities.Activities, ready f
 	}
 }
 
+// serve waits for the end of ctx. What the namespace knows at the start is
+// known before anybody is told that this controller is ready.
+func (c *Client) serve(ctx context.Context, ready func()) {
+	var searching sync.WaitGroup
+	defer searching.Wait()
+	soon, cancel := context.WithTimeout(ctx, startAgain)
+	defer cancel()
+	if c.addAttributes(soon) == nil {
+		c.searchable.Store(true)
+	} else {
+		searching.Go(func() { c.makeSearchable(ctx) })
+	}
+	ready()
+	<-ctx.Done()
+}
+
 // register enters workflows and activities under their names.
 func register(w worker.Registry, acts *activities.Activities) {
 	for _, f := range []any{
@@ -46,6 +62,10 @@ func register(w worker.Registry, acts *activities.Activities) {
 	} {
 		w.RegisterActivity(f)
 	}
+	registerWorkflows(w)
+}
+
+func registerWorkflows(w worker.WorkflowRegistry) {
 	for name, f := range map[string]any{
 		jobWorkflow: Job, datasetWorkflow: Dataset, loadWorkflow: Load, catalogWorkflow: Catalog, listWorkflow: List,
 	} {

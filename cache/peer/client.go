@@ -58,7 +58,7 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, stoker.BlockBytes); 
 
 // Fetch asks the worker at base for blocks [from, to) of shard n of the
 // manifest and calls got for each that it has, in order; data is valid during
-// the call only. through lets that worker fill what it lacks. Errors: NotExist
+// the call only. Another incarnation than inc does not answer; 0 takes any. through lets that worker fill what it lacks. Errors: NotExist
 // (it is not the incarnation, or holds nothing), Corrupt, Transient.
 func (c *Client) Fetch(ctx context.Context, base string, inc stoker.Incarnation, id stoker.ID, n uint32, from, to int,
 	through bool, got func(block int, data []byte) error) error {
@@ -75,7 +75,9 @@ func (c *Client) Fetch(ctx context.Context, base string, inc stoker.Incarnation,
 	if err != nil {
 		return stoker.Errorf(stoker.KindInvalid, "peer.fetch", base, "%w", err)
 	}
-	req.Header.Set(IncarnationHeader, inc.String())
+	if inc != 0 {
+		req.Header.Set(IncarnationHeader, inc.String())
+	}
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -44,7 +45,7 @@ func (d disk) makeDir(path string) error {
 	if err := d.makeDir(parent); err != nil {
 		return err
 	}
-	if err := d.done(os.Mkdir(path, 0o700), change{op: "mkdir", path: path}); err != nil {
+	if err := d.done(os.Mkdir(path, 0o700), change{op: "mkdir", path: path}); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return d.syncDir(parent)

@@ -27,11 +27,13 @@ type note struct {
 // bytes; what a call promised before is there; the folder always opens, and
 // holds no more than it may.
 func TestPowerLoss(t *testing.T) {
-	seeds := uint64(12)
+	seeds := []uint64{0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 21, 58, 73, 84} // among them all that once failed
 	if os.Getenv("STOKER_TEST_LONG") != "" {
-		seeds = 300
+		for seed := range uint64(300) {
+			seeds = append(seeds, 100+seed)
+		}
 	}
-	for seed := range seeds {
+	for _, seed := range seeds {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			w := &worker{t: t, r: rand.New(rand.NewPCG(seed, 1)), root: t.TempDir()}
 			dir := filepath.Join(w.root, "cache")
@@ -42,7 +44,7 @@ func TestPowerLoss(t *testing.T) {
 	}
 }
 
-const powerCapacity = baseOverhead + 400_000
+const powerCapacity = baseOverhead + 130_000 // for two or three shards
 
 // worker is one that loses power.
 type worker struct {

@@ -51,10 +51,13 @@ func (sh *Shard) state() ShardState {
 	return ShardState{sh.spec, int(sh.present.Load()), sh.sealed.Load(), time.Unix(sh.used.Load(), 0)}
 }
 
-// createShard makes the files of a new shard.
+// createShard makes the files of a new shard. REQUIRES: Store.mu is held.
 func (s *Store) createShard(spec Spec) (*Shard, error) {
 	dataPath := s.path(spec.ID, dataSuffix)
-	err := s.disk.makeDir(filepath.Dir(dataPath))
+	err := s.settleLocked()
+	if err == nil {
+		err = s.disk.makeDir(filepath.Dir(dataPath))
+	}
 	if err == nil {
 		err = s.disk.makeFile(dataPath, spec.Bytes, nil)
 	}

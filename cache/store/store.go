@@ -84,6 +84,7 @@ type Store struct {
 	shards   map[stoker.ID]*Shard // +checklocks:mu
 	states   map[string]int64     // +checklocks:mu — charged bytes of documents
 	closed   bool                 // +checklocks:mu
+	unsynced map[string]bool      // +checklocks:mu — folders: see settleLocked
 }
 
 // Open takes a cache folder and recovers what is in it. Busy: another process
@@ -96,11 +97,17 @@ func Open(o Options) (*Store, error) {
 		return nil, stoker.Errorf(stoker.KindInvalid, "store.open", o.Dir, "capacity of %d bytes", o.CapacityBytes)
 	}
 	s := &Store{dir: o.Dir, disk: disk{o.watch}, epoch: o.epoch, log: o.Log, capacity: o.CapacityBytes, used: baseOverhead,
-		reserved: map[string]int64{}, shards: map[stoker.ID]*Shard{}, states: map[string]int64{}}
+		reserved: map[string]int64{}, shards: map[stoker.ID]*Shard{}, states: map[string]int64{}, unsynced: map[string]bool{}}
 	if err := s.take(); err != nil {
 		return nil, err
 	}
-	if err := s.recover(); err != nil {
+	err := s.recover()
+	if err == nil {
+		s.mu.Lock()
+		err = s.settleLocked()
+		s.mu.Unlock()
+	}
+	if err != nil {
 		_ = s.lock.Close()
 		return nil, err
 	}
@@ -113,6 +120,7 @@ func (s *Store) take() error {
 		if err := s.disk.makeDir(filepath.Join(s.dir, d)); err != nil {
 			return failed("store.open", s.dir, err)
 		}
+		s.unsynced[filepath.Join(s.dir, d)] = true // see recoverFolder
 	}
 	if err := os.Chmod(s.dir, 0o700); err != nil {
 		return failed("store.open", s.dir, err)
@@ -193,6 +201,7 @@ func (s *Store) recoverFolder(dir string) error {
 	if err != nil {
 		return failed("store.open", dir, err)
 	}
+	s.unsynced[dir] = true // what a process removed that was killed, perhaps
 	seen := map[stoker.ID]bool{}
 	for _, f := range files {
 		id, ok := idOf(f.Name())
@@ -234,6 +243,7 @@ func ours(err error) bool {
 
 func (s *Store) removeJunk(path string, why error) {
 	err := s.disk.removeAll(path)
+	s.unsynced[filepath.Dir(path)] = true
 	s.log.Warn("removed what is no shard", "path", path, "why", why, "error", err)
 }
 
@@ -363,7 +373,9 @@ func (s *Store) Remove(id stoker.ID) error {
 	// The index goes first: data without an index is removed at recovery, an
 	// index without its data would have to be disbelieved.
 	for _, suffix := range []string{indexSuffix, dataSuffix} {
-		if err := s.disk.remove(s.path(id, suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		path := s.path(id, suffix)
+		s.unsynced[filepath.Dir(path)] = true
+		if err := s.disk.remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return failed("store.remove", id.Short(), err)
 		}
 	}
@@ -371,6 +383,19 @@ func (s *Store) Remove(id stoker.ID) error {
 	sh.gone = true
 	if sh.refs == 0 {
 		s.used -= sh.charge()
+	}
+	return nil
+}
+
+// settleLocked makes what was removed stay removed. It comes before a shard
+// is made: else power loss could bring an index back that vouches for the
+// bytes of the new file, or more shards than the limit allows.
+func (s *Store) settleLocked() error {
+	for dir := range s.unsynced {
+		if err := s.disk.syncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return failed("store.sync", dir, err)
+		}
+		delete(s.unsynced, dir)
 	}
 	return nil
 }

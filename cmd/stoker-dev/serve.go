@@ -14,6 +14,7 @@ import (
 	"github.com/versity/versitygw/backend/meta"
 	"github.com/versity/versitygw/backend/posix"
 	"github.com/versity/versitygw/embedgw"
+	"go.temporal.io/api/enums/v1"
 	"go.temporal.io/server/common/authorization"
 	tcluster "go.temporal.io/server/common/cluster"
 	"go.temporal.io/server/common/config"
@@ -97,7 +98,7 @@ func serveTemporal(ctx context.Context, c *cluster) error {
 			return fmt.Errorf("schema: %w", err)
 		}
 	}
-	ns, err := schema.NewNamespaceConfig(cfg.ClusterMetadata.CurrentClusterName, "default", false, nil)
+	ns, err := schema.NewNamespaceConfig(cfg.ClusterMetadata.CurrentClusterName, "default", false, searchAttributes())
 	if err != nil {
 		return err
 	}
@@ -121,6 +122,16 @@ func serveTemporal(ctx context.Context, c *cluster) error {
 	}
 	<-ctx.Done()
 	return server.Stop()
+}
+
+// searchAttributes are those of workflows/search.go. A controller adds them
+// elsewhere; here they are there from the first moment.
+func searchAttributes() map[string]enums.IndexedValueType {
+	return map[string]enums.IndexedValueType{
+		"StokerDataset": enums.INDEXED_VALUE_TYPE_KEYWORD_LIST,
+		"StokerJob":     enums.INDEXED_VALUE_TYPE_KEYWORD,
+		"StokerPhase":   enums.INDEXED_VALUE_TYPE_KEYWORD,
+	}
 }
 
 // tuning is what one process on one machine wants: one partition, since more

@@ -17,6 +17,8 @@ import (
 var aboutTheDaemon = []string{
 	"limit of open files stays as it is", "store not closed well", "dead mounts could not be cleared", "views of the last life cannot be read",
 	"not registered: the placement index does not answer", "not all that is here was announced", "lease not renewed: the placement index does not answer",
+	"search attributes are missing: let an operator of Temporal add StokerDataset (KeywordList), StokerJob and StokerPhase (Keyword)",
+	"search attributes are gone; going on without them",
 	"leases are not renewed", "leases are not renewed: Temporal does not say who holds what", "Temporal does not answer; trying again",
 }
 

@@ -18,8 +18,9 @@ import (
 	"stoker.dev/workflows"
 )
 
-// flowServer is as much of Temporal as answers questions: running workflows
-// of jobs and datasets, and what they say of themselves. Nothing is started.
+// flowServer is as much of Temporal as answers questions: workflows
+// of jobs and datasets, and what they say of themselves; flows_test.go has
+// what changes them.
 type flowServer struct {
 	workflowservice.UnimplementedWorkflowServiceServer
 	stop chan struct{}
@@ -28,12 +29,15 @@ type flowServer struct {
 	jobs map[string]workflows.JobState     // +checklocks:mu — by workflow id
 	sets map[string]workflows.DatasetState // +checklocks:mu
 	asks int                               // +checklocks:mu — lists of jobs so far
+
+	signals []string      // +checklocks:mu — "release j", "renew j", ... in order
+	looks   chan struct{} // gets one for each question, while somebody listens
 }
 
 // startFlows serves it on loopback until the test ends.
 func startFlows(t testing.TB) (*flowServer, string) {
 	t.Helper()
-	f := &flowServer{stop: make(chan struct{}), jobs: map[string]workflows.JobState{}, sets: map[string]workflows.DatasetState{}}
+	f := &flowServer{stop: make(chan struct{}), looks: make(chan struct{}), jobs: map[string]workflows.JobState{}, sets: map[string]workflows.DatasetState{}}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -88,6 +92,12 @@ func (f *flowServer) ListWorkflowExecutions(_ context.Context, r *workflowservic
 }
 
 func (f *flowServer) QueryWorkflow(_ context.Context, r *workflowservice.QueryWorkflowRequest) (*workflowservice.QueryWorkflowResponse, error) {
+	defer func() {
+		select {
+		case f.looks <- struct{}{}:
+		default:
+		}
+	}()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var state any

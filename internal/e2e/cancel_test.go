@@ -55,10 +55,10 @@ type stage struct {
 
 var stages = []stage{
 	{"planning", func(c *cluster, submit func(string, ...string) *exec.Cmd) (*exec.Cmd, func()) {
-		c.signal("worker-1", syscall.SIGSTOP) // the plan asks it what it could take, and waits
+		c.signal("worker-2", syscall.SIGSTOP) // the plan asks it what it could take, and waits
 		cmd := submit("small", "true")
 		c.inState("x", api.JobPlanned)
-		return cmd, func() { c.signal("worker-1", syscall.SIGCONT) }
+		return cmd, func() { c.signal("worker-2", syscall.SIGCONT) }
 	}},
 	{"queued", func(c *cluster, submit func(string, ...string) *exec.Cmd) (*exec.Cmd, func()) {
 		holder, _ := c.background("submit", "--dataset", "small", "--job-id", "holder", "--", "sleep", "1000")
@@ -68,7 +68,7 @@ var stages = []stage{
 		return cmd, func() { _ = holder.Process.Signal(os.Interrupt); _ = holder.Wait() }
 	}},
 	{"loading", func(c *cluster, submit func(string, ...string) *exec.Cmd) (*exec.Cmd, func()) {
-		c.must("evict", "small")
+		c.evicted("small")
 		c.proxy.Reset()
 		reached, release := c.proxy.Hold(10 << 20)
 		cmd := submit("small", "true")
@@ -78,7 +78,7 @@ var stages = []stage{
 	}},
 	{"ready", func(c *cluster, submit func(string, ...string) *exec.Cmd) (*exec.Cmd, func()) {
 		c.proxy.Reset()
-		c.must("evict", "small")
+		c.evicted("small")
 		reached, release := c.proxy.Hold(10 << 20)
 		cmd := submit("small", "true")
 		<-reached
@@ -92,6 +92,12 @@ var stages = []stage{
 		c.inState("x", api.JobLeased)
 		return cmd, func() {}
 	}},
+}
+
+// evicted frees a dataset as soon as nobody holds it any more.
+func (c *cluster) evicted(dataset string) {
+	c.t.Helper()
+	c.eventually(dataset+" is evicted", func() bool { return c.stoker("evict", dataset).code == 0 })
 }
 
 // A job may be cancelled in every stage, by `stoker cancel`, by Ctrl-C and by

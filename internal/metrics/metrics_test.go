@@ -183,8 +183,10 @@ func TestRequestsAreCountedByRoute(t *testing.T) {
 	for _, path := range []string{"/things/a", "/things/b", "/things/missing", "/things/gone", "/else", "/else/" + strings.Repeat("x", 50)} {
 		get(path)
 	}
-	resp, err := http.Get(srv.URL + "/things/stream")
+	client := &http.Client{Timeout: 10 * time.Second} // a line that is kept back never comes
+	resp, err := client.Get(srv.URL + "/things/stream")
 	if err != nil {
+		close(step)
 		t.Fatal(err)
 	}
 	if line, err := bufio.NewReader(resp.Body).ReadString('\n'); err != nil || !strings.Contains(line, "listing") { // before the handler has ended

@@ -39,6 +39,7 @@ type directory struct {
 	log   *slog.Logger
 
 	silent atomic.Int64 // when the index last gave no answer, unix ns
+	blind  atomic.Bool  // it did not say who is live when last asked
 
 	sending sync.Mutex // held while announcements are on their way; taken before mu
 	mu      sync.Mutex
@@ -125,6 +126,7 @@ func (d *directory) renew(ctx context.Context) bool {
 
 func (d *directory) refresh(ctx context.Context) {
 	ws, err := d.index.Workers(ctx)
+	d.blind.Store(err != nil)
 	if err != nil {
 		return // the last list serves on
 	}
@@ -228,6 +230,9 @@ func (d *directory) Owner(ctx context.Context, plan *planner.Plan, shard stoker.
 			}
 			if w, ok := d.search(ctx, func(w placement.Worker) bool { return w.ID == id }); ok {
 				return cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address}, false
+			}
+			if d.blind.Load() { // it may live, unknown to us; whichever of its lives is there will do
+				return cache.Peer{ID: id, Address: plan.Workers[o].Address}, false
 			}
 		}
 	}

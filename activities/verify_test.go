@@ -1,0 +1,251 @@
+package activities
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/internal/api"
+)
+
+// where are the shards and blocks of an object.
+func (c *cluster) where(t testing.TB, path string) (out []manifest.Member, shards []uint32) {
+	t.Helper()
+	row, ok := c.m.LookupPath(path)
+	if !ok {
+		t.Fatalf("no %s", path)
+	}
+	for n := range uint32(c.m.Shards()) {
+		for _, mem := range c.m.Members(n, nil) {
+			if mem.Row == row {
+				out, shards = append(out, mem), append(shards, n)
+			}
+		}
+	}
+	return out, shards
+}
+
+// all reports every shard as whole.
+func (c *cluster) all() (r api.VerifyReport) {
+	for n := range uint32(c.m.Shards()) {
+		r.Shards = append(r.Shards, api.ShardReport{Shard: n})
+	}
+	return r
+}
+
+func (c *cluster) bitmap(n uint32) []byte {
+	b := make([]byte, (c.m.Shard(n).Blocks+7)/8)
+	for i := range b {
+		b[i] = 0xff
+	}
+	return b
+}
+
+// without takes some blocks of an object's member off a report.
+func (c *cluster) without(t testing.TB, r api.VerifyReport, path string, member, from, to int) api.VerifyReport {
+	t.Helper()
+	mems, shards := c.where(t, path)
+	s := &r.Shards[shards[member]]
+	if s.Present == nil {
+		s.Present = c.bitmap(s.Shard)
+	}
+	for b := from; b < to; b++ {
+		at := int(mems[member].FirstBlock) + b
+		s.Present[at/8] &^= 1 << (at % 8)
+	}
+	return r
+}
+
+func drop(r api.VerifyReport, shards ...uint32) api.VerifyReport {
+	r.Shards = slices.DeleteFunc(r.Shards, func(s api.ShardReport) bool { return slices.Contains(shards, s.Shard) })
+	return r
+}
+
+// What workers say is counted block by block: an object is resident if each of
+// its blocks is whole on some disk.
+func TestCertify(t *testing.T) {
+	missing := func(path string) api.Failure {
+		return api.Failure{Path: path, Kind: "transient", Reason: "not resident on any live worker"}
+	}
+	wrong := func(path string) api.Failure {
+		return api.Failure{Path: path, Kind: "corrupt", Reason: "its bytes on a worker's disk do not match their checksum"}
+	}
+	for name, c := range map[string]struct {
+		reports func(t *testing.T, c *cluster) []api.VerifyReport
+		failed  []api.Failure
+		missing int64 // bytes
+	}{
+		"all on one": {reports: func(_ *testing.T, c *cluster) []api.VerifyReport { return []api.VerifyReport{c.all()} }},
+		"halves": {reports: func(_ *testing.T, c *cluster) []api.VerifyReport {
+			a, b := c.all(), c.all()
+			return []api.VerifyReport{{Shards: a.Shards[:len(a.Shards)/2]}, {Shards: b.Shards[len(b.Shards)/2:]}}
+		}},
+		"a block here, the others there": {reports: func(t *testing.T, c *cluster) []api.VerifyReport {
+			a := c.without(t, c.all(), "file-09", 0, 3, 4)
+			b := c.without(t, c.without(t, c.all(), "file-09", 0, 0, 3), "file-09", 0, 4, 36)
+			return []api.VerifyReport{a, b}
+		}},
+		"a block is nowhere": {
+			reports: func(t *testing.T, c *cluster) []api.VerifyReport {
+				return []api.VerifyReport{c.without(t, c.all(), "file-09", 0, 3, 4), c.without(t, c.all(), "file-09", 0, 3, 5)}
+			},
+			failed: []api.Failure{missing("file-09")}, missing: 256 << 10,
+		},
+		"an extent is nowhere": {
+			reports: func(t *testing.T, c *cluster) []api.VerifyReport {
+				_, shards := c.where(t, "big")
+				return []api.VerifyReport{drop(c.all(), shards[1])}
+			},
+			failed: []api.Failure{missing("big")}, missing: 64 * mib,
+		},
+		"extents on different workers": {reports: func(t *testing.T, c *cluster) []api.VerifyReport {
+			_, shards := c.where(t, "big")
+			return []api.VerifyReport{drop(c.all(), shards[0]), drop(c.all(), shards[1:]...)}
+		}},
+		"the last, short block is nowhere": {
+			reports: func(t *testing.T, c *cluster) []api.VerifyReport {
+				return []api.VerifyReport{c.without(t, c.all(), "odd", 0, 1, 2)}
+			},
+			failed: []api.Failure{missing("odd")}, missing: 1,
+		},
+		"wrong bytes": {
+			reports: func(t *testing.T, c *cluster) []api.VerifyReport {
+				r := c.all()
+				mems, shards := c.where(t, "file-20")
+				r.Shards[shards[0]].Corrupt = []int{int(mems[0].FirstBlock), int(mems[0].FirstBlock) + 79}
+				return []api.VerifyReport{r}
+			},
+			failed: []api.Failure{wrong("file-20")}, missing: 512 << 10,
+		},
+		"wrong bytes here, right ones there": {reports: func(t *testing.T, c *cluster) []api.VerifyReport {
+			r := c.all()
+			mems, shards := c.where(t, "file-20")
+			r.Shards[shards[0]].Corrupt = []int{int(mems[0].FirstBlock)}
+			return []api.VerifyReport{r, c.all()}
+		}},
+		"the load said why": {
+			reports: func(t *testing.T, c *cluster) []api.VerifyReport {
+				r := c.without(t, c.without(t, c.all(), "file-01", 0, 0, 4), "file-02", 0, 0, 8)
+				r.Failed = []api.Failure{{Path: "file-01", Kind: "stale", Reason: "it changed"}, {Path: "file-03", Kind: "denied", Reason: "it is there now"}}
+				return []api.VerifyReport{r, {Failed: []api.Failure{{Path: "file-01", Kind: "denied", Reason: "said later"}}}}
+			},
+			failed: []api.Failure{{Path: "file-01", Kind: "stale", Reason: "it changed"}, missing("file-02")}, missing: 3 * mib,
+		},
+		"nonsense is no data": {
+			reports: func(t *testing.T, c *cluster) []api.VerifyReport {
+				r := c.without(t, c.all(), "file-09", 0, 3, 4)
+				_, shards := c.where(t, "file-09")
+				short := api.VerifyReport{Shards: []api.ShardReport{
+					{Shard: 1 << 30}, {Shard: shards[0], Present: []byte{0}, Corrupt: []int{-1, 1 << 30}},
+					{Shard: shards[0], Present: slices.Repeat([]byte{0}, 1000)}}}
+				return []api.VerifyReport{r, short}
+			},
+			failed: []api.Failure{missing("file-09")}, missing: 256 << 10,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := newCluster(t, 0)
+			reports := c.reports(t, x)
+			for _, r := range reports {
+				x.addWorker(t).report = r
+			}
+			cert, err := x.Certify(t.Context(), VerifyInput{Dataset: "d", Generation: 3, Manifest: x.manifest, UFSBytes: 7, UFSRequests: 8, Refetched: api.Refetched{Lost: 9}}, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			state := api.CertificateReady
+			if len(c.failed) > 0 {
+				state = api.CertificateFailed
+			}
+			want := &api.Certificate{
+				Dataset: "d", Generation: 3, Manifest: x.manifest, State: state, Objects: 43, Bytes: x.m.Bytes(), Seconds: cert.Seconds,
+				ResidentObjects: 43 - int64(len(c.failed)), ResidentBytes: x.m.Bytes() - c.missing, UFSBytes: 7, UFSRequests: 8,
+				Refetched: api.Refetched{Lost: 9}, Failed: append([]api.Failure{}, c.failed...), Unmountable: []api.Unmountable{},
+			}
+			if !reflect.DeepEqual(cert, want) {
+				t.Errorf("got  %+v\nwant %+v", cert, want)
+			}
+			if !slices.Equal(x.workers[0].deep, []bool{true}) {
+				t.Errorf("asked for deep: %v", x.workers[0].deep)
+			}
+		})
+	}
+}
+
+// A worker that does not answer, or answers wrongly, has nothing; nobody is
+// Ready because of what it once had.
+func TestSilentWorkersAreNotCounted(t *testing.T) {
+	for name, away := range map[string]func(f *fakeWorker){
+		"gone":      func(f *fakeWorker) { f.server.Close() },
+		"failing":   func(f *fakeWorker) { f.fails = stoker.Errorf(stoker.KindInternal, "verify", "", "a bug") },
+		"denies it": func(f *fakeWorker) { f.fails = stoker.Errorf(stoker.KindDenied, "verify", "", "who are you") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, 2)
+			_, shards := c.where(t, "big")
+			c.workers[0].report = drop(c.all(), shards[2])
+			c.workers[1].report = c.all()
+			away(c.workers[1])
+			v, err := c.Verify(t.Context(), VerifyInput{Dataset: "d", Manifest: c.manifest, Started: time.Now().Add(-time.Minute)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v.State != api.CertificateFailed || v.ResidentObjects != 42 || v.Kind != "incomplete" || !v.Again || v.Message != "preload d: 1 of 43 objects are not resident" {
+				t.Errorf("%+v", v)
+			}
+			cert, err := c.Certificate(t.Context(), v.Certificate)
+			if err != nil || cert.State != api.CertificateFailed || cert.Seconds < 59 || len(cert.Failed) != 1 || cert.Failed[0].Path != "big" {
+				t.Errorf("%+v, %v", cert, err)
+			}
+		})
+	}
+	t.Run("no worker at all", func(t *testing.T) {
+		c := newCluster(t, 0)
+		cert, err := c.Certify(t.Context(), VerifyInput{Dataset: "d", Manifest: c.manifest}, false)
+		if err != nil || cert.State != api.CertificateFailed || cert.ResidentObjects != 1 || cert.ResidentBytes != 0 {
+			t.Errorf("%+v, %v: only the empty file is there", cert, err)
+		}
+	})
+}
+
+// Another round is worth it only if nothing that is missing was refused.
+func TestVerifyAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		kinds []string
+		again bool
+	}{
+		"away":               {nil, true},
+		"busy":               {[]string{"busy"}, true},
+		"changed":            {[]string{"stale"}, false},
+		"away, and changed":  {[]string{"transient", "stale"}, false},
+		"not there any more": {[]string{"notexist"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := newCluster(t, 1)
+			r := x.all()
+			for n, kind := range append(c.kinds, "transient") {
+				path := fmt.Sprintf("file-%02d", n+1)
+				r = x.without(t, r, path, 0, 0, 1)
+				r.Failed = append(r.Failed, api.Failure{Path: path, Kind: kind, Reason: "because"})
+			}
+			x.workers[0].report = r
+			v, err := x.Verify(t.Context(), VerifyInput{Dataset: "d", Manifest: x.manifest, Started: time.Now()})
+			if err != nil || v.Again != c.again || v.State != api.CertificateFailed {
+				t.Errorf("%+v, %v", v, err)
+			}
+		})
+	}
+	x := newCluster(t, 1)
+	x.workers[0].report = x.all()
+	v, err := x.Verify(t.Context(), VerifyInput{Dataset: "d", Manifest: x.manifest, Started: time.Now()})
+	if err != nil || v.State != api.CertificateReady || v.Again || v.Kind != "" || v.Certificate.IsZero() {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if _, err := x.Certificate(t.Context(), stoker.ID{1}); stoker.KindOf(err) != stoker.KindNotExist {
+		t.Errorf("a certificate that was never made: %v", err)
+	}
+}
