@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -84,6 +83,7 @@ type Cache struct {
 	fills    fills
 	holds    holds
 	loads    loads
+	accounts accounts
 
 	mu       sync.Mutex
 	sets     map[stoker.ID]*Set // +checklocks:mu
@@ -110,6 +110,7 @@ func New(o Options) (*Cache, error) {
 	c.stop, c.end = context.WithCancel(context.Background())
 	c.fills.runs = map[stoker.ID][]*flight{}
 	c.loads.all = map[loadKey]*load{}
+	c.accounts.open = map[string]*account{}
 	c.restored, c.started = o.Store.Reservations(), now()
 	if err := c.holds.restore(o.Store); err != nil {
 		c.end()
@@ -138,9 +139,6 @@ type Set struct {
 	slots []slot
 	roots []rootFS
 	plan  atomic.Pointer[planner.Plan]
-
-	mu    sync.Mutex
-	loads []*load // +checklocks:mu — those that run here
 
 	objectBytes func(n uint32) int64 // of shard n; counted once
 }
@@ -273,22 +271,8 @@ func (s *Set) shard(n uint32) *slot {
 	return sl
 }
 
-// loadOf returns the running load that is to bring shard n in; nil if there is
-// none. Whoever is the first to need the shard draws on the load's reservation,
-// and what it costs is the load's cost.
-func (s *Set) loadOf(n uint32) *load {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, l := range s.loads {
-		if _, covered := slices.BinarySearch(l.part, n); covered {
-			return l
-		}
-	}
-	return nil
-}
-
 // create makes sure that shard n has a file here, charged to the reservation
-// of the load that covers it, else to free space. NoSpace: there is none.
+// of the account that covers it, else to free space. NoSpace: there is none.
 func (s *Set) create(n uint32) error {
 	sl := s.shard(n)
 	have := sl.sh != nil
@@ -299,8 +283,8 @@ func (s *Set) create(n uint32) error {
 	d := s.man.Shard(n)
 	spec := store.Spec{ID: d.ID, Bytes: d.Bytes, Blocks: int(d.Blocks)}
 	reservation := ""
-	if l := s.loadOf(n); l != nil {
-		reservation = l.reservation
+	if a := s.accountOf(n); a != nil {
+		reservation = a.reservation
 	}
 	sh, err := s.c.o.Store.Create(spec, reservation)
 	if err != nil {

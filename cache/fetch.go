@@ -37,14 +37,14 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 		}
 	}
 	ctx = guard.WithCount(ctx, &s.c.counters.UFS)
-	l := s.loadOf(n)
-	if l != nil {
-		ctx = guard.WithCount(ctx, &l.count)
+	a := s.accountOf(n)
+	if a != nil {
+		ctx = guard.WithCount(ctx, &a.count)
 	}
 	if bypass {
 		ctx = guard.WithCount(ctx, &s.c.counters.Bypass)
-		if l != nil {
-			ctx = guard.WithCount(ctx, &l.bypass)
+		if a != nil {
+			ctx = guard.WithCount(ctx, &a.bypass)
 		}
 	}
 	s.fromUFS(ctx, n, f)

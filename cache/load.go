@@ -14,7 +14,6 @@ import (
 	"stoker.dev/cache/manifest"
 	"stoker.dev/internal/api"
 	"stoker.dev/planner"
-	"stoker.dev/ufs/guard"
 )
 
 // pieceBlocks and pieceObjects bound what one flight of a load brings in:
@@ -34,15 +33,11 @@ type loadKey struct {
 // load is one part of a plan being brought in. It goes on while nobody
 // watches; it ends when all that can be had is here.
 type load struct {
-	reservation string
-	part        []uint32 // shards, sorted
-	run         string   // random
-	start       int64    // object bytes that were here when it began
-	cancel      context.CancelFunc
-	done        chan struct{}
+	*account
+	run    string // random
+	cancel context.CancelFunc
+	done   chan struct{}
 
-	count  guard.Count
-	bypass guard.Count // of that, past an owner that did not answer
 	cursor atomic.Int64
 	bytes  atomic.Int64 // object bytes resident
 	total  int64
@@ -90,11 +85,10 @@ func (c *Cache) Load(ctx context.Context, planID stoker.ID, part int) error {
 	}
 	c.askedFor(reservationName(planID, part))
 	run, cancel := context.WithCancel(c.stop)
-	l = &load{reservation: reservationName(planID, part), part: plan.Part(part), run: stoker.NewToken()[:8],
+	l = &load{account: set.account(reservationName(planID, part), plan.Part(part)), run: stoker.NewToken()[:8],
 		cancel: cancel, done: make(chan struct{}), failed: map[string]api.Failure{}}
 	for _, n := range l.part {
 		l.total += set.objectBytes(n)
-		l.start += set.residentBytes(n, 0, int(set.man.Shard(n).Blocks))
 	}
 	c.loads.forgetEnded()
 	c.loads.all[key] = l
@@ -183,13 +177,8 @@ func (s *Set) countObjects() func(n uint32) int64 {
 
 // runLoad brings in shard after shard, o.Streams pieces at a time.
 func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
-	s.mu.Lock()
-	s.loads = append(s.loads, l)
-	s.mu.Unlock()
 	defer func() {
-		s.mu.Lock()
-		s.loads = slices.DeleteFunc(s.loads, func(o *load) bool { return o == l })
-		s.mu.Unlock()
+		c.accounts.close(l.reservation)
 		c.holds.loading(s.id, -1)
 		if err := c.o.Store.Unreserve(l.reservation); err != nil {
 			s.log().Error("cannot give space back", "error", err)

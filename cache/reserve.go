@@ -60,6 +60,7 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 	if err != nil {
 		return rep, c.explainNoSpace(err, rep.NeededBytes)
 	}
+	s.account(name, plan.Part(r.Part))
 	return rep, c.PutLeases(api.LeaseRequest{Leases: r.Leases})
 }
 
@@ -93,7 +94,9 @@ func (c *Cache) dropRestored() error {
 
 // GiveBack ends a promise; what was loaded under it stays.
 func (c *Cache) GiveBack(plan stoker.ID, part int) error {
-	return c.o.Store.Unreserve(reservationName(plan, part))
+	name := reservationName(plan, part)
+	c.accounts.close(name)
+	return c.o.Store.Unreserve(name)
 }
 
 // makeRoom evicts unheld datasets until need bytes are free, or none is left.

@@ -1,0 +1,68 @@
+package cache
+
+import (
+	"slices"
+	"sync"
+
+	"stoker.dev"
+	"stoker.dev/ufs/guard"
+)
+
+// account is what bringing in one part of a plan costs, from its promise on:
+// whoever is the first to need a shard of it, a load, a reader or a peer, draws
+// on its reservation, and what that costs is counted here.
+type account struct {
+	reservation string
+	manifest    stoker.ID
+	part        []uint32 // shards, sorted
+	start       int64    // object bytes that were here when it was opened
+
+	count  guard.Count
+	bypass guard.Count // of that, past an owner that did not answer
+}
+
+// accounts are the open ones. Its mutex is a leaf.
+type accounts struct {
+	mu   sync.Mutex
+	open map[string]*account // +checklocks:mu — by reservation
+}
+
+// account opens the account of a part, or finds it open.
+func (s *Set) account(reservation string, part []uint32) *account {
+	var start int64
+	for _, n := range part {
+		start += s.residentBytes(n, 0, int(s.man.Shard(n).Blocks))
+	}
+	a := &s.c.accounts
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if x := a.open[reservation]; x != nil {
+		return x
+	}
+	x := &account{reservation: reservation, manifest: s.id, part: part, start: start}
+	a.open[reservation] = x
+	return x
+}
+
+// accountOf is the account that covers shard n; nil if there is none.
+func (s *Set) accountOf(n uint32) *account {
+	a := &s.c.accounts
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, x := range a.open {
+		if x.manifest != s.id {
+			continue
+		}
+		if _, covered := slices.BinarySearch(x.part, n); covered {
+			return x
+		}
+	}
+	return nil
+}
+
+// close ends an account; one that is not open is fine.
+func (a *accounts) close(reservation string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.open, reservation)
+}
