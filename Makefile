@@ -40,8 +40,10 @@ lint: need ## gofmt, vet, staticcheck, workflowcheck, the import rules
 demo: need build ## the whole of it on this machine: preload, train, report
 	bin/stoker-dev demo
 
-bench: need ## micro-benchmarks of the hot paths
-	$(GO) test -run '^$$' -bench . -benchmem $(PKGS)
+bench: need build ## views against the disk, start-up, hot paths (docs/performance.md)
+	scripts/bench-start
+	$(GO) test -run '^$$' -bench Views -benchtime 5x -timeout 30m ./internal/e2e
+	$(GO) test -run '^$$' -bench . -benchmem $(filter-out %/e2e,$(shell $(GO) list $(PKGS)))
 
 clean: ## remove what was built
 	rm -rf bin
