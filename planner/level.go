@@ -89,8 +89,7 @@ func (l *leveller) shed(d int, fresh bool) {
 		}
 		n := held[at]
 		held = slices.Delete(held, at, at+1)
-		l.score(l.shards[n])
-		if to := l.best(l.shards[n].Bytes, l.out[n]); to >= 0 && l.filled(to, l.shards[n].Bytes) <= l.bound {
+		if to := l.best(l.shards[n], l.out[n]); to >= 0 && l.filled(to, l.shards[n].Bytes) <= l.bound {
 			l.move(n, slices.Index(l.out[n], d), to)
 		}
 	}

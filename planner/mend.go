@@ -77,14 +77,13 @@ func (p *Plan) mending(shards []uint32) *Plan {
 
 // another chooses one more worker for a shard; -1 if none has room.
 func (p *placer) another(s Shard, has func(i int) bool) int {
-	p.score(s)
 	var taken []int
 	for i := range p.workers {
 		if has(i) {
 			taken = append(taken, i)
 		}
 	}
-	best := p.best(s.Bytes, taken)
+	best := p.best(s, taken)
 	if best >= 0 {
 		p.take(best, s.Bytes)
 	}

@@ -17,8 +17,16 @@ type placer struct {
 	share   []float64 // bytes; see setShares
 	load    []float64
 	scores  []float64 // of the shard in hand
+	class   []int     // of each worker's weight
+	tops    []top     // the best of each class, for the shard in hand
 	need    int64
 	total   int64
+}
+
+// top is a worker and its hash with a shard.
+type top struct {
+	hash   uint64
+	worker int
 }
 
 func newPlacer(shards []Shard, workers []Worker, replicas int) *placer {
@@ -29,6 +37,14 @@ func newPlacer(shards []Shard, workers []Worker, replicas int) *placer {
 		p.free = append(p.free, max(0, w.FreeBytes))
 		p.total += max(0, w.FreeBytes)
 	}
+	classes := map[float64]int{}
+	for _, w := range p.weights {
+		if _, known := classes[w]; !known {
+			classes[w] = len(classes)
+		}
+		p.class = append(p.class, classes[w])
+	}
+	p.tops = make([]top, len(classes))
 	for _, s := range shards {
 		p.need += s.Bytes * int64(replicas)
 	}
@@ -118,9 +134,8 @@ func (p *placer) place(s Shard, chosen []int, replicas int) []int {
 	if len(chosen) == replicas {
 		return chosen
 	}
-	p.score(s)
 	for len(chosen) < replicas {
-		best := p.best(s.Bytes, chosen)
+		best := p.best(s, chosen)
 		if best < 0 {
 			return nil
 		}
@@ -132,26 +147,53 @@ func (p *placer) place(s Shard, chosen []int, replicas int) []int {
 
 // best is the worker with the highest score whose share has room; else, of
 // those that have space, the one that would pass its share by the least; -1 if
-// none has.
-func (p *placer) best(bytes int64, taken []int) int {
-	best, least := -1, -1
-	var over float64
+// none has. Among equal weights scores are ordered as the hashes are, so the
+// logarithm is taken once for each weight: a plan of a million shards on a
+// thousand workers asks a billion times.
+func (p *placer) best(s Shard, taken []int) int {
+	for k := range p.tops {
+		p.tops[k] = top{worker: -1}
+	}
+	bytes := float64(s.Bytes)
 	for i := range p.workers {
-		if p.free[i] < bytes || slices.Contains(taken, i) {
+		if p.load[i]+bytes > p.share[i] || p.free[i] < s.Bytes {
 			continue
 		}
-		f := p.filled(i, bytes)
-		if f <= 1 && (best < 0 || p.before(i, best)) {
-			best = i
+		h, t := hash64(&s.ID, p.seeds[i])>>11, &p.tops[p.class[i]]
+		if t.worker >= 0 && (h < t.hash || h == t.hash && p.workers[i].ID > p.workers[t.worker].ID) || slices.Contains(taken, i) {
+			continue
 		}
-		if least < 0 || f < over || f == over && p.before(i, least) {
+		*t = top{h, i}
+	}
+	best := -1
+	for _, t := range p.tops {
+		if t.worker < 0 {
+			continue
+		}
+		p.scores[t.worker] = score(&s.ID, p.seeds[t.worker], p.weights[t.worker])
+		if best < 0 || p.before(t.worker, best) {
+			best = t.worker
+		}
+	}
+	if best >= 0 {
+		return best
+	}
+	return p.leastFilled(s, taken)
+}
+
+// leastFilled is the worker with space that would pass its share by the least.
+func (p *placer) leastFilled(s Shard, taken []int) int {
+	p.score(s)
+	least, over := -1, 0.0
+	for i := range p.workers {
+		if p.free[i] < s.Bytes || slices.Contains(taken, i) {
+			continue
+		}
+		if f := p.filled(i, s.Bytes); least < 0 || f < over || f == over && p.before(i, least) {
 			least, over = i, f
 		}
 	}
-	if best < 0 {
-		return least
-	}
-	return best
+	return least
 }
 
 func (p *placer) noFit() error {
