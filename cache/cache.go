@@ -86,8 +86,9 @@ type Cache struct {
 	accounts accounts
 
 	mu       sync.Mutex
-	sets     map[stoker.ID]*Set // +checklocks:mu
-	restored map[string]int64   // +checklocks:mu — promises of the last life that nobody has asked for since
+	sets     map[stoker.ID]*Set     // +checklocks:mu
+	sums     map[stoker.ID]*[]int64 // +checklocks:mu — object bytes by shard
+	restored map[string]int64       // +checklocks:mu — promises of the last life that nobody has asked for since
 	started  time.Time
 
 	stop context.Context // ends every flight and load; cancelled by Close
@@ -105,7 +106,7 @@ func New(o Options) (*Cache, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Cache{o: o, sets: map[stoker.ID]*Set{}, following: make(chan struct{}, followMost)}
+	c := &Cache{o: o, sets: map[stoker.ID]*Set{}, sums: map[stoker.ID]*[]int64{}, following: make(chan struct{}, followMost)}
 	// Flights and loads outlive the requests that start them; Close ends them.
 	c.stop, c.end = context.WithCancel(context.Background())
 	c.fills.runs = map[stoker.ID][]*flight{}
@@ -140,7 +141,7 @@ type Set struct {
 	roots []rootFS
 	plan  atomic.Pointer[planner.Plan]
 
-	objectBytes func(n uint32) int64 // of shard n; counted once
+	sums atomic.Pointer[[]int64] // see objectBytes
 }
 
 // slot is this worker's file of one shard, while it is open.
@@ -183,7 +184,6 @@ func (c *Cache) Open(ctx context.Context, id stoker.ID) (*Set, error) {
 	s := &Set{c: c, id: id, man: m, users: 1,
 		slots: make([]slot, m.Shards()), roots: make([]rootFS, len(m.Roots()))}
 	s.plan.Store(plan)
-	s.objectBytes = s.countObjects()
 	c.sets[id] = s
 	return s, nil
 }

@@ -381,6 +381,9 @@ func (c *Cache) drop(ctx context.Context, id stoker.ID) (api.EvictReport, error)
 	if err != nil {
 		return r, err
 	}
+	c.mu.Lock()
+	delete(c.sums, id)
+	c.mu.Unlock()
 	return r, c.holds.forget(c.o.Store, id)
 }
 
