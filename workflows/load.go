@@ -89,16 +89,14 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 	d := r.d
 	d.s.State, d.s.Why = api.JobPlanned, ""
 	in := activities.PlanInput{Dataset: d.s.Dataset, Generation: d.s.Generation, Manifest: d.s.Manifest, Round: workflow.Now(ctx).UnixNano()}
-	var leases []api.Lease
 	for _, h := range d.s.Holders {
 		in.Replicas = max(in.Replicas, h.Replicas)
-		leases = append(leases, d.lease(h.Job, h.Owner))
 	}
 	var p activities.Planned
 	if err := workflow.ExecuteActivity(working(ctx, 0, 6), do.Plan, in).Get(ctx, &p); err != nil {
 		return v, err
 	}
-	reserve := activities.ReserveInput{Plan: p.Plan, Leases: leases}
+	reserve := activities.ReserveInput{Plan: p.Plan} // the holders' leases stand since they joined
 	if err := workflow.ExecuteActivity(working(ctx, 0, 2), do.Reserve, reserve).Get(ctx, nil); err != nil {
 		return v, err // what was granted is given back already
 	}
