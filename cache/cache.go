@@ -95,6 +95,7 @@ type Cache struct {
 	end  context.CancelFunc
 	busy sync.WaitGroup
 
+	room      sync.Mutex    // held by the read that makes room
 	following chan struct{} // holds one for each copy ahead of demand
 }
 

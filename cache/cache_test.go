@@ -486,6 +486,48 @@ func TestReserveEvictsOnlyWhatNobodyHolds(t *testing.T) {
 	}
 }
 
+// A read of mounted data makes room as a load does; one of data that nobody
+// holds here passes through memory instead.
+func TestReadOfHeldDataMakesRoom(t *testing.T) {
+	c := newCluster(t, 1, 40<<20)
+	c.fillUFS(6, 150, 0) // about 22 MB
+	first := c.freeze()
+	c.load(0, c.plan(first))
+	want := map[string][]byte{}
+	for i := range 150 {
+		name := fmt.Sprintf("other/%d", i)
+		want[name] = bytes.Repeat([]byte{byte(i)}, 150<<10)
+		c.ufs.Put(name, want[name])
+		c.ufs.Delete(fmt.Sprintf("train/%02d/f%05d.bin", i%7, i))
+	}
+	second := c.freeze()
+	n := c.nodes[0].cache
+	resident := func(id stoker.ID) (bytes int64) {
+		held, err := n.Holdings(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range held {
+			if h.Manifest == id {
+				bytes = h.Bytes
+			}
+		}
+		return bytes
+	}
+	before := resident(first)
+	c.readAll(0, second, want)
+	if got := resident(first); got != before {
+		t.Fatalf("a read of data that nobody holds evicted %d bytes", before-got)
+	}
+	if err := n.Mounted(second, "second", 1); err != nil {
+		t.Fatal(err)
+	}
+	c.readAll(0, second, want)
+	if resident(first) != 0 || resident(second) != 150*150<<10 {
+		t.Errorf("after a read of mounted data %d bytes of the other and %d of its own are resident", resident(first), resident(second))
+	}
+}
+
 // A dataset larger than the disk is still read right: what does not fit
 // passes through memory.
 func TestReadBeyondCapacity(t *testing.T) {

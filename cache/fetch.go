@@ -14,7 +14,11 @@ import (
 // stands in f.failed by object.
 func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 	// Without space the run is read through memory; see deliver.
-	if err := s.create(n); err != nil && stoker.KindOf(err) != stoker.KindNoSpace {
+	err := s.create(n)
+	if stoker.KindOf(err) == stoker.KindNoSpace && s.makeRoom(ctx, n) {
+		err = s.create(n)
+	}
+	if err != nil && stoker.KindOf(err) != stoker.KindNoSpace {
 		s.failAll(n, f, err)
 		return
 	}

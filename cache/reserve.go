@@ -99,6 +99,26 @@ func (c *Cache) GiveBack(plan stoker.ID, part int) error {
 	return c.o.Store.Unreserve(name)
 }
 
+// makeRoom evicts for a read of shard n what nobody holds, and reports whether
+// something was. Only reads of data that is held here may: else two datasets
+// that are merely read would drive each other out.
+func (s *Set) makeRoom(ctx context.Context, n uint32) bool {
+	s.c.room.Lock() // one at a time, so that no more is evicted than is needed
+	defer s.c.room.Unlock()
+	s.c.holds.mu.Lock()
+	held := len(s.c.holds.holdersLocked(s.id)) > 0
+	s.c.holds.mu.Unlock()
+	if !held || len(s.c.unheld(s.id)) == 0 {
+		return false
+	}
+	d := s.man.Shard(n)
+	if err := s.c.makeRoom(ctx, s.c.o.Store.ChargeBytes(d.Bytes, int(d.Blocks)), s.id); err != nil {
+		s.log().Error("cannot make room for a read", "shard", n, "error", err)
+		return false
+	}
+	return true
+}
+
 // makeRoom evicts unheld datasets until need bytes are free, or none is left.
 func (c *Cache) makeRoom(ctx context.Context, need int64, keep stoker.ID) error {
 	for _, id := range c.unheld(keep) {
