@@ -55,16 +55,7 @@ func TestEventsOfALargePreload(t *testing.T) {
 	if err := c.Join(t.Context(), join); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(time.Minute); ; {
-		s, err := c.DatasetState(t.Context(), manifest)
-		if err == nil && s.State == api.JobReady {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("the dataset is %+v (%v)", s, err)
-		}
-		<-time.After(100 * time.Millisecond) // another process decides
-	}
+	waitReady(t, c, manifest)
 	if err := c.Leave(t.Context(), activities.LeaveInput{Manifest: manifest, Job: "big", Run: "run"}); err != nil {
 		t.Fatal(err)
 	}
