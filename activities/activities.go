@@ -56,15 +56,24 @@ type Activities struct {
 
 	mu      sync.Mutex
 	clients map[string]*api.WorkerClient // +checklocks:mu — by address
-	seen    map[string]placement.Worker  // +checklocks:mu — last known, by id
+	seen    map[string]seenWorker        // +checklocks:mu — last known, by id
 }
+
+// seenWorker is a worker and when it was last live.
+type seenWorker struct {
+	placement.Worker
+	at time.Time
+}
+
+// lostFor is how long a worker that is not live any more is still spoken of.
+const lostFor = time.Hour
 
 // New makes them.
 func New(o Options) *Activities {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Activities{o: o, clients: map[string]*api.WorkerClient{}, seen: map[string]placement.Worker{}}
+	return &Activities{o: o, clients: map[string]*api.WorkerClient{}, seen: map[string]seenWorker{}}
 }
 
 // Worker returns the client of the worker at an address.
@@ -90,7 +99,7 @@ func (a *Activities) Workers(ctx context.Context) (live, lost []placement.Worker
 	defer a.mu.Unlock()
 	if err != nil {
 		for _, w := range a.seen {
-			live = append(live, w)
+			live = append(live, w.Worker)
 		}
 		if len(live) == 0 {
 			return nil, nil, err
@@ -99,11 +108,13 @@ func (a *Activities) Workers(ctx context.Context) (live, lost []placement.Worker
 	}
 	now := map[string]bool{}
 	for _, w := range live {
-		a.seen[w.ID], now[w.ID] = w, true
+		a.seen[w.ID], now[w.ID] = seenWorker{w, time.Now()}, true
 	}
 	for id, w := range a.seen {
-		if !now[id] {
-			lost = append(lost, w)
+		if time.Since(w.at) > lostFor {
+			delete(a.seen, id)
+		} else if !now[id] {
+			lost = append(lost, w.Worker)
 		}
 	}
 	return live, lost, nil

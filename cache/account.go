@@ -3,6 +3,7 @@ package cache
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"stoker.dev"
 	"stoker.dev/ufs/guard"
@@ -18,7 +19,8 @@ type account struct {
 	start       int64    // object bytes that were here when it was opened
 
 	count  guard.Count
-	bypass guard.Count // of that, past an owner that did not answer
+	bypass guard.Count  // of that, past an owner that did not answer
+	lost   atomic.Int64 // bytes that were here and have to come again: evicted by force, or found wrong
 }
 
 // accounts are the open ones. Its mutex is a leaf.
@@ -58,6 +60,13 @@ func (s *Set) accountOf(n uint32) *account {
 		}
 	}
 	return nil
+}
+
+// lose notes that what is here of shard n goes although an account covers it.
+func (s *Set) lose(n uint32) {
+	if a := s.accountOf(n); a != nil {
+		a.lost.Add(s.residentBytes(n, 0, int(s.man.Shard(n).Blocks)))
+	}
 }
 
 // close ends an account; one that is not open is fine.

@@ -18,6 +18,7 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 	if stoker.KindOf(err) == stoker.KindNoSpace && s.makeRoom(ctx, n) {
 		err = s.create(n)
 	}
+	f.memory = err != nil
 	if err != nil && stoker.KindOf(err) != stoker.KindNoSpace {
 		s.failAll(n, f, err)
 		return

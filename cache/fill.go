@@ -29,6 +29,7 @@ type flight struct {
 	done     chan struct{} // closed by run
 	waiters  int           // guarded by fills.mu
 	served   bool          // guarded by fills.mu: somebody got a block from it
+	memory   bool          // there was no space when it began; only its own goroutine looks
 
 	mu      sync.Mutex
 	changed chan struct{}          // +checklocks:mu — closed and replaced when blocks came in
@@ -210,6 +211,11 @@ func (s *Set) failure(n uint32, f *flight, block int) error {
 // or in memory if the disk has no space.
 func (s *Set) deliver(n uint32, f *flight, block int, off int64, data []byte) error {
 	sl := s.shard(n)
+	if sl.sh == nil && !f.memory { // it was evicted by force meanwhile
+		sl.mu.RUnlock()
+		f.memory = s.create(n) != nil
+		sl = s.shard(n)
+	}
 	var err error
 	if sl.sh != nil {
 		_, err = sl.sh.Write(block, off, data)

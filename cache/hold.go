@@ -367,6 +367,7 @@ func (c *Cache) drop(ctx context.Context, id stoker.ID) (api.EvictReport, error)
 		if !ok || used[shard] {
 			continue
 		}
+		s.lose(uint32(n))
 		if err = c.o.Store.Remove(shard); err != nil {
 			break
 		}

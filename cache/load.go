@@ -355,7 +355,7 @@ func (c *Cache) LoadProgress(planID stoker.ID, part int) (api.LoadProgress, erro
 		Run: l.run, StartBytes: l.start,
 		Cursor: int(l.cursor.Load()), Shards: len(l.part), Bytes: l.bytes.Load(), TotalBytes: l.total,
 		UFSRequests: l.count.Requests.Load(), UFSBytes: l.count.Bytes.Load(),
-		Refetched: api.Refetched{Retry: l.count.RetriedBytes.Load(), Bypass: l.bypass.Bytes.Load()},
+		Refetched: api.Refetched{Retry: l.count.RetriedBytes.Load(), Bypass: l.bypass.Bytes.Load(), Lost: l.lost.Load()},
 	}
 	select {
 	case <-l.done:

@@ -177,6 +177,7 @@ func (s *Set) retire(n uint32, block int) {
 
 // discard removes the shard's file from this worker and says so.
 func (s *Set) discard(n uint32) {
+	s.lose(n)
 	if err := s.c.o.Store.Remove(s.man.Shard(n).ID); err != nil {
 		s.log().Error("cannot remove a shard", "shard", n, "error", err)
 	}

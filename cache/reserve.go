@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -58,7 +59,7 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 		err = c.o.Store.Reserve(name, rep.NeededBytes)
 	}
 	if err != nil {
-		return rep, c.explainNoSpace(err, rep.NeededBytes)
+		return rep, c.explainNoSpace(err, rep.NeededBytes, plan.Manifest)
 	}
 	s.account(name, plan.Part(r.Part))
 	return rep, c.PutLeases(api.LeaseRequest{Leases: r.Leases})
@@ -156,7 +157,7 @@ func (c *Cache) unheld(keep stoker.ID) []stoker.ID {
 }
 
 // explainNoSpace adds who holds the worker's space to a refusal.
-func (c *Cache) explainNoSpace(err error, need int64) error {
+func (c *Cache) explainNoSpace(err error, need int64, asking stoker.ID) error {
 	if stoker.KindOf(err) != stoker.KindNoSpace {
 		return err
 	}
@@ -166,8 +167,8 @@ func (c *Cache) explainNoSpace(err error, need int64) error {
 	defer h.mu.Unlock()
 	var who []string
 	for id, k := range h.known {
-		if holders := h.holdersLocked(id); len(holders) > 0 {
-			who = append(who, fmt.Sprintf("%s by %s", k.Dataset, strings.Join(holders, " and ")))
+		if holders := h.holdersLocked(id); len(holders) > 0 && id != asking {
+			who = append(who, fmt.Sprintf("%s by %s", cmp.Or(k.Dataset, id.Short()), strings.Join(holders, " and ")))
 		}
 	}
 	slices.Sort(who)

@@ -37,6 +37,7 @@ type JobInput struct {
 	Deadline            time.Time `json:",omitzero"`  // zero: none
 	Preload             bool      `json:",omitempty"` // released at Ready, refused if it does not fit
 	Replicas            int       `json:",omitempty"`
+	Nonce               string    `json:",omitempty"` // of the request
 	Searchable          bool      `json:",omitempty"` // the namespace knows the attributes of search.go
 }
 

@@ -49,7 +49,7 @@ type Index interface {
 	Renew(ctx context.Context, w Worker, ttl time.Duration) (known bool, err error)
 	// Leave ends a lease at once.
 	Leave(ctx context.Context, n stoker.Incarnation) error
-	// Workers returns the workers whose lease is in force.
+	// Workers returns the workers whose lease is in force, of each its last life.
 	Workers(ctx context.Context) ([]Worker, error)
 	// Announce says that the incarnation has shards of a manifest.
 	Announce(ctx context.Context, n stoker.Incarnation, manifest stoker.ID, marks []Mark) error
@@ -121,11 +121,15 @@ func (m *Mem) Leave(_ context.Context, n stoker.Incarnation) error {
 func (m *Mem) Workers(context.Context) ([]Worker, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	out := []Worker{}
+	last := map[string]leased{} // of each worker's lives the one with the latest lease
 	for _, l := range m.workers {
-		if m.now().Before(l.until) {
-			out = append(out, l.Worker)
+		if m.now().Before(l.until) && l.until.After(last[l.ID].until) {
+			last[l.ID] = l
 		}
+	}
+	out := []Worker{}
+	for _, l := range last {
+		out = append(out, l.Worker)
 	}
 	slices.SortFunc(out, func(a, b Worker) int { return slices.Compare([]byte(a.ID), []byte(b.ID)) })
 	return out, nil

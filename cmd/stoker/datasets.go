@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -194,6 +195,9 @@ a mounted view then reads from the store again.`,
 			rep, err := c.Evict(cmd.Context(), refName(ref), force)
 			if err != nil {
 				return err
+			}
+			if len(rep.Missed) > 0 {
+				a.console.Note("%d workers did not answer and keep what they have: %s", len(rep.Missed), strings.Join(rep.Missed, ", "))
 			}
 			return a.print(rep, func(w io.Writer) { row(w, "freed", api.HumanBytes(rep.Bytes)); row(w, "shards", rep.Shards) })
 		},

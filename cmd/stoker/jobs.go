@@ -57,6 +57,7 @@ func (a *app) claim(ctx context.Context, c *api.Controller, req api.ClaimRequest
 	if _, err := c.Version(ctx); err != nil {
 		return nil, err
 	}
+	req.Nonce = stoker.NewToken()
 	p := newProgress(a.console)
 	defer p.Done()
 	for told := false; ; told = true {

@@ -33,6 +33,7 @@ type submission struct {
 	argv  []string
 	undo  []func(context.Context) // the last first
 	mount string                  // STOKER_MOUNT
+	own   string                  // of it, what was made here; "" = nothing
 }
 
 func (a *app) submitCommand() *cobra.Command {
@@ -262,6 +263,7 @@ func (s *submission) root() (string, error) {
 		return "", stoker.Errorf(stoker.KindInvalid, "submit", os.TempDir(), "%w: no folder for the mount; set TMPDIR, or say where with =DIR", err)
 	}
 	s.removeLater(base)
+	s.own = base
 	return base, nil
 }
 
@@ -274,12 +276,14 @@ func (s *submission) removeLater(dir string) {
 }
 
 func (s *submission) mountOne(ctx context.Context, d api.JobDataset, dir string) error {
+	own := dir == s.own
 	if err := os.Mkdir(dir, 0o755); err == nil {
+		own = true
 		s.removeLater(dir)
 	} else if !errors.Is(err, os.ErrExist) {
 		return stoker.Errorf(stoker.KindInvalid, "submit", dir, "%w", err)
 	}
-	_, err := s.n.Mount(ctx, api.MountRequest{Dataset: d.Name, Manifest: d.Manifest, Generation: d.Generation, Dir: dir, View: s.view, Holder: s.req.Job})
+	_, err := s.n.Mount(ctx, api.MountRequest{Dataset: d.Name, Manifest: d.Manifest, Generation: d.Generation, Dir: dir, View: s.view, Holder: s.req.Job, Own: own})
 	if err != nil {
 		if ctx.Err() != nil { // it may have been mounted
 			_ = s.n.Unmount(context.WithoutCancel(ctx), dir, true)

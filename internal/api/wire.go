@@ -93,6 +93,9 @@ type ClaimRequest struct {
 	Sync            bool         `json:"sync,omitempty"`            // new generation first
 	Preload         bool         `json:"preload,omitempty"`         // release at Ready; refuse at once if it does not fit
 	Owner           string       `json:"owner,omitempty"`           // filled by the controller from the principal
+	// Nonce tells a repetition from another claim of the same job id: while a
+	// job lives, only its own claim is answered.
+	Nonce string `json:"nonce,omitempty"`
 }
 
 // RenewRequest is the body of POST /v1/jobs/{job}/renew.
@@ -300,8 +303,9 @@ type EvictRequest struct {
 
 // EvictReport says what an eviction freed.
 type EvictReport struct {
-	Shards int   `json:"shards"`
-	Bytes  int64 `json:"bytes"`
+	Shards int      `json:"shards"`
+	Bytes  int64    `json:"bytes"`
+	Missed []string `json:"missed,omitempty"` // workers that did not answer: what they have stays
 }
 
 // MountRequest is the body of POST /v1/mounts on a worker's socket.
@@ -315,6 +319,7 @@ type MountRequest struct {
 	GID        *uint32   `json:"gid,omitempty"`    // nil = the caller's
 	Umask      *uint32   `json:"umask,omitempty"`  // nil = 0022
 	Holder     string    `json:"holder,omitempty"` // job the mount belongs to
+	Own        bool      `json:"own,omitempty"`    // Dir was made for this mount: it goes with it if its job is killed
 }
 
 // MountInfo is one mounted view of a worker.

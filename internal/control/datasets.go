@@ -267,24 +267,42 @@ func (c *Controller) evict(w http.ResponseWriter, r *http.Request) error {
 	if who := holders(ws, d.Manifest); len(who) > 0 && !req.Force { // before any worker has begun
 		return stoker.Errorf(stoker.KindHeld, "evict", d.Name, "is held by %s: wait for them, or --force", strings.Join(who, ", "))
 	}
-	var addresses []string
-	for _, x := range ws {
-		if x.info.State == stateLive {
-			addresses = append(addresses, x.info.Address)
-		}
-	}
-	reports := make([]api.EvictReport, len(addresses))
-	err = c.acts.EachWorker(r.Context(), addresses, func(ctx context.Context, i int, wc *api.WorkerClient) (err error) {
-		reports[i], err = wc.Evict(ctx, api.EvictRequest{Manifest: d.Manifest, Force: req.Force})
-		return err
-	})
+	sum, err := c.evictEverywhere(r.Context(), ws, api.EvictRequest{Manifest: d.Manifest, Force: req.Force})
 	if err != nil {
 		return err
 	}
-	var sum api.EvictReport
-	for _, rep := range reports {
-		sum.Shards, sum.Bytes = sum.Shards+rep.Shards, sum.Bytes+rep.Bytes
+	if sum.Shards == 0 && len(sum.Missed) > 0 {
+		return stoker.Errorf(stoker.KindTransient, "evict", d.Name, "nothing was freed: %d workers do not answer: 'stoker workers' names them; try again", len(sum.Missed))
 	}
 	api.WriteJSON(w, http.StatusOK, sum)
 	return nil
+}
+
+// evictEverywhere asks every worker that is known; those that do not answer
+// keep what they have, and are named.
+func (c *Controller) evictEverywhere(ctx context.Context, ws []worker, req api.EvictRequest) (api.EvictReport, error) {
+	var sum api.EvictReport
+	var ids, addresses []string
+	for _, x := range ws {
+		if x.info.State == stateLive {
+			ids, addresses = append(ids, x.info.ID), append(addresses, x.info.Address)
+		} else {
+			sum.Missed = append(sum.Missed, x.info.ID)
+		}
+	}
+	reports, silent := make([]api.EvictReport, len(addresses)), make([]bool, len(addresses))
+	err := c.acts.EachWorker(ctx, addresses, func(ctx context.Context, i int, wc *api.WorkerClient) (err error) {
+		reports[i], err = wc.Evict(ctx, req)
+		if api.Lost(err) && ctx.Err() == nil {
+			silent[i], err = true, nil
+		}
+		return err
+	})
+	for i, rep := range reports {
+		sum.Shards, sum.Bytes = sum.Shards+rep.Shards, sum.Bytes+rep.Bytes
+		if silent[i] {
+			sum.Missed = append(sum.Missed, ids[i])
+		}
+	}
+	return sum, err
 }

@@ -74,6 +74,9 @@ func (c *Controller) claim(w http.ResponseWriter, r *http.Request) error {
 		if err := mayChange(r, "job", req.Job, there.Input.Owner); err != nil {
 			return err
 		}
+		if there.Input.Nonce != req.Nonce {
+			return taken(there.Input)
+		}
 	} else if err != nil && stoker.KindOf(err) != stoker.KindNotExist {
 		return err
 	}
@@ -88,9 +91,20 @@ func (c *Controller) claim(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// taken refuses a job id that another claim has.
+func taken(by workflows.JobInput) error {
+	return stoker.Errorf(stoker.KindHeld, "job", by.Job, "is another claim's, of %s, since %s: take another job id, or 'stoker cancel %s'",
+		by.Owner, by.Submitted.Format(time.RFC3339), by.Job)
+}
+
+// sameClaim reports whether a running job is what was asked for.
+func sameClaim(a, b workflows.JobInput) bool {
+	return a.Nonce == b.Nonce && slices.EqualFunc(a.Datasets, b.Datasets, func(x, y workflows.JobDataset) bool { return x.Manifest == y.Manifest })
+}
+
 // start resolves what a claim names and begins its workflow.
 func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted time.Time, stream *api.Stream) (*api.JobStatus, error) {
-	in := workflows.JobInput{Job: req.Job, Owner: req.Owner, OnMiss: req.OnMiss, Submitted: submitted, Preload: req.Preload, Replicas: req.Replicas}
+	in := workflows.JobInput{Job: req.Job, Owner: req.Owner, OnMiss: req.OnMiss, Submitted: submitted, Preload: req.Preload, Replicas: req.Replicas, Nonce: req.Nonce}
 	if req.DeadlineSeconds != nil {
 		in.Deadline = submitted.Add(time.Duration(*req.DeadlineSeconds * float64(time.Second)))
 	}
@@ -112,10 +126,13 @@ func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted
 	for _, d := range in.Datasets {
 		c.o.Log.Info("claimed", "job", in.Job, "owner", in.Owner, "dataset", d.Name, "manifest", d.Manifest.Short(), "bytes", d.Bytes, "preload", in.Preload)
 	}
+	s, err := c.o.Flows.JobState(ctx, req.Job)
+	if err == nil && !sameClaim(s.Input, in) {
+		return nil, taken(s.Input) // it was faster
+	}
 	if req.Preload {
 		return c.granted(ctx, in)
 	}
-	s, err := c.o.Flows.JobState(ctx, req.Job)
 	if stoker.KindOf(err) == stoker.KindTransient && err != nil { // it runs; whoever watches it will hear more
 		s, err = begun(in), nil
 	}

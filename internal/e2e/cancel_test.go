@@ -153,7 +153,10 @@ func TestCancelInEveryStage(t *testing.T) {
 				c.settled()
 				if how == "kill" { // nobody is left who could do it at once
 					_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-					c.eventually("the view is unmounted", func() bool { return c.mounts() == 0 })
+					c.eventually("view and folder are gone", func() bool {
+						left, err := os.ReadDir(tmp)
+						return err == nil && len(left) == 0 && c.mounts() == 0
+					})
 					return
 				}
 				if left, err := os.ReadDir(tmp); err != nil || len(left) != 0 || c.mounts() != 0 {

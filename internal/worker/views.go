@@ -103,7 +103,7 @@ func (v *views) claimDir(dir string) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if _, taken := v.open[dir]; taken {
-		return stoker.Errorf(stoker.KindBusy, "mount", dir, "there is a view already; stoker umount it first")
+		return stoker.Errorf(stoker.KindHeld, "mount", dir, "there is a view already; stoker umount it first")
 	}
 	v.open[dir] = nil
 	return nil
@@ -229,7 +229,7 @@ func (v *views) Unmount(uid uint32, dir string, lazy bool) error {
 	case w == nil && making:
 		return stoker.Errorf(stoker.KindBusy, "umount", dir, "is just being mounted")
 	case w == nil:
-		return stoker.Errorf(stoker.KindNotExist, "umount", dir, "is no view of this worker ('stoker status' lists them)")
+		return stoker.Errorf(stoker.KindNotExist, "umount", dir, "is no view of this node's worker")
 	case uid != 0 && w.owner != uid:
 		return stoker.Errorf(stoker.KindDenied, "umount", dir, "was mounted by uid %d, not by you (%d)", w.owner, uid)
 	}
@@ -245,18 +245,20 @@ func (v *views) Unmount(uid uint32, dir string, lazy bool) error {
 // submit was killed and could not do it.
 func (v *views) EndOf(alive func(holder string) bool) {
 	v.mu.Lock()
-	var gone []api.MountRequest
+	var gone []saved
 	for _, w := range v.open {
 		if w != nil && w.info.Holder != "" && !alive(w.info.Holder) {
-			gone = append(gone, w.info.MountRequest)
+			gone = append(gone, saved{w.info.MountRequest, w.owner})
 		}
 	}
 	v.mu.Unlock()
 	for _, r := range gone {
-		v.logOf(r).Info("unmounting the view of a job that has ended", "dir", r.Dir)
+		v.logOf(r.MountRequest).Info("unmounting the view of a job that has ended", "dir", r.Dir)
 		if err := v.Unmount(0, r.Dir, true); err != nil && stoker.KindOf(err) != stoker.KindNotExist {
-			v.logOf(r).Error("the view of an ended job cannot be unmounted", "dir", r.Dir, "error", err)
+			v.logOf(r.MountRequest).Error("the view of an ended job cannot be unmounted", "dir", r.Dir, "error", err)
+			continue
 		}
+		removeOwn(r.MountRequest, r.Owner)
 	}
 }
 
@@ -302,8 +304,9 @@ func (v *views) restore(ctx context.Context) {
 	}
 }
 
-// Close unmounts all, lazily where a job still has files open. The views
-// stand on disk on: the worker's next life mounts them again.
+// Close unmounts what nobody uses. The views of jobs, and others with open
+// files, stay where they are, dead: a job that looks gets an error until the
+// worker's next life mounts them again, never an empty folder.
 func (v *views) Close() {
 	v.mu.Lock()
 	var ending []*view
@@ -311,10 +314,18 @@ func (v *views) Close() {
 		if w == nil {
 			continue
 		}
-		if err := w.mounted.Unmount(true); err != nil {
-			v.logOf(w.info.MountRequest).Error("a view could not be unmounted", "dir", dir, "error", err)
+		if w.info.Holder != "" {
+			v.logOf(w.info.MountRequest).Warn("a job's view stays, dead, until it is mounted anew", "dir", dir)
+			continue
 		}
-		ending = append(ending, w)
+		switch err := w.mounted.Unmount(false); {
+		case stoker.KindOf(err) == stoker.KindHeld:
+			v.logOf(w.info.MountRequest).Warn("a view is in use and stays, dead, until it is mounted anew", "dir", dir)
+		case err != nil:
+			v.logOf(w.info.MountRequest).Error("a view could not be unmounted", "dir", dir, "error", err)
+		default:
+			ending = append(ending, w)
+		}
 	}
 	clear(v.open)
 	v.mu.Unlock()
@@ -323,7 +334,7 @@ func (v *views) Close() {
 		select {
 		case <-w.mounted.Done():
 		case <-patience:
-			v.logOf(w.info.MountRequest).Warn("a job still has files of a view open; its reads fail until the view is mounted anew", "dir", w.info.Dir)
+			v.logOf(w.info.MountRequest).Warn("a view does not end", "dir", w.info.Dir)
 		}
 	}
 	close(v.stop)

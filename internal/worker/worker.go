@@ -202,7 +202,7 @@ func (w *Worker) endViews(ctx context.Context) {
 
 // viewGrace is how long a job's view may stand without a lease, and at most
 // twice that.
-const viewGrace = 30 * time.Second
+const viewGrace = 10 * time.Second
 
 func (w *Worker) close() {
 	for _, l := range []net.Listener{w.unix, w.tcp} {

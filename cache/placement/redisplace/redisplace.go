@@ -17,6 +17,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -165,12 +166,15 @@ func (x *Index) Workers(ctx context.Context) ([]placement.Worker, error) {
 	if err != nil {
 		return nil, failed(ctx, "workers", err)
 	}
-	out := make([]placement.Worker, len(lines))
-	for i, l := range lines {
-		if err := json.Unmarshal([]byte(l), &out[i]); err != nil {
+	last := map[string]placement.Worker{} // lines come in the order of their leases' ends
+	for _, l := range lines {
+		var w placement.Worker
+		if err := json.Unmarshal([]byte(l), &w); err != nil {
 			return nil, stoker.Errorf(stoker.KindCorrupt, "redis.workers", "", "%w", err)
 		}
+		last[w.ID] = w
 	}
+	out := slices.AppendSeq([]placement.Worker{}, maps.Values(last))
 	slices.SortFunc(out, func(a, b placement.Worker) int { return strings.Compare(a.ID, b.ID) })
 	return out, nil
 }
