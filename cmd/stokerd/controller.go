@@ -6,16 +6,14 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"stoker.dev/cache/placement/redisplace"
-	"stoker.dev/internal/api"
 	"stoker.dev/internal/control"
-	"stoker.dev/ufs/folder"
 	"stoker.dev/workflows"
 )
 
 type controllerFlags struct {
-	returnWindow                                                                                     time.Duration
-	temporal, namespace, cluster, redis, redisPrefix, store, dir, socket, listen, tokenFile, pidFile string
+	sharedFlags
+	temporal, namespace, cluster, dir, socket, listen string
+	returnWindow                                      time.Duration
 }
 
 func controllerCommand() *cobra.Command {
@@ -31,43 +29,24 @@ func controllerCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.temporal, "temporal", "127.0.0.1:7233", "host:port of Temporal")
 	cmd.Flags().StringVar(&f.namespace, "namespace", "default", "namespace in Temporal")
 	cmd.Flags().StringVar(&f.cluster, "cluster", "default", "name of this cluster: part of all workflow ids and of the task queue")
-	cmd.Flags().StringVar(&f.redis, "redis", "", "host:port of Redis")
-	cmd.Flags().StringVar(&f.redisPrefix, "redis-prefix", "stoker", "prefix of all keys in Redis: one for each cluster")
-	cmd.Flags().StringVar(&f.store, "store", "", "folder of the manifest store, the same for all daemons")
 	cmd.Flags().StringVar(&f.dir, "dir", "", "folder for listings in the making, of this controller alone (default /var/lib/stoker/controller)")
 	cmd.Flags().StringVar(&f.socket, "listen-socket", "/run/stoker/controller.sock", "Unix socket for users of this machine")
 	cmd.Flags().StringVar(&f.listen, "listen", "", "host:port for users elsewhere; off loopback it needs --token-file")
-	cmd.Flags().StringVar(&f.tokenFile, "token-file", "", "file with one `principal token` per line; workers take orders from the line of principal stoker")
+	f.add(cmd)
 	cmd.Flags().DurationVar(&f.returnWindow, "return-window", time.Minute, "how long a load waits for a worker that went away before others fetch what it had")
-	cmd.Flags().StringVar(&f.pidFile, "pid-file", "", "write the process id here")
 	return cmd
 }
 
 func runController(cmd *cobra.Command, f *controllerFlags) error {
-	if err := required(map[string]string{"redis": f.redis, "store": f.store}); err != nil {
-		return err
-	}
-	log, err := logger(cmd)
+	d, err := f.open(cmd, nil)
 	if err != nil {
 		return err
 	}
-	tokens, err := api.LoadTokens(f.tokenFile)
-	if err != nil {
-		return err
+	defer func() { _ = d.index.Close() }()
+	if d.tokens == nil {
+		d.log.Warn("no --token-file: workers will not take orders from this controller")
 	}
-	if tokens == nil {
-		log.Warn("no --token-file: workers will not take orders from this controller")
-	}
-	objects, err := folder.Open(absolute(f.store))
-	if err != nil {
-		return err
-	}
-	index, err := redisplace.Open(redisplace.Options{Address: f.redis, Prefix: f.redisPrefix})
-	if err != nil {
-		return err
-	}
-	defer func() { _ = index.Close() }()
-	flows, err := workflows.NewClient(workflows.ClientOptions{Address: f.temporal, Namespace: f.namespace, Cluster: f.cluster, ReturnWindow: f.returnWindow, Log: log})
+	flows, err := workflows.NewClient(workflows.ClientOptions{Address: f.temporal, Namespace: f.namespace, Cluster: f.cluster, ReturnWindow: f.returnWindow, Log: d.log})
 	if err != nil {
 		return err
 	}
@@ -81,8 +60,8 @@ func runController(cmd *cobra.Command, f *controllerFlags) error {
 		socket = absolute(socket)
 	}
 	c, err := control.Open(control.Options{
-		Objects: objects, Index: index, Flows: flows, Dir: absolute(dir), Socket: socket, Listen: f.listen,
-		Tokens: tokens, Version: version, Log: log,
+		Objects: d.objects, Index: d.index, Flows: flows, Dir: absolute(dir), Socket: socket, Listen: f.listen,
+		Tokens: d.tokens, Version: version, Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -92,5 +71,5 @@ func runController(cmd *cobra.Command, f *controllerFlags) error {
 		return err
 	}
 	defer remove()
-	return c.Run(cmd.Context(), sayReady(log, "controller"))
+	return c.Run(cmd.Context(), sayReady(d.log, "controller"))
 }
