@@ -24,6 +24,7 @@ dev: ## bin/stoker-dev alone (embeds a Temporal server: minutes the first time)
 
 test: need build ## every test, race detector on, real Redis, S3, FUSE and Temporal
 	$(GO) test -race -timeout 25m $(filter-out %/e2e,$(shell $(GO) list $(PKGS)))
+	cd cmd/stoker-dev && $(GO) test ./...
 	$(GO) test -timeout 25m ./internal/e2e
 
 test-long: test ## the slow ones too

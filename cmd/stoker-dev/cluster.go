@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // cluster is what stands in D/cluster.json: chosen once, true as long as D is.
@@ -32,18 +31,9 @@ type cluster struct {
 	dir string
 }
 
-type upOptions struct {
-	dir, capacity, s3Root string
-	window                time.Duration
-	workers               int
-	detach                bool
-	changed               func(flag string) bool
-}
-
 const (
 	dirMode     = 0o755
 	privateMode = 0o600
-	maxWorkers  = 64
 )
 
 // openCluster reads D, or says that there is none.
@@ -68,17 +58,25 @@ func openCluster(dir string) (*cluster, error) {
 
 // makeCluster opens D or makes it, with what the flags say.
 func makeCluster(o *upOptions) (*cluster, error) {
-	if o.workers < 1 || o.workers > maxWorkers {
-		return nil, usagef("--workers %d: want 1 to %d", o.workers, maxWorkers)
-	}
-	c, err := openCluster(o.dir)
-	fresh := errors.Is(err, fs.ErrNotExist)
-	if err != nil && !fresh {
+	if err := o.check(); err != nil {
 		return nil, err
 	}
-	if fresh {
+	c, err := openCluster(o.dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := refuseForeign(c.dir); err != nil {
+			return nil, err
+		}
 		c.Workers, c.Capacity = o.workers, o.capacity
 		c.Access, c.Secret = "stoker-"+random(4), random(20)
+	case errors.Is(err, syscall.ENOTDIR):
+		return nil, usagef("--dir %s: is no folder", c.dir)
+	case err != nil:
+		return nil, err
+	default:
+		if err := c.refuseChanges(o); err != nil {
+			return nil, err
+		}
 	}
 	if o.changed("workers") {
 		c.Workers = max(c.Workers, o.workers) // the cache of one that is left out would stay behind
@@ -90,17 +88,7 @@ func makeCluster(o *upOptions) (*cluster, error) {
 		c.Capacity = o.capacity
 	}
 	if o.changed("s3-root") {
-		root, err := filepath.Abs(o.s3Root)
-		if err == nil {
-			root, err = filepath.EvalSymlinks(root)
-		}
-		if err != nil {
-			return nil, usagef("--s3-root: %v", err)
-		}
-		if st, err := os.Stat(root); err != nil || !st.IsDir() {
-			return nil, usagef("--s3-root %s: is no folder", root)
-		}
-		c.S3Root = root
+		c.S3Root = o.s3Root
 	}
 	if o.changed("return-window") {
 		c.Window = o.window.String()
@@ -270,7 +258,7 @@ func (c *cluster) command(role string) (*exec.Cmd, error) {
 	case role == "controller":
 		return exec.Command(stokerd, "controller", "--temporal", c.address("temporal"), "--redis", redis, "--store", c.path("store"),
 			"--dir", c.path("controller"), "--listen-socket", c.path("controller.sock"), "--token-file", c.path("token"),
-			"--return-window", cmp.Or(c.Window, "60s")), nil
+			"--return-window", cmp.Or(c.Window, defaultWindow.String())), nil
 	case workerRole.MatchString(role):
 		if err := os.MkdirAll(c.path(role), dirMode); err != nil {
 			return nil, err

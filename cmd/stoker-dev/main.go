@@ -14,7 +14,6 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -87,7 +86,7 @@ Without --detach it stays until Ctrl-C, which stops everything.`,
 	f.IntVar(&o.workers, "workers", 3, "number of workers")
 	f.StringVar(&o.capacity, "capacity", "2GiB", "most bytes of each worker's cache folder")
 	f.StringVar(&o.s3Root, "s3-root", "", "serve this folder by S3; its sub-folders are the buckets")
-	f.DurationVar(&o.window, "return-window", time.Minute, "how long a load waits for a worker that went away")
+	f.DurationVar(&o.window, "return-window", defaultWindow, "how long a load waits for a worker that went away")
 	f.BoolVar(&o.detach, "detach", false, "return when all is ready")
 	return cmd
 }

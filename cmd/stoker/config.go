@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
@@ -92,8 +93,18 @@ func readConfig(path string) (settings, error) {
 	return s, nil
 }
 
-// controller makes the client of the controller's API.
+// controller makes the client of the controller's API. A token file that was
+// named must be there, even where the controller asks for no token.
 func (a *app) controller() (*api.Controller, error) {
+	if path := cmp.Or(a.flags.TokenFile, a.env("STOKER_TOKEN_FILE")); path != "" {
+		if _, err := os.ReadFile(path); err != nil {
+			kind := stoker.KindInvalid
+			if errors.Is(err, fs.ErrPermission) {
+				kind = stoker.KindDenied
+			}
+			return nil, stoker.Errorf(kind, "token file", printable(path), "%w", err)
+		}
+	}
 	return api.NewController(api.ClientOptions{
 		URL: a.chosen.Controller, TokenFile: a.chosen.TokenFile,
 		Hint: "start 'stokerd controller' (or 'stoker-dev up'), or say where it is with STOKER_CONTROLLER",

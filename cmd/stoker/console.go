@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -22,6 +24,7 @@ type console struct {
 	tty   bool
 	color bool
 	width func() int
+	wait  time.Duration // without progress until that is said; 0 = patience
 
 	mu    sync.Mutex
 	drawn bool // +checklocks:mu
@@ -42,6 +45,9 @@ func newConsole(f *os.File, environ []string) *console {
 	c.color = c.tty && !noColor
 	return c
 }
+
+// patient is how long it waits for progress without a word.
+func (c *console) patient() time.Duration { return cmp.Or(c.wait, patience) }
 
 // Write lets cobra print to it.
 func (c *console) Write(p []byte) (int, error) {

@@ -81,7 +81,7 @@ func TestColorOnATerminal(t *testing.T) {
 		f, shown := terminal(t)
 		con := newConsole(f, c.environ)
 		con.Fail(errors.New("why"))
-		p := newProgress(con)
+		p := newProgress(con, "loading", "")
 		p.Job(api.JobStatus{State: api.JobWarming, Bytes: 100, ResidentBytes: 50, ETASeconds: 5})
 		p.Done()
 		got := shown()
@@ -103,7 +103,7 @@ func TestPlainProgress(t *testing.T) {
 	}
 	defer f.Close()
 	c := newConsole(f, nil)
-	p := newProgress(c)
+	p := newProgress(c, "loading", "")
 	p.Event(api.Event{Listing: &api.ListProgress{Objects: 5, Bytes: 10}})
 	for i := range int64(1001) {
 		p.Job(api.JobStatus{State: api.JobWarming, Bytes: 1000, ResidentBytes: i, ETASeconds: -1})

@@ -45,6 +45,9 @@ always the daemons' own, by name with --profile.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := api.AddDatasetRequest{Name: args[0]}
+			if !isName(req.Name) {
+				return stoker.Errorf(stoker.KindInvalid, "dataset add", printable(req.Name), "is no dataset name: %s", aName)
+			}
 			for _, s := range args[1:] {
 				root, err := parseRoot(s, at)
 				if err != nil {
@@ -56,7 +59,7 @@ always the daemons' own, by name with --profile.`,
 			if err != nil {
 				return err
 			}
-			p := newProgress(a.console)
+			p := newListing(a.console)
 			d, err := c.AddDataset(cmd.Context(), req, p.Event)
 			p.Done()
 			if err != nil {
@@ -103,10 +106,10 @@ cannot be files.`,
 	}
 }
 
-// oneArg wants exactly one argument.
+// oneArg wants exactly one argument, and one that is not empty.
 func oneArg(what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != 1 {
+		if len(args) != 1 || args[0] == "" {
 			return usagef(cmd, "%s is needed, and nothing else", what)
 		}
 		return nil
@@ -141,7 +144,7 @@ wrong is taken out of use, so that 'stoker preload' brings it in again.`,
 			if err != nil {
 				return err
 			}
-			p := newProgress(a.console)
+			p := newProgress(a.console, "verifying", "")
 			cert, err := c.Verify(cmd.Context(), refName(ref), deep, p.Event)
 			p.Done()
 			if err != nil {

@@ -30,7 +30,7 @@ type diagnosis struct {
 
 func (a *app) doctorCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "doctor", Short: "check this node, its worker, the controller and all they need", Args: cobra.NoArgs,
+		Use: "doctor", Short: "check this node, its worker, the controller and all they need", Args: noArgs,
 		Long: `Looks at this node (kernel, /dev/fuse, limits), asks its worker (cache folder,
 space, descriptors, privileges, Redis, manifest store) and the controller (Redis,
 Temporal, manifest store, clocks, all workers), all at once and each within some

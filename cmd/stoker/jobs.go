@@ -58,7 +58,7 @@ func (a *app) claim(ctx context.Context, c *api.Controller, req api.ClaimRequest
 		return nil, err
 	}
 	req.Nonce = stoker.NewToken()
-	p := newProgress(a.console)
+	p := claiming(a.console, req)
 	defer p.Done()
 	for told := false; ; told = true {
 		st, err := c.Claim(ctx, req, p.Listing)
@@ -76,9 +76,19 @@ func (a *app) claim(ctx context.Context, c *api.Controller, req api.ClaimRequest
 	}
 }
 
+// claiming shows a claim: a URI is listed first.
+func claiming(c *console, req api.ClaimRequest) *progress {
+	for _, d := range req.Datasets {
+		if isURI(d.Name) {
+			return newListing(c)
+		}
+	}
+	return newProgress(c, "claiming", askDoctor)
+}
+
 // watch follows a job until it is settled, over restarts of the controller.
 func (a *app) watch(ctx context.Context, c *api.Controller, job string) (*api.JobStatus, error) {
-	p := newProgress(a.console)
+	p := newProgress(a.console, "waiting for the job", askDoctor)
 	defer p.Done()
 	seen, told := false, false
 	for {
@@ -116,6 +126,9 @@ the store for the rest.`,
 	}
 }
 
+// maxReplicas is the most that a controller grants.
+const maxReplicas = 16
+
 func (a *app) preloadCommand() *cobra.Command {
 	var wait bool
 	var replicas int
@@ -135,8 +148,8 @@ Ctrl-C drops the claim; without another one the load stops.`,
 			if err != nil {
 				return err
 			}
-			if replicas < 1 {
-				return usagef(cmd, "--replicas %d: want 1 or more", replicas)
+			if replicas < 1 || replicas > maxReplicas {
+				return usagef(cmd, "--replicas %d: want 1 to %d", replicas, maxReplicas)
 			}
 			return a.preload(cmd.Context(), api.ClaimRequest{Job: stoker.NewToken()[:12], Datasets: []api.DatasetRef{ref}, Preload: true, Replicas: replicas}, wait)
 		},

@@ -60,8 +60,8 @@ func (a *app) run(ctx context.Context, args []string) int {
 	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = errInterrupted
-	} else if !a.ran { // cobra's own errors have no kind
-		err = stoker.Errorf(stoker.KindInvalid, "usage", "", "%s", lowerFirst(oneLine(err.Error())))
+	} else if known := new(stoker.Error); !a.ran && !errors.As(err, &known) { // cobra's own errors have no kind
+		err = usagef(root, "%s", lowerFirst(oneLine(err.Error())))
 	}
 	a.console.Fail(err)
 	return exitCode(err)
@@ -161,14 +161,17 @@ passed, 10 not permitted, 11 held by others, 130 interrupted.`,
 // group makes cmd print its help when called alone and refuse words that are
 // no command of it.
 func group(cmd *cobra.Command) {
-	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return usagef(cmd, "unknown command %q", args[0])
-		}
-		return nil
-	}
+	cmd.Args = noArgs
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	cmd.ValidArgsFunction = cobra.NoFileCompletions
+}
+
+// noArgs takes nothing but commands below cmd, which cobra has found.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef(cmd, "unknown command %q", args[0])
+	}
+	return nil
 }
 
 func (a *app) helpCommand(root *cobra.Command) *cobra.Command {

@@ -96,7 +96,9 @@ func TestUsage(t *testing.T) {
 		"dataset show", "mount", "mount a", "mount a b c", "umount", "umount a b", "mount a . --view kernel", "mount a . --view x", "mount a . --umask 9", "mount a . --umask 1777", "mount a . --uid -1",
 		"mount a . --gid 4294967295", "submit", "submit -- true", "submit --dataset a", "submit --dataset a --", "submit --dataset a true", "submit --dataset a x -- true",
 		"submit --dataset a --deadline soon -- true", "submit --dataset a --job-id -x -- true", "submit --dataset a --job-id a/b -- true", "submit --dataset a --dataset a@2 -- true",
-		"submit --dataset s3://b/x --dataset x -- true", "--controller ftp://x jobs", "--controller x jobs", "--socket rel umount .",
+		"submit --dataset s3://b/x --dataset x -- true", "submit --dataset a=rel -- true", "submit --dataset A -- true", "submit --dataset a --on-miss later -- true", "submit --dataset a --layout local -- true", "submit --dataset a --view kernel -- true",
+		"submit --dataset a --deadline -1s -- true", "preload a --replicas 17", "preload Data", "dataset add Data s3://b", "dataset show a/b", "workers drain",
+		"status --watch --interval 0s", "status --interval 0s", "--token-file /none jobs", "--controller ftp://x jobs", "--controller x jobs", "--socket rel umount .",
 	} {
 		g := newRig(t, routes{}, routes{})
 		g.want(2, strings.Fields(line)...)
@@ -107,6 +109,50 @@ func TestUsage(t *testing.T) {
 			t.Errorf("%s: calls %v, stdout %q", line, g.calls, g.stdout.String())
 		}
 	}
+}
+
+// What is wrong is said, with the help that says more.
+func TestUsageHints(t *testing.T) {
+	const name = "1 to 63 of a-z 0-9 . _ -"
+	for _, c := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"nonsense"}, `unknown command "nonsense": see 'stoker --help'`},
+		{[]string{"dataset", "nonsense"}, `unknown command "nonsense": see 'stoker dataset --help'`},
+		{[]string{"workers", "drain"}, `unknown command "drain": see 'stoker workers --help'`},
+		{[]string{"jobs", "x"}, `unknown command "x": see 'stoker jobs --help'`},
+		{[]string{"help", "nonsense"}, `unknown command "nonsense": see 'stoker --help'`},
+		{[]string{"mount", "a", ""}, "see 'stoker mount --help'"},
+		{[]string{"umount", ""}, "see 'stoker umount --help'"},
+		{[]string{"preload", "A"}, name}, {[]string{"verify", "a b"}, name}, {[]string{"mount", "@3", "/d"}, name}, {[]string{"dataset", "add", "A", "s3://b"}, name},
+		{[]string{"submit", "--dataset", "A", "--", "true"}, name},
+	} {
+		g := newRig(t, routes{}, routes{})
+		g.want(2, c.args...)
+		g.says(c.says)
+		if len(g.calls) != 0 {
+			t.Errorf("%v: calls %v", c.args, g.calls)
+		}
+	}
+}
+
+// A token file that was named and is not there is an error, also for a
+// controller that wants no token; one of a site's file is not.
+func TestTokenFileThatIsNotThere(t *testing.T) {
+	rs := routes{"GET /v1/jobs": answer([]api.JobLine{})}
+	g := newRig(t, rs, nil)
+	missing := filepath.Join(g.dir, "none")
+	g.want(2, "jobs", "--token-file", missing)
+	g.says("token file " + missing)
+	g.environ = append(g.environ, "STOKER_TOKEN_FILE="+missing)
+	g.want(2, "jobs")
+	there := filepath.Join(g.dir, "token")
+	write(t, there, "secret")
+	g.want(0, "jobs", "--token-file", there)
+	g = newRig(t, rs, nil)
+	write(t, g.etc, "token-file: "+missing+"\n")
+	g.want(0, "jobs")
 }
 
 // contract is every command and flag of the contract. What is built stands in

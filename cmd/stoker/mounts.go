@@ -41,6 +41,9 @@ yours. What is not resident is brought in as it is read. The mount stays until
 			if len(args) != 2 {
 				return usagef(cmd, "a dataset and a folder are needed")
 			}
+			if args[1] == "" {
+				return usagef(cmd, "the folder's name is empty")
+			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {

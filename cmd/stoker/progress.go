@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"stoker.dev/internal/api"
@@ -13,29 +14,108 @@ const (
 	lineEvery = 5 * time.Second        // elsewhere
 	lineStep  = 10                     // percent, likewise
 	barCells  = 24
+
+	patience  = 10 * time.Second // without progress; then it is said, elsewhere as often
+	tickEvery = time.Second      // how often it is looked at, and redrawn on a terminal
+	askStore  = "does the store answer?"
+	askDoctor = "'stoker doctor' looks for the cause"
 )
 
 // progress shows how far listings and loads are: a bar on a terminal, a plain
-// line every 5 s or 10 % elsewhere. It is used by one goroutine.
+// line every 5 s or 10 % elsewhere. Where nothing moves, it says so by itself:
+// what hangs sends no events. Done ends it. Its methods may be called from any
+// goroutine.
 type progress struct {
-	c       *console
-	last    time.Time
-	percent int    // of the last line
-	line    string // the last one
+	c    *console
+	stop chan struct{} // closed by Done
+	done chan struct{} // closed when the ticker has ended
+
+	mu       sync.Mutex
+	now      news      // +checklocks:mu
+	changed  time.Time // +checklocks:mu — when what it counts changed last
+	last     time.Time // +checklocks:mu — when a line was shown last
+	reminded time.Time // +checklocks:mu — when it was said last that nothing changes
+	percent  int       // +checklocks:mu — of the last line
+	line     string    // +checklocks:mu — the last one
+	why      string    // +checklocks:mu — what a queued job waits for
 }
 
-func newProgress(c *console) *progress { return &progress{c: c, percent: -lineStep} }
+// news is what is known now.
+type news struct {
+	line  string // as it is shown
+	plain string // without bar, rate and ETA
+	count any    // comparable: another one is progress
+	ask   string // what to ask where there is none; "" = that is nothing unusual
+}
+
+// newProgress begins with what is going on before the first event.
+func newProgress(c *console, what, ask string) *progress {
+	p := &progress{c: c, percent: -lineStep, stop: make(chan struct{}), done: make(chan struct{}), changed: time.Now(), now: news{plain: what, ask: ask}}
+	go p.tick()
+	return p
+}
+
+// newListing begins with nothing listed.
+func newListing(c *console) *progress {
+	return newProgress(c, listed(api.ListProgress{}), askStore)
+}
+
+// tick looks after what sends no events, until Done.
+func (p *progress) tick() {
+	defer close(p.done)
+	t := time.NewTicker(min(tickEvery, p.c.patient()))
+	defer t.Stop()
+	for {
+		select {
+		case <-p.stop:
+			return
+		case <-t.C:
+			p.remind()
+		}
+	}
+}
+
+// remind says for how long nothing has changed, if that is long.
+func (p *progress) remind() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if line, ok := p.stalledLocked(); ok && (p.c.tty || time.Since(p.reminded) > p.c.patient()-tickEvery/2) { // ticks come a little early or late
+		p.reminded = time.Now()
+		p.drawLocked(line)
+	}
+}
+
+// stalledLocked is the line of what does not move. A queued job does not
+// count: what it waits for has been said.
+func (p *progress) stalledLocked() (line string, ok bool) {
+	idle := time.Since(p.changed)
+	if idle < p.c.patient() || p.now.ask == "" {
+		return "", false
+	}
+	return fmt.Sprintf("%s, no progress for %s: %s", p.now.plain, span(idle), p.now.ask), true
+}
+
+func (p *progress) drawLocked(line string) {
+	p.last, p.line = time.Now(), line
+	p.c.Draw(line)
+}
 
 // Event shows one line of a stream.
 func (p *progress) Event(e api.Event) {
 	switch {
 	case e.Listing != nil:
-		p.show(fmt.Sprintf("listing: %d objects, %s", e.Listing.Objects, api.HumanBytes(e.Listing.Bytes)), -1)
+		line := listed(*e.Listing)
+		p.show(news{line: line, plain: line, count: *e.Listing, ask: askStore}, -1)
 	case e.Load != nil:
-		p.show(p.bar("loading", e.Load.Bytes, e.Load.TotalBytes, 0, -1), percent(e.Load.Bytes, e.Load.TotalBytes))
+		l := e.Load
+		p.show(p.bar("loading", l.Bytes, l.TotalBytes, 0, -1, ""), percent(l.Bytes, l.TotalBytes))
 	case e.Job != nil:
 		p.Job(*e.Job)
 	}
+}
+
+func listed(l api.ListProgress) string {
+	return fmt.Sprintf("listing: %d objects, %s", l.Objects, api.HumanBytes(l.Bytes))
 }
 
 // Listing shows one line of a stream that ends with a job: whoever follows the
@@ -48,49 +128,83 @@ func (p *progress) Listing(e api.Event) {
 
 // Job shows the state of a job.
 func (p *progress) Job(st api.JobStatus) {
-	if st.State == api.JobReleased || st.State == api.JobFailed {
+	ask := askStore
+	switch st.State {
+	case api.JobReleased, api.JobFailed:
 		return // what follows says more
+	case api.JobPlanned:
+		ask = askDoctor
+	case api.JobQueued:
+		ask = ""
+		p.queued(st)
 	}
-	p.show(p.bar(strings.ToLower(st.State), st.ResidentBytes, st.Bytes, st.BytesPerSec, st.ETASeconds), percent(st.ResidentBytes, st.Bytes))
+	p.show(p.bar(strings.ToLower(st.State), st.ResidentBytes, st.Bytes, st.BytesPerSec, st.ETASeconds, ask), percent(st.ResidentBytes, st.Bytes))
 }
 
-// bar makes a line: state, bar or nothing, %, bytes, rate, ETA.
-func (p *progress) bar(state string, part, whole int64, rate, seconds float64) string {
+// queued says what a job waits for, once for each answer.
+func (p *progress) queued(st api.JobStatus) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if st.Error == nil || st.Error.Message == "" || st.Error.Message == p.why {
+		return
+	}
+	p.why = st.Error.Message
+	p.c.Note("job %s is queued: %s", st.Job, p.why)
+	p.line = "" // a note takes the bar away
+}
+
+// bar makes the line of state: bar or nothing, %, bytes, rate, ETA.
+func (p *progress) bar(state string, part, whole int64, rate, seconds float64, ask string) news {
 	n := percent(part, whole)
-	line := state + ": "
+	cells := ""
 	if p.c.tty {
 		full := n * barCells / 100
-		cells := strings.Repeat("#", full)
+		cells = strings.Repeat("#", full)
 		if p.c.color {
 			cells = "\x1b[32m" + cells + "\x1b[0m"
 		}
-		line += "[" + cells + strings.Repeat(".", barCells-full) + "] "
+		cells = "[" + cells + strings.Repeat(".", barCells-full) + "] "
 	}
-	line += fmt.Sprintf("%d %%, %s of %s", n, api.HumanBytes(part), api.HumanBytes(whole))
+	sizes := fmt.Sprintf("%d %%, %s of %s", n, api.HumanBytes(part), api.HumanBytes(whole))
+	out := news{line: state + ": " + cells + sizes, plain: state + ": " + sizes, count: [2]any{state, part}, ask: ask}
 	if rate > 0 {
-		line += ", " + api.HumanBytes(int64(rate)) + "/s"
+		out.line += ", " + api.HumanBytes(int64(rate)) + "/s"
 	}
 	if seconds >= 0 && n < 100 {
-		line += ", ready in " + eta(seconds)
+		out.line += ", ready in " + eta(seconds)
 	}
-	return line
+	return out
 }
 
-func (p *progress) show(line string, n int) {
+// show takes news of which n % are done (-1 = not known), and draws them if it
+// is time to.
+func (p *progress) show(now news, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now.count != p.now.count {
+		p.changed = time.Now()
+	}
+	p.now = now
+	if _, stalled := p.stalledLocked(); stalled {
+		return // the ticker says so
+	}
 	since := time.Since(p.last)
 	due := since >= lineEvery || n >= p.percent+lineStep || n >= 100 && p.percent < 100
 	if p.c.tty {
 		due = since >= drawEvery || n >= 100
 	}
-	if !due || line == p.line {
+	if !due || now.line == p.line {
 		return
 	}
-	p.last, p.line = time.Now(), line
 	if n >= 0 {
 		p.percent = n
 	}
-	p.c.Draw(line)
+	p.drawLocked(now.line)
 }
 
-// Done takes the bar away.
-func (p *progress) Done() { p.c.Clear() }
+// Done takes the bar away; nothing is shown after it.
+func (p *progress) Done() {
+	close(p.stop)
+	<-p.done
+	p.c.Clear()
+}

@@ -15,9 +15,10 @@ import (
 const maxGenerationDigits = 9
 
 // parseRef reads NAME|URI[@GEN][=DIR]. Names have no '=', so the first one
-// begins DIR. In a URI, which may have some, the last '=' before an absolute
-// path, ./ or ../ does; '@' counts only before digits that end the reference.
-// A URI that ends like @12 itself is written with a slash behind it.
+// begins DIR, which is absolute. In a URI, which may have some, the last '='
+// before an absolute path, ./ or ../ does; '@' counts only before digits that
+// end the reference. A URI that ends like @12 itself is written with a slash
+// behind it.
 func parseRef(s string) (api.DatasetRef, error) {
 	bad := func(format string, args ...any) (api.DatasetRef, error) {
 		return api.DatasetRef{}, stoker.Errorf(stoker.KindInvalid, "dataset", printable(s), format, args...)
@@ -29,11 +30,10 @@ func parseRef(s string) (api.DatasetRef, error) {
 		if dir == "" {
 			return bad("no folder follows the '=': write NAME=/absolute/folder")
 		}
-		abs, err := filepath.Abs(dir)
-		if err != nil {
-			return bad("%w", err)
+		if !filepath.IsAbs(dir) {
+			return bad("%q is no absolute folder: write NAME=/absolute/folder", dir)
 		}
-		ref.Dir, rest = abs, s[:i]
+		ref.Dir, rest = filepath.Clean(dir), s[:i]
 	}
 	ref.Name = rest
 	if i := strings.LastIndexByte(rest, '@'); i >= 0 && digits(rest[i+1:]) {
@@ -44,13 +44,22 @@ func parseRef(s string) (api.DatasetRef, error) {
 		ref.Name, ref.Generation = rest[:i], n
 	}
 	switch {
-	case ref.Name == "":
-		return bad("has no name: write NAME, NAME@GENERATION or s3://bucket/prefix")
 	case strings.ContainsRune(s, 0):
 		return bad("holds a NUL byte")
+	case !isURI(ref.Name) && !isName(ref.Name):
+		return bad("is no dataset name (%s): write NAME, NAME@GENERATION or s3://bucket/prefix", aName)
 	}
 	return ref, nil
 }
+
+func isURI(s string) bool { return strings.Contains(s, "://") }
+
+// aName is what a dataset's name is, as the registry has it.
+const aName = "1 to 63 of a-z 0-9 . _ -, a letter or digit first"
+
+var nameOf = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+
+func isName(s string) bool { return nameOf.MatchString(s) }
 
 // dirAt returns where the '=' before DIR is, or -1.
 func dirAt(s string) int {

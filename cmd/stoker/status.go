@@ -58,7 +58,7 @@ Names that do not fit into the terminal end in an ellipsis; --wide, a pipe, and
 			if len(args) > 1 {
 				return usagef(cmd, "one job or dataset at most")
 			}
-			if f.interval != 0 && (!f.watch || f.interval < leastEvery) {
+			if cmd.Flags().Changed("interval") && (!f.watch || f.interval < leastEvery) {
 				return usagef(cmd, "--interval %v: goes with --watch, and is %v or more", f.interval, leastEvery)
 			}
 			return nil
@@ -234,7 +234,7 @@ func encoder(format string) func(api.Status) ([]byte, error) {
 func (a *app) jobsCommand() *cobra.Command {
 	var wide bool
 	cmd := &cobra.Command{
-		Use: "jobs", Short: "list the running jobs and those that ended last", Args: cobra.NoArgs,
+		Use: "jobs", Short: "list the running jobs and those that ended last", Args: noArgs,
 		Long: `Lists the jobs that hold or wait for data, and the last that ended. A job is
 Planned, Queued (it waits for space), Warming (it is loaded), Ready, Leased (its
 command runs), Degraded (it runs without all of its data), Grace, Released or
@@ -260,7 +260,7 @@ Failed.`,
 func (a *app) workersCommand() *cobra.Command {
 	var wide bool
 	cmd := &cobra.Command{
-		Use: "workers", Short: "list the cache workers", Args: cobra.NoArgs,
+		Use: "workers", Short: "list the cache workers", Args: noArgs,
 		Long: `Lists the workers that the controller knows: live ones, and lost ones as they
 were last. USED is what lies in the cache folder, RESERVED what is promised to
 loads beyond that. Ids are shortened; --wide and -o json have them whole.`,
@@ -286,7 +286,7 @@ loads beyond that. Ids are shortened; --wide and -o json have them whole.`,
 func (a *app) datasetLsCommand() *cobra.Command {
 	var wide bool
 	cmd := &cobra.Command{
-		Use: "ls", Short: "list the registered datasets", Args: cobra.NoArgs,
+		Use: "ls", Short: "list the registered datasets", Args: noArgs,
 		Long: `Lists the registered datasets with their current generation: how much that is,
 how much of it is on the workers, and how long ago it was listed.`,
 		Example: `  stoker dataset ls

@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -72,6 +71,9 @@ fail gives up (exit code 9 for the deadline).`,
 			if len(datasets) == 0 {
 				return usagef(cmd, "--dataset is needed")
 			}
+			if err := s.checkFlags(cmd, deadline); err != nil {
+				return err
+			}
 			if cmd.Flags().Changed("deadline") {
 				seconds := deadline.Seconds()
 				s.req.DeadlineSeconds = &seconds
@@ -93,16 +95,8 @@ func (s *submission) run(ctx context.Context) error {
 	if s.req.Job == "" {
 		s.req.Job = stoker.NewToken()[:12]
 	}
-	if err := checkJobID(s.req.Job); err != nil {
+	if err := s.check(); err != nil {
 		return err
-	}
-	if _, err := folders(s.req.Datasets); err != nil {
-		return err
-	}
-	if !strings.ContainsRune(s.argv[0], '/') {
-		if _, err := exec.LookPath(s.argv[0]); err != nil {
-			return stoker.Errorf(stoker.KindNotExist, "submit", printable(s.argv[0]), "is no command on the PATH")
-		}
 	}
 	var err error
 	if s.c, err = s.a.controller(); err != nil {

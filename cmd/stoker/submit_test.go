@@ -263,12 +263,18 @@ func TestSubmitClaimsNothingInVain(t *testing.T) {
 	}
 }
 
-// A command that cannot be started gives everything back.
+// A command that looks well and cannot be started gives everything back.
 func TestSubmitOfWhatCannotRun(t *testing.T) {
-	for path, code := range map[string]int{"./none": 3, "./plain": 10} {
+	for path, code := range map[string]int{"./dangling": 3, "./garbage": 2} {
 		g := submitRig(t, job(api.JobReady))
 		t.Chdir(g.dir)
-		write(t, "plain", "no program")
+		write(t, "dangling", "#!/no/such/interpreter\n")
+		write(t, "garbage", "\x00\x01")
+		for _, name := range []string{"dangling", "garbage"} {
+			if err := os.Chmod(name, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
 		g.want(code, "submit", "--dataset", "data", "--job-id", "j", "--", path)
 		g.tidy("j")
 	}

@@ -13,7 +13,7 @@ import (
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "print the version", Args: noArgs,
 		Long: `Prints the version of this command, with -o json also that of the Go it was built
 with.`,
 		Example: `  stoker version -o json`,
