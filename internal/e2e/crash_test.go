@@ -1,14 +1,12 @@
 package e2e
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -184,10 +182,27 @@ func workerStaysAway(t *testing.T, at float64) {
 }
 
 // fullest is the worker that has most.
-func (c *cluster) fullest() string {
+func (c *cluster) fullest() (role string) {
 	c.t.Helper()
-	most := slices.MaxFunc(c.workers(), func(a, b api.WorkerInfo) int { return cmp.Compare(a.UsedBytes, b.UsedBytes) })
-	return filepath.Base(filepath.Dir(most.Socket))
+	most := int64(-1)
+	for _, w := range c.workers() {
+		out, err := exec.Command("curl", "-sf", "--unix-socket", w.Socket, "http://worker/v1/status").Output()
+		var st api.WorkerStatus
+		if err == nil {
+			err = json.Unmarshal(out, &st)
+		}
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		var has int64
+		for _, h := range st.Manifests {
+			has += h.Bytes
+		}
+		if has > most {
+			most, role = has, filepath.Base(filepath.Dir(w.Socket))
+		}
+	}
+	return role
 }
 
 // The controller, Temporal and Redis may die in mid-preload and mid-read: the
