@@ -23,6 +23,8 @@ type Frozen struct {
 	Objects  int64
 	Bytes    int64
 	ListedAt time.Time
+	// Unchanged: a sync found what the current generation has.
+	Unchanged bool `json:",omitempty"`
 }
 
 // Freeze lists all roots and stores the manifest. Its heartbeats carry
@@ -57,6 +59,56 @@ func (a *Activities) Register(ctx context.Context, d manifest.Dataset) error {
 			return nil
 		}
 		err = stoker.Errorf(stoker.KindInvalid, "dataset", d.Name, "is registered already ('stoker dataset show %s'); take another name", d.Name)
+	}
+	return ToTemporal(err)
+}
+
+// RenewInput is a new listing of a registered dataset.
+type RenewInput struct {
+	Name string
+	Frozen
+}
+
+// Renew enters a new listing as the current generation, unless nothing has
+// changed: then the current one is as old as the listing. It may be repeated.
+func (a *Activities) Renew(ctx context.Context, in RenewInput) (Frozen, error) {
+	d, tag, err := a.o.Store.Dataset(ctx, in.Name)
+	if err != nil {
+		return Frozen{}, ToTemporal(err)
+	}
+	out := in.Frozen
+	if n := len(d.Generations); n > 0 && d.Generations[n-1].Manifest == in.Manifest {
+		out.Unchanged = true
+		if !in.ListedAt.After(d.Generations[n-1].ListedAt) {
+			return out, nil
+		}
+		d.Generations[n-1].ListedAt = in.ListedAt
+	} else {
+		d.Generations = append(d.Generations, manifest.Generation{Number: d.Current().Number + 1, Manifest: in.Manifest,
+			ListedAt: in.ListedAt, Objects: in.Objects, Bytes: in.Bytes})
+	}
+	err = a.o.Store.UpdateDataset(ctx, d, tag)
+	if stoker.KindOf(err) == stoker.KindHeld { // somebody else's change came between: look again
+		err = stoker.Errorf(stoker.KindBusy, "dataset", in.Name, "%w", err)
+	}
+	return out, ToTemporal(err)
+}
+
+// UnregisterInput names the entry that was made at a time.
+type UnregisterInput struct {
+	Name    string
+	Created time.Time
+}
+
+// Unregister takes an entry out of the registry. One that is gone, or that was
+// made anew since, is fine.
+func (a *Activities) Unregister(ctx context.Context, in UnregisterInput) error {
+	d, _, err := a.o.Store.Dataset(ctx, in.Name)
+	if stoker.KindOf(err) == stoker.KindNotExist {
+		return nil
+	}
+	if err == nil && d.Created.Equal(in.Created) {
+		err = a.o.Store.RemoveDataset(ctx, in.Name)
 	}
 	return ToTemporal(err)
 }

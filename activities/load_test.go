@@ -310,3 +310,50 @@ func TestRegister(t *testing.T) {
 		}
 	}
 }
+
+// A sync adds a generation if something has changed; else the current one gets
+// younger. It may be repeated. What was made anew is not removed for the old.
+func TestRenewAndUnregister(t *testing.T) {
+	c := newCluster(t, 0)
+	made := time.Now().UTC().Truncate(time.Second)
+	d := manifest.Dataset{Name: "d", Owner: "ann", Roots: someRoots, Created: made,
+		Generations: []manifest.Generation{{Number: 1, Manifest: c.manifest, ListedAt: made}}}
+	if err := c.Register(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	entry := func() *manifest.Dataset {
+		t.Helper()
+		d, _, err := c.o.Store.Dataset(t.Context(), "d")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	same := RenewInput{"d", Frozen{Manifest: c.manifest, ListedAt: made.Add(time.Hour)}}
+	if f, err := c.Renew(t.Context(), same); err != nil || !f.Unchanged {
+		t.Errorf("nothing changed: %+v, %v", f, err)
+	}
+	if got := entry(); len(got.Generations) != 1 || !got.Current().ListedAt.Equal(made.Add(time.Hour)) {
+		t.Errorf("%+v", got.Generations)
+	}
+	changed := RenewInput{"d", Frozen{Manifest: stoker.ID{7}, Objects: 3, Bytes: 9, ListedAt: made.Add(2 * time.Hour)}}
+	for range 2 {
+		if _, err := c.Renew(t.Context(), changed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := entry().Generations; len(got) != 2 || got[1].Number != 2 || got[1].Manifest != changed.Manifest || got[1].Bytes != 9 || got[0].Manifest != c.manifest {
+		t.Errorf("%+v", got)
+	}
+	if err := c.Unregister(t.Context(), UnregisterInput{"d", made.Add(time.Second)}); err != nil || entry().Name != "d" {
+		t.Errorf("another entry of the name: %v", err)
+	}
+	for range 2 {
+		if err := c.Unregister(t.Context(), UnregisterInput{"d", made}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := c.o.Store.Dataset(t.Context(), "d"); stoker.KindOf(err) != stoker.KindNotExist {
+		t.Errorf("after the removal: %v", err)
+	}
+}

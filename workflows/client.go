@@ -308,7 +308,23 @@ func (c *Client) Datasets(ctx context.Context) ([]DatasetState, error) {
 
 // AddDataset lists and registers a dataset. It is cancelled with ctx.
 func (c *Client) AddDataset(ctx context.Context, d manifest.Dataset, progress func(api.ListProgress)) (activities.Frozen, error) {
-	return c.freeze(ctx, "catalog-"+c.cluster+"-"+d.Name, catalogWorkflow, d.Name, d, true, progress)
+	return c.freeze(ctx, c.catalogID(d.Name), catalogWorkflow, d.Name, d, true, progress)
+}
+
+// catalogID is the id of whatever changes a registry entry: one at a time.
+func (c *Client) catalogID(name string) string { return "catalog-" + c.cluster + "-" + name }
+
+// SyncDataset lists a registered dataset again. Those who ask at the same time
+// share one listing.
+func (c *Client) SyncDataset(ctx context.Context, d *manifest.Dataset, progress func(api.ListProgress)) (activities.Frozen, error) {
+	in := SyncInput{Name: d.Name, Roots: d.Roots, Base: d.Current().Manifest}
+	return c.freeze(ctx, c.catalogID(d.Name), syncWorkflow, d.Name, in, false, progress)
+}
+
+// RemoveDataset takes an entry out of the registry.
+func (c *Client) RemoveDataset(ctx context.Context, d *manifest.Dataset) error {
+	_, err := c.freeze(ctx, c.catalogID(d.Name), removeWorkflow, d.Name, RemoveInput{d.Name, d.Created}, false, func(api.ListProgress) {})
+	return err
 }
 
 // List freezes roots that are registered nowhere. Those who ask for the same

@@ -58,7 +58,7 @@ func (c *Client) serve(ctx context.Context, ready func()) {
 func register(w worker.Registry, acts *activities.Activities) {
 	for _, f := range []any{
 		acts.Hold, acts.Join, acts.Leave, acts.PutLeases, acts.Plan, acts.Reserve, acts.GiveBack, acts.LoadPart, acts.AwaitReturn, acts.Mend, acts.Verify,
-		acts.Freeze, acts.Register,
+		acts.Freeze, acts.Register, acts.Renew, acts.Unregister,
 	} {
 		w.RegisterActivity(f)
 	}
@@ -67,7 +67,7 @@ func register(w worker.Registry, acts *activities.Activities) {
 
 func registerWorkflows(w worker.WorkflowRegistry) {
 	for name, f := range map[string]any{
-		jobWorkflow: Job, datasetWorkflow: Dataset, loadWorkflow: Load, catalogWorkflow: Catalog, listWorkflow: List,
+		jobWorkflow: Job, datasetWorkflow: Dataset, loadWorkflow: Load, catalogWorkflow: Catalog, listWorkflow: List, syncWorkflow: Sync, removeWorkflow: Remove,
 	} {
 		w.RegisterWorkflowWithOptions(f, workflow.RegisterOptions{Name: name})
 	}

@@ -23,6 +23,8 @@ const (
 	loadWorkflow    = "Load"
 	catalogWorkflow = "Catalog"
 	listWorkflow    = "List"
+	syncWorkflow    = "Sync"
+	removeWorkflow  = "Remove"
 
 	newsSignal    = "dataset-state"
 	startedSignal = "started"

@@ -21,7 +21,7 @@ func (a *app) completions(root *cobra.Command) {
 	dataset := a.first(a.datasetNames)
 	for path, f := range map[string]cobra.CompletionFunc{
 		"status": a.first(a.jobNames, a.datasetNames), "wait": a.first(a.activeJobs), "cancel": a.first(a.activeJobs),
-		"dataset show": dataset, "preload": dataset, "verify": dataset, "evict": dataset,
+		"dataset show": dataset, "dataset sync": dataset, "dataset rm": dataset, "preload": dataset, "verify": dataset, "evict": dataset,
 		"mount": a.mountWords, "umount": a.first(a.mountedFolders),
 		"completion": cobra.FixedCompletions([]string{"bash", "zsh", "fish"}, cobra.ShellCompDirectiveNoFileComp),
 		"jobs":       cobra.NoFileCompletions, "workers": cobra.NoFileCompletions, "version": cobra.NoFileCompletions,

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,12 +19,13 @@ generations: a job reads one generation, whatever happens in the store.`,
   stoker dataset ls
   stoker dataset show imagenet`}
 	group(cmd)
-	cmd.AddCommand(a.datasetAddCommand(), a.datasetLsCommand(), a.datasetShowCommand())
+	cmd.AddCommand(a.datasetAddCommand(), a.datasetLsCommand(), a.datasetShowCommand(), a.datasetSyncCommand(), a.datasetRmCommand())
 	return cmd
 }
 
 func (a *app) datasetAddCommand() *cobra.Command {
 	var at ufs.Location
+	var maxAge time.Duration
 	cmd := &cobra.Command{
 		Use:   "add NAME URI|FOLDER=URI...",
 		Short: "list a prefix of a store, freeze it as generation 1 and give it a name",
@@ -44,7 +43,10 @@ always the daemons' own, by name with --profile.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req := api.AddDatasetRequest{Name: args[0]}
+			if maxAge < 0 {
+				return usagef(cmd, "--max-age %s: want a time such as 24h, or 0 for never", maxAge)
+			}
+			req := api.AddDatasetRequest{Name: args[0], MaxAgeSeconds: maxAge.Seconds()}
 			if !isName(req.Name) {
 				return stoker.Errorf(stoker.KindInvalid, "dataset add", printable(req.Name), "is no dataset name: %s", aName)
 			}
@@ -76,6 +78,7 @@ always the daemons' own, by name with --profile.`,
 	f.StringVar(&at.Region, "region", "", "region of the store (default the daemons' AWS environment)")
 	f.BoolVar(&at.PathStyle, "path-style", false, "bucket in the path, not in the host name")
 	f.BoolVar(&at.Anonymous, "anonymous", false, "send no credentials")
+	f.DurationVar(&maxAge, "max-age", 0, "list again before use when the listing is older, such as 24h (default never)")
 	f.StringVar(&at.Profile, "profile", "", "name of the credentials that the daemons have")
 	return cmd
 }
@@ -199,10 +202,7 @@ a mounted view then reads from the store again.`,
 			if err != nil {
 				return err
 			}
-			if len(rep.Missed) > 0 {
-				a.console.Note("%d workers did not answer and keep what they have: %s", len(rep.Missed), strings.Join(rep.Missed, ", "))
-			}
-			return a.print(rep, func(w io.Writer) { row(w, "freed", api.HumanBytes(rep.Bytes)); row(w, "shards", rep.Shards) })
+			return a.printFreed(rep)
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "even if it is held")

@@ -130,7 +130,7 @@ the store for the rest.`,
 const maxReplicas = 16
 
 func (a *app) preloadCommand() *cobra.Command {
-	var wait bool
+	var wait, sync bool
 	var replicas int
 	cmd := &cobra.Command{
 		Use:   "preload DATASET[@GEN]|URI",
@@ -151,10 +151,11 @@ Ctrl-C drops the claim; without another one the load stops.`,
 			if replicas < 1 || replicas > maxReplicas {
 				return usagef(cmd, "--replicas %d: want 1 to %d", replicas, maxReplicas)
 			}
-			return a.preload(cmd.Context(), api.ClaimRequest{Job: stoker.NewToken()[:12], Datasets: []api.DatasetRef{ref}, Preload: true, Replicas: replicas}, wait)
+			return a.preload(cmd.Context(), api.ClaimRequest{Job: stoker.NewToken()[:12], Datasets: []api.DatasetRef{ref}, Preload: true, Replicas: replicas, Sync: sync}, wait)
 		},
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait for the certificate and print it")
+	cmd.Flags().BoolVar(&sync, "sync", false, "list the dataset again first")
 	cmd.Flags().IntVar(&replicas, "replicas", 1, "workers that hold each shard")
 	return cmd
 }

@@ -165,9 +165,9 @@ var contract = map[string]string{
 }
 
 var built = map[string]string{
-	"submit": "dataset on-miss deadline layout job-id", "status": "", "wait": "", "cancel": "", "jobs": "",
-	"dataset add": "endpoint region path-style anonymous profile", "dataset ls": "", "dataset show": "",
-	"preload": "wait replicas", "verify": "deep", "evict": "force", "mount": "view uid gid umask", "umount": "", "workers": "", "completion": "", "version": "",
+	"submit": "dataset on-miss deadline sync layout job-id", "status": "", "wait": "", "cancel": "", "jobs": "",
+	"dataset add": "endpoint region path-style anonymous profile max-age", "dataset ls": "", "dataset show": "", "dataset sync": "", "dataset rm": "",
+	"preload": "wait sync replicas", "verify": "deep", "evict": "force", "mount": "view uid gid umask", "umount": "", "workers": "", "completion": "", "version": "",
 }
 
 func TestWhatIsNotBuiltIsAbsent(t *testing.T) {

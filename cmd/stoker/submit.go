@@ -85,6 +85,7 @@ fail gives up (exit code 9 for the deadline).`,
 	f.StringArrayVar(&datasets, "dataset", nil, "dataset that the job reads, where it is mounted behind =; may be repeated")
 	f.StringVar(&s.req.OnMiss, "on-miss", "start", "without the data at the deadline: start, wait or fail")
 	f.DurationVar(&deadline, "deadline", 0, "from now on, such as 90s or 10m (default none)")
+	f.BoolVar(&s.req.Sync, "sync", false, "list the datasets again first")
 	f.StringVar(&s.req.Layout, "layout", "auto", "auto or spread")
 	f.StringVar(&s.req.Job, "job-id", "", "id of the job (default a generated one)")
 	f.StringVar(&s.view, "view", "auto", "auto or tree")

@@ -61,6 +61,25 @@ func (c *Controller) AddDataset(ctx context.Context, req AddDatasetRequest, each
 	return e.Dataset, err
 }
 
+// SyncDataset lists a dataset again; what changed is its new generation.
+func (c *Controller) SyncDataset(ctx context.Context, name string, each func(Event)) (*DatasetDetail, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return nil, err
+	}
+	e, err := c.c.stream(ctx, http.MethodPost, "/v1/datasets/"+seg+"/sync", nil, each, func(e Event) bool { return e.Dataset != nil })
+	return e.Dataset, err
+}
+
+// RemoveDataset frees a dataset's space and takes its name out of the registry.
+func (c *Controller) RemoveDataset(ctx context.Context, name string) (EvictReport, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return EvictReport{}, err
+	}
+	return get[EvictReport](ctx, c.c, workTimeout, http.MethodDelete, "/v1/datasets/"+seg, nil)
+}
+
 // Datasets lists what is registered.
 func (c *Controller) Datasets(ctx context.Context) ([]DatasetInfo, error) {
 	return get[[]DatasetInfo](ctx, c.c, answerTimeout, http.MethodGet, "/v1/datasets", nil)

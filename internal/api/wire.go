@@ -175,6 +175,7 @@ type DatasetDetail struct {
 	Locations   []ufs.Location `json:"locations"`
 	Unmountable []Unmountable  `json:"unmountable"`
 	Holders     []string       `json:"holders"`
+	Unchanged   bool           `json:"unchanged,omitempty"` // a sync found what the generation has
 }
 
 // Status is GET /v1/status.

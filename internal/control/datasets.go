@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"math"
 	"net/http"
 	"path"
 	"slices"
@@ -95,8 +96,8 @@ func (c *Controller) addDataset(w http.ResponseWriter, r *http.Request) error {
 	if err := manifest.ValidateName(req.Name); err != nil {
 		return err
 	}
-	if req.MaxAgeSeconds != 0 {
-		return stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "listings are not renewed by themselves yet: leave maxAgeSeconds out")
+	if req.MaxAgeSeconds < 0 || math.IsNaN(req.MaxAgeSeconds) || req.MaxAgeSeconds > 1e9 {
+		return stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "a listing of at most %v seconds", req.MaxAgeSeconds)
 	}
 	rs, err := roots(&req)
 	if err != nil {
@@ -111,7 +112,8 @@ func (c *Controller) addDataset(w http.ResponseWriter, r *http.Request) error {
 			return err // an unknown scheme, a wrong endpoint
 		}
 	}
-	d := manifest.Dataset{Name: req.Name, Owner: api.PrincipalOf(r.Context()).Name, Roots: rs, Created: time.Now().UTC()}
+	d := manifest.Dataset{Name: req.Name, Owner: api.PrincipalOf(r.Context()).Name, Roots: rs, Created: time.Now().UTC(),
+		MaxAge: time.Duration(req.MaxAgeSeconds * float64(time.Second))}
 	stream := api.NewStream(w)
 	_, err = c.o.Flows.AddDataset(r.Context(), d, func(p api.ListProgress) { _ = stream.Send(api.Event{Listing: &p}) })
 	if err == nil {
@@ -133,11 +135,7 @@ func (c *Controller) sendAdded(ctx context.Context, stream *api.Stream, d *manif
 	if !found.entry.Created.Equal(d.Created) || found.entry.Owner != d.Owner {
 		return taken
 	}
-	detail, err := c.detail(ctx, found)
-	if err != nil {
-		return err
-	}
-	return stream.Send(api.Event{Dataset: detail})
+	return c.sendDetail(ctx, stream, found, false)
 }
 
 func (c *Controller) listDatasets(w http.ResponseWriter, r *http.Request) error {

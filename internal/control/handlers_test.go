@@ -178,7 +178,6 @@ func TestCheckClaim(t *testing.T) {
 		"layout":             func(r *api.ClaimRequest) { r.Layout = "local" },
 		"replicas":           func(r *api.ClaimRequest) { r.Replicas = 17 },
 		"less than none":     func(r *api.ClaimRequest) { r.Replicas = -1 },
-		"not built":          func(r *api.ClaimRequest) { r.Sync = true },
 		"deadline":           func(r *api.ClaimRequest) { r.DeadlineSeconds = number(-1) },
 		"deadline, a NaN":    func(r *api.ClaimRequest) { r.DeadlineSeconds = number(math.NaN()) },
 		"deadline, overflow": func(r *api.ClaimRequest) { r.DeadlineSeconds = number(1e10) },
@@ -258,11 +257,11 @@ func TestAddDatasetRefusals(t *testing.T) {
 		req  api.AddDatasetRequest
 		part string
 	}{
-		"name":      {api.AddDatasetRequest{Name: "Pets!", Roots: root("s3://b")}, "a name has"},
-		"taken":     {api.AddDatasetRequest{Name: "pets", Roots: root("s3://b")}, "is registered already"},
-		"no root":   {api.AddDatasetRequest{Name: "dogs"}, "want 1 to 64"},
-		"scheme":    {api.AddDatasetRequest{Name: "dogs", Roots: root("gopher://b")}, "gopher"},
-		"not built": {api.AddDatasetRequest{Name: "dogs", Roots: root("s3://b"), MaxAgeSeconds: 5}, "leave maxAgeSeconds out"},
+		"name":    {api.AddDatasetRequest{Name: "Pets!", Roots: root("s3://b")}, "a name has"},
+		"taken":   {api.AddDatasetRequest{Name: "pets", Roots: root("s3://b")}, "is registered already"},
+		"no root": {api.AddDatasetRequest{Name: "dogs"}, "want 1 to 64"},
+		"scheme":  {api.AddDatasetRequest{Name: "dogs", Roots: root("gopher://b")}, "gopher"},
+		"age":     {api.AddDatasetRequest{Name: "dogs", Roots: root("s3://b"), MaxAgeSeconds: -5}, "-5 seconds"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w.ask(t, watchedToken, "POST", "/v1/datasets", c.req).wantError(t, 400, "invalid", c.part)

@@ -25,6 +25,8 @@ func (c *Controller) patterns() map[string]handler {
 		"POST /v1/datasets":               c.addDataset,
 		"GET /v1/datasets":                c.listDatasets,
 		"GET /v1/datasets/{name}":         c.showDataset,
+		"DELETE /v1/datasets/{name}":      c.removeDataset,
+		"POST /v1/datasets/{name}/sync":   c.syncDataset,
 		"POST /v1/datasets/{name}/verify": c.verify,
 		"POST /v1/datasets/{name}/evict":  c.evict,
 		"POST /v1/jobs":                   c.claim,

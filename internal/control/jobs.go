@@ -46,8 +46,6 @@ func checkClaim(req *api.ClaimRequest) error {
 		return bad("layout %q: want auto or spread", req.Layout)
 	case req.Replicas < 0 || req.Replicas > maxReplicas:
 		return bad("%d replicas: want 1 to %d", req.Replicas, maxReplicas)
-	case req.Sync:
-		return bad("a new listing with the claim is not built yet: leave sync out")
 	case req.DeadlineSeconds != nil && (*req.DeadlineSeconds < 0 || math.IsNaN(*req.DeadlineSeconds) || *req.DeadlineSeconds > 1e9):
 		return bad("a deadline of %v seconds", *req.DeadlineSeconds)
 	}
@@ -109,7 +107,7 @@ func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted
 		in.Deadline = submitted.Add(time.Duration(*req.DeadlineSeconds * float64(time.Second)))
 	}
 	for _, ref := range req.Datasets {
-		d, err := c.resolve(ctx, ref, stream)
+		d, err := c.resolve(ctx, ref, req.Sync, stream)
 		if err != nil {
 			return nil, err
 		}
@@ -177,10 +175,17 @@ func (c *Controller) granted(ctx context.Context, in workflows.JobInput) (*api.J
 	}
 }
 
-// resolve turns a name into a manifest; a URI is listed now.
-func (c *Controller) resolve(ctx context.Context, ref api.DatasetRef, stream *api.Stream) (*workflows.JobDataset, error) {
+// resolve turns a name into a manifest, after a sync if that is asked for or
+// due; a URI is listed now.
+func (c *Controller) resolve(ctx context.Context, ref api.DatasetRef, sync bool, stream *api.Stream) (*workflows.JobDataset, error) {
 	if !strings.Contains(ref.Name, "://") {
 		d, err := c.find(ctx, ref.Name, ref.Generation)
+		if err == nil && sync && ref.Generation != 0 {
+			err = stoker.Errorf(stoker.KindInvalid, "dataset", ref.Name, "a sync makes a new generation: leave @%d out", ref.Generation)
+		}
+		if err == nil && ref.Generation == 0 && (sync || stale(d)) {
+			d, _, err = c.sync(ctx, d, stream)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -1,0 +1,92 @@
+package control
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/internal/api"
+)
+
+// sync lists a dataset again and returns it with its current generation.
+func (c *Controller) sync(ctx context.Context, d *resolved, stream *api.Stream) (now *resolved, unchanged bool, err error) {
+	f, err := c.o.Flows.SyncDataset(ctx, d.entry, func(p api.ListProgress) { _ = stream.Send(api.Event{Listing: &p}) })
+	if err != nil {
+		return nil, false, err
+	}
+	now, err = c.find(ctx, d.entry.Name, 0)
+	return now, f.Unchanged, err
+}
+
+// stale reports whether a dataset's listing is older than it may be.
+func stale(d *resolved) bool {
+	return d.entry.MaxAge > 0 && time.Since(d.ListedAt) > d.entry.MaxAge
+}
+
+func (c *Controller) syncDataset(w http.ResponseWriter, r *http.Request) error {
+	d, err := c.named(r)
+	if err != nil {
+		return err
+	}
+	if strings.Contains(r.PathValue("name"), "@") {
+		return stoker.Errorf(stoker.KindInvalid, "dataset", r.PathValue("name"), "a sync makes a new generation: leave @%d out", d.Number)
+	}
+	stream := api.NewStream(w)
+	now, unchanged, err := c.sync(r.Context(), d, stream)
+	if err == nil {
+		err = c.sendDetail(r.Context(), stream, now, unchanged)
+	}
+	if err != nil {
+		stream.Fail(err)
+	}
+	return nil
+}
+
+func (c *Controller) sendDetail(ctx context.Context, stream *api.Stream, d *resolved, unchanged bool) error {
+	detail, err := c.detail(ctx, d)
+	if err != nil {
+		return err
+	}
+	detail.Unchanged = unchanged
+	return stream.Send(api.Event{Dataset: detail})
+}
+
+// removeDataset frees what the workers have of all generations, and takes the
+// name out of the registry. Held data is refused before anything is done.
+func (c *Controller) removeDataset(w http.ResponseWriter, r *http.Request) error {
+	d, err := c.named(r)
+	if err != nil {
+		return err
+	}
+	if strings.Contains(r.PathValue("name"), "@") {
+		return stoker.Errorf(stoker.KindInvalid, "dataset", r.PathValue("name"), "generations cannot be removed one by one: leave @%d out", d.Number)
+	}
+	if err := mayChange(r, "dataset", d.Name, d.entry.Owner); err != nil {
+		return err
+	}
+	ws, err := c.workers(r.Context())
+	if err != nil {
+		return err
+	}
+	for _, g := range d.entry.Generations {
+		if who := holders(ws, g.Manifest); len(who) > 0 {
+			return stoker.Errorf(stoker.KindHeld, "dataset", d.Name, "generation %d is held by %s: wait for them", g.Number, strings.Join(who, ", "))
+		}
+	}
+	var sum api.EvictReport
+	for _, g := range d.entry.Generations {
+		rep, err := c.evictEverywhere(r.Context(), ws, api.EvictRequest{Manifest: g.Manifest})
+		if err != nil {
+			return err
+		}
+		sum.Shards, sum.Bytes, sum.Missed = sum.Shards+rep.Shards, sum.Bytes+rep.Bytes, rep.Missed
+	}
+	if err := c.o.Flows.RemoveDataset(r.Context(), d.entry); err != nil {
+		return err
+	}
+	c.o.Log.Info("removed from the registry", "dataset", d.Name, "owner", d.entry.Owner)
+	api.WriteJSON(w, http.StatusOK, sum)
+	return nil
+}
