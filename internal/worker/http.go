@@ -249,7 +249,7 @@ func (w *Worker) umount(rw http.ResponseWriter, r *http.Request) error {
 	if dir == "" {
 		return stoker.Errorf(stoker.KindInvalid, "umount", "", "which folder? ?dir=/absolute/path")
 	}
-	if err := w.views.Unmount(uint32(api.PrincipalOf(r.Context()).UID), dir, r.URL.Query().Get("lazy") == "true"); err != nil {
+	if err := w.views.Unmount(r.Context(), uint32(api.PrincipalOf(r.Context()).UID), dir, r.URL.Query().Get("lazy") == "true"); err != nil {
 		return err
 	}
 	rw.WriteHeader(http.StatusNoContent)

@@ -35,8 +35,9 @@ type views struct {
 	source    string // first part of the mounts' source, this worker's alone
 	log       *slog.Logger
 
-	mu   sync.Mutex
-	open map[string]*view // +checklocks:mu — by folder; nil while one is being made
+	mu     sync.Mutex
+	open   map[string]*view         // +checklocks:mu — by folder
+	making map[string]chan struct{} // +checklocks:mu — by folder; closed once the view stands, or cannot
 
 	reads atomic.Int64 // READs of the kernel, of views that have ended, too
 
@@ -64,7 +65,8 @@ func stateName(dir string) string {
 }
 
 // Mount makes a view of a dataset. The caller with this uid must own the
-// folder, or be root.
+// folder, or be root. If ctx ends before the view stands, nothing of it stays:
+// its caller has gone.
 func (v *views) Mount(ctx context.Context, uid uint32, r api.MountRequest) (api.MountInfo, error) {
 	if err := v.check(uid, &r); err != nil {
 		return api.MountInfo{}, err
@@ -78,14 +80,19 @@ func (v *views) Mount(ctx context.Context, uid uint32, r api.MountRequest) (api.
 	}
 	w, err := v.make(ctx, uid, r)
 	v.mu.Lock()
-	defer v.mu.Unlock()
+	close(v.making[r.Dir])
+	delete(v.making, r.Dir)
 	if err != nil {
-		delete(v.open, r.Dir)
+		v.mu.Unlock()
 		return api.MountInfo{}, err
 	}
 	w.info.ListedAt = listed
 	v.open[r.Dir] = w
+	v.mu.Unlock()
 	v.logOf(r).Info("a view is mounted", "dir", r.Dir, "uid", uid)
+	if ctx.Err() != nil {
+		return api.MountInfo{}, errors.Join(ctx.Err(), v.Unmount(context.WithoutCancel(ctx), uid, r.Dir, true))
+	}
 	return w.info, nil
 }
 
@@ -102,10 +109,10 @@ func (v *views) logOf(r api.MountRequest) *slog.Logger {
 func (v *views) claimDir(dir string) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if _, taken := v.open[dir]; taken {
+	if v.open[dir] != nil || v.making[dir] != nil {
 		return stoker.Errorf(stoker.KindHeld, "mount", dir, "there is a view already; stoker umount it first")
 	}
-	v.open[dir] = nil
+	v.making[dir] = make(chan struct{})
 	return nil
 }
 
@@ -220,14 +227,24 @@ func (v *views) afterEnd(w *view) {
 
 // Unmount ends a view. Only its owner or root may. While a process uses it,
 // that is refused; lazily the folder is freed at once and the processes keep
-// what they have open.
-func (v *views) Unmount(uid uint32, dir string, lazy bool) error {
+// what they have open. A view that is just being made is waited for.
+func (v *views) Unmount(ctx context.Context, uid uint32, dir string, lazy bool) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	for v.making[dir] != nil {
+		made := v.making[dir]
+		v.mu.Unlock()
+		select {
+		case <-made:
+		case <-ctx.Done():
+		}
+		v.mu.Lock()
+		if ctx.Err() != nil {
+			return stoker.Errorf(stoker.KindBusy, "umount", dir, "is just being mounted: try again")
+		}
+	}
 	w := v.open[dir]
-	switch _, making := v.open[dir]; {
-	case w == nil && making:
-		return stoker.Errorf(stoker.KindBusy, "umount", dir, "is just being mounted")
+	switch {
 	case w == nil:
 		return stoker.Errorf(stoker.KindNotExist, "umount", dir, "is no view of this node's worker")
 	case uid != 0 && w.owner != uid:
@@ -247,14 +264,14 @@ func (v *views) EndOf(alive func(holder string) bool) {
 	v.mu.Lock()
 	var gone []saved
 	for _, w := range v.open {
-		if w != nil && w.info.Holder != "" && !alive(w.info.Holder) {
+		if w.info.Holder != "" && !alive(w.info.Holder) {
 			gone = append(gone, saved{w.info.MountRequest, w.owner})
 		}
 	}
 	v.mu.Unlock()
 	for _, r := range gone {
 		v.logOf(r.MountRequest).Info("unmounting the view of a job that has ended", "dir", r.Dir)
-		if err := v.Unmount(0, r.Dir, true); err != nil && stoker.KindOf(err) != stoker.KindNotExist {
+		if err := v.Unmount(context.Background(), 0, r.Dir, true); err != nil && stoker.KindOf(err) != stoker.KindNotExist {
 			v.logOf(r.MountRequest).Error("the view of an ended job cannot be unmounted", "dir", r.Dir, "error", err)
 			continue
 		}
@@ -269,10 +286,8 @@ func (v *views) List() ([]api.MountInfo, int64) {
 	out := []api.MountInfo{}
 	var reads int64
 	for _, w := range v.open {
-		if w != nil {
-			out = append(out, w.info)
-			reads += w.reads()
-		}
+		out = append(out, w.info)
+		reads += w.reads()
 	}
 	slices.SortFunc(out, func(a, b api.MountInfo) int { return strings.Compare(a.Dir, b.Dir) })
 	return out, reads
@@ -311,9 +326,6 @@ func (v *views) Close() {
 	v.mu.Lock()
 	var ending []*view
 	for dir, w := range v.open {
-		if w == nil {
-			continue
-		}
 		if w.info.Holder != "" {
 			v.logOf(w.info.MountRequest).Warn("a job's view stays, dead, until it is mounted anew", "dir", dir)
 			continue

@@ -103,7 +103,7 @@ func (w *Worker) open() (err error) {
 	w.views = &views{
 		cache: w.cache, manifests: w.manifests, store: w.store,
 		source: "stoker-" + w.store.WorkerID()[:12], log: w.o.Log,
-		open: map[string]*view{}, stop: make(chan struct{}),
+		open: map[string]*view{}, making: map[string]chan struct{}{}, stop: make(chan struct{}),
 	}
 	w.metrics = w.watched()
 	return w.listen()
