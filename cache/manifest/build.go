@@ -11,10 +11,8 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"stoker.dev"
 	"stoker.dev/ufs"
@@ -49,10 +47,18 @@ func Build(ctx context.Context, o BuildOptions) (*Built, error) {
 		return nil, stoker.Errorf(stoker.KindInvalid, "manifest.build", "", "%d roots", len(o.Roots))
 	}
 	from := time.Now()
-	items, dirs, lost, err := listRoots(ctx, o)
+	var mu sync.Mutex
+	found := make([][]ufs.Object, len(o.Roots))
+	err := listRoots(ctx, o, func(root int, objects []ufs.Object) error {
+		mu.Lock()
+		defer mu.Unlock()
+		found[root] = append(found[root], objects...)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
+	items, dirs, lost := place(o.Roots, found)
 	top, both, err := tree(items, dirs)
 	if err != nil {
 		return nil, err
@@ -68,35 +74,9 @@ func Build(ctx context.Context, o BuildOptions) (*Built, error) {
 	return w.file(o, from, time.Now())
 }
 
-// listRoots lists every root and gives each object its path.
-func listRoots(ctx context.Context, o BuildOptions) (items []item, dirs []string, lost []Unmountable, err error) {
-	tokens := make(chan struct{}, o.Parallel)
-	var objects, size, pages atomic.Int64
-	found := make([][]ufs.Object, len(o.Roots))
-	g, gctx := errgroup.WithContext(ctx)
-	for i, root := range o.Roots {
-		if _, _, reason := pathOf(root.Folder, "", "", 0); reason != "" || strings.HasSuffix(root.Folder, "/") {
-			return nil, nil, nil, stoker.Errorf(stoker.KindInvalid, "manifest.build", root.Folder, "not a folder's path: %s", reason)
-		}
-		g.Go(func() error {
-			fs, prefix, err := o.Open(gctx, root.Location)
-			if err != nil {
-				return err
-			}
-			l := &lister{fs: fs, prefix: prefix, parallel: tokens, page: func(n, b int64) {
-				n, b, p := objects.Add(n), size.Add(b), pages.Add(1)
-				if o.Progress != nil {
-					o.Progress(n, b, p)
-				}
-			}}
-			found[i], err = l.list(gctx)
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, nil, nil, err
-	}
-	for i, root := range o.Roots {
+// place gives each listed object its path.
+func place(roots []Root, found [][]ufs.Object) (items []item, dirs []string, lost []Unmountable) {
+	for i, root := range roots {
 		if root.Folder != "" {
 			dirs = append(dirs, root.Folder)
 		}
@@ -114,7 +94,7 @@ func listRoots(ctx context.Context, o BuildOptions) (items []item, dirs []string
 		}
 		found[i] = nil
 	}
-	return items, dirs, lost, nil
+	return items, dirs, lost
 }
 
 // writer makes the sections of the file.

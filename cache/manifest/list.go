@@ -4,7 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -19,19 +19,51 @@ type item struct {
 	root uint16
 }
 
+// listRoots lists every root in parallel and hands each page's objects to
+// emit, from several goroutines, in no order. An error of emit ends it.
+func listRoots(ctx context.Context, o BuildOptions, emit func(root int, objects []ufs.Object) error) error {
+	tokens := make(chan struct{}, o.Parallel)
+	var objects, size, pages atomic.Int64
+	g, ctx := errgroup.WithContext(ctx)
+	for i, root := range o.Roots {
+		if _, _, reason := pathOf(root.Folder, "", "", 0); reason != "" || strings.HasSuffix(root.Folder, "/") {
+			return stoker.Errorf(stoker.KindInvalid, "manifest.build", root.Folder, "not a folder's path: %s", reason)
+		}
+		g.Go(func() error {
+			fs, prefix, err := o.Open(ctx, root.Location)
+			if err != nil {
+				return err
+			}
+			l := &lister{fs: fs, prefix: prefix, parallel: tokens, page: func(found []ufs.Object) error {
+				n, b, p := objects.Add(int64(len(found))), size.Add(bytesOf(found)), pages.Add(1)
+				if o.Progress != nil {
+					o.Progress(n, b, p)
+				}
+				return emit(i, found)
+			}}
+			return l.list(ctx)
+		})
+	}
+	return g.Wait()
+}
+
+func bytesOf(objects []ufs.Object) (n int64) {
+	for _, o := range objects {
+		n += o.Version.Bytes
+	}
+	return n
+}
+
 // lister lists one root by folders, several at a time.
 type lister struct {
 	fs       ufs.FS
 	prefix   string
 	parallel chan struct{} // a token for each request in flight
-	page     func(objects, bytes int64)
-
-	mu    sync.Mutex
-	found []ufs.Object // +checklocks:mu
+	page     func(objects []ufs.Object) error
 }
 
-// list returns all objects of the root, in no order.
-func (l *lister) list(ctx context.Context) ([]ufs.Object, error) {
+// list hands all objects of the root to page, in no order.
+func (l *lister) list(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	var folder func(prefix string) error
 	folder = func(prefix string) error {
@@ -46,7 +78,9 @@ func (l *lister) list(ctx context.Context) ([]ufs.Object, error) {
 			if err != nil {
 				return err
 			}
-			l.take(p.Objects)
+			if err := l.page(p.Objects); err != nil {
+				return err
+			}
 			for _, sub := range p.Prefixes {
 				if sub == prefix {
 					return stoker.Errorf(stoker.KindCorrupt, "manifest.list", prefix, "the store lists a folder as its own sub-folder")
@@ -62,21 +96,7 @@ func (l *lister) list(ctx context.Context) ([]ufs.Object, error) {
 		}
 	}
 	g.Go(func() error { return folder(l.prefix) })
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	return l.found, nil
-}
-
-func (l *lister) take(objects []ufs.Object) {
-	var bytes int64
-	for _, o := range objects {
-		bytes += o.Version.Bytes
-	}
-	l.page(int64(len(objects)), bytes)
-	l.mu.Lock()
-	l.found = append(l.found, objects...)
-	l.mu.Unlock()
+	return g.Wait()
 }
 
 // pathOf makes the path of a key, or says why it can have none (docs/semantics.md).
