@@ -25,6 +25,7 @@ type PartLoaded struct {
 	Failed      int   `json:",omitempty"` // objects
 	Lost        bool  `json:",omitempty"` // the worker went away
 	Had         int64 `json:",omitempty"` // Lost: bytes that it had, as far as it was heard
+	Evicted     int64 `json:",omitempty"` // of Refetched.Lost, what went although the worker lived
 }
 
 const (
@@ -122,6 +123,7 @@ func (t *partTally) sum(lost bool) PartLoaded {
 	s.UFSRequests += t.Last.UFSRequests
 	s.UFSBytes += t.Last.UFSBytes
 	s.Refetched.Add(t.Last.Refetched)
+	s.Evicted += t.Last.Refetched.Lost
 	s.Failed = t.Last.FailedObjects
 	if s.Lost = lost; lost {
 		s.Had = t.had()

@@ -10,6 +10,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
+	"stoker.dev/cache/placement"
 	"stoker.dev/internal/api"
 )
 
@@ -22,6 +23,7 @@ type VerifyInput struct {
 	UFSBytes    int64 `json:",omitempty"`
 	Refetched   api.Refetched
 	Started     time.Time
+	Plan        stoker.ID `json:",omitzero"` // by which it was loaded
 }
 
 // Verified is a stored certificate, in brief.
@@ -33,12 +35,20 @@ type Verified struct {
 	Kind            string // of the error that State Failed stands for
 	Message         string
 	Again           bool // what is missing was not refused by the store: another round may bring it
+	// Gone are the bytes that are missing although no load could not have
+	// them: they were there. Away are parts of the plan whose workers do not
+	// answer.
+	Gone int64 `json:",omitempty"`
+	Away []int `json:",omitempty"`
 }
+
+// awayMost bounds Verified.Away.
+const awayMost = 64
 
 // Verify counts what is on the workers' disks against the manifest and stores
 // the certificate.
 func (a *Activities) Verify(ctx context.Context, in VerifyInput) (Verified, error) {
-	c, err := a.Certify(ctx, in, false)
+	c, t, err := a.certify(ctx, in, false)
 	if err != nil {
 		return Verified{}, ToTemporal(err)
 	}
@@ -56,6 +66,7 @@ func (a *Activities) Verify(ctx context.Context, in VerifyInput) (Verified, erro
 		err := stoker.Errorf(stoker.KindIncomplete, "preload", in.Dataset, "%d of %d objects are not resident", c.Objects-c.ResidentObjects, c.Objects)
 		v.Kind, v.Message = err.Kind.String(), err.Error()
 		v.Again = !slices.ContainsFunc(c.Failed, func(f api.Failure) bool { return !retryable(stoker.ParseKind(f.Kind)) })
+		v.Gone, v.Away = t.gone, t.away[:min(len(t.away), awayMost)]
 	}
 	return v, nil
 }
@@ -77,37 +88,75 @@ func (a *Activities) Certificate(ctx context.Context, id stoker.ID) (*api.Certif
 // manifest; deep re-reads every byte. It never says Ready unless each block of
 // each object is whole on a disk.
 func (a *Activities) Certify(ctx context.Context, in VerifyInput, deep bool) (*api.Certificate, error) {
+	c, _, err := a.certify(ctx, in, deep)
+	return c, err
+}
+
+func (a *Activities) certify(ctx context.Context, in VerifyInput, deep bool) (*api.Certificate, *tally, error) {
 	began := time.Now()
 	m, err := a.o.Store.Load(ctx, in.Manifest)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer m.Close()
-	live, _, err := a.Workers(ctx)
+	asked, parts, err := a.counted(ctx, in.Plan)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	reports := make([]api.VerifyReport, len(live))
-	err = a.EachWorker(ctx, addressesOf(live), func(ctx context.Context, i int, w *api.WorkerClient) (err error) {
+	reports, silent := make([]api.VerifyReport, len(asked)), make([]bool, len(asked))
+	err = a.EachWorker(ctx, addressesOf(asked), func(ctx context.Context, i int, w *api.WorkerClient) (err error) {
 		reports[i], err = w.Verify(ctx, api.VerifyRequest{Manifest: in.Manifest, Deep: deep})
 		if err != nil && ctx.Err() == nil {
-			a.o.Log.Warn("a worker cannot be counted", "dataset", in.Dataset, "manifest", in.Manifest.Short(), "worker", live[i].ID, "error", err)
-			reports[i], err = api.VerifyReport{}, nil // what only it has is not there
+			a.o.Log.Warn("a worker cannot be counted", "dataset", in.Dataset, "manifest", in.Manifest.Short(), "worker", asked[i].ID, "error", err)
+			reports[i], silent[i], err = api.VerifyReport{}, true, nil // what only it has is not there
 		}
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	t := newTally(m)
 	for i := range reports {
 		t.add(&reports[i])
+		if silent[i] && parts[i] >= 0 {
+			t.away = append(t.away, parts[i])
+		}
 	}
 	c := t.certificate()
 	c.Dataset, c.Generation, c.Manifest = in.Dataset, in.Generation, in.Manifest
 	c.UFSRequests, c.UFSBytes, c.Refetched = in.UFSRequests, in.UFSBytes, in.Refetched
 	c.Seconds = time.Since(began).Seconds()
-	return c, nil
+	return c, t, nil
+}
+
+// counted are the live workers and those that have a part of the plan, if one
+// is named; parts has the numbers of their parts, -1 for those without.
+func (a *Activities) counted(ctx context.Context, id stoker.ID) (asked []placement.Worker, parts []int, err error) {
+	asked, _, err = a.Workers(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	asked = slices.Clone(asked)
+	for range asked {
+		parts = append(parts, -1)
+	}
+	if id.IsZero() {
+		return asked, parts, nil
+	}
+	plan, err := a.LoadPlan(ctx, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, part := range plan.Parts() {
+		w := plan.Workers[part]
+		i := slices.IndexFunc(asked, func(x placement.Worker) bool { return x.ID == w.ID })
+		if i < 0 {
+			asked, parts = append(asked, placement.Worker{ID: w.ID, Address: w.Address}), append(parts, part)
+		} else {
+			parts[i] = part
+		}
+	}
+	return asked, parts, nil
 }
 
 // tally joins what workers have, block by block.
@@ -116,6 +165,9 @@ type tally struct {
 	present [][]byte          // by shard: bitmap; nil = nothing
 	corrupt []map[int]bool    // by shard: blocks that some worker found wrong
 	reasons map[string]reason // by path
+
+	gone int64 // see Verified
+	away []int
 }
 
 type reason struct{ kind, text string }
@@ -170,7 +222,7 @@ func (t *tally) has(n uint32, block int) bool {
 func (t *tally) certificate() *api.Certificate {
 	c := &api.Certificate{Objects: t.m.Objects(), Bytes: t.m.Bytes(), Failed: []api.Failure{}, Unmountable: []api.Unmountable{}}
 	lost := map[manifest.Row]bool{} // true: a block of it is wrong somewhere
-	missing := int64(0)
+	missing, missingOf := int64(0), map[manifest.Row]int64{}
 	var members []manifest.Member
 	for n := range uint32(t.m.Shards()) {
 		members = t.m.Members(n, members[:0])
@@ -179,14 +231,19 @@ func (t *tally) certificate() *api.Certificate {
 				if t.has(n, b) {
 					continue
 				}
-				missing += min(mem.Bytes-int64(b-int(mem.FirstBlock))*stoker.BlockBytes, stoker.BlockBytes)
+				bytes := min(mem.Bytes-int64(b-int(mem.FirstBlock))*stoker.BlockBytes, stoker.BlockBytes)
+				missing, missingOf[mem.Row] = missing+bytes, missingOf[mem.Row]+bytes
 				lost[mem.Row] = lost[mem.Row] || t.corrupt[n][b]
 			}
 		}
 	}
 	c.ResidentObjects, c.ResidentBytes = c.Objects-int64(len(lost)), c.Bytes-missing
 	for row, wrong := range lost {
-		c.Failed = append(c.Failed, t.failure(row, wrong))
+		f := t.failure(row, wrong)
+		c.Failed = append(c.Failed, f)
+		if _, known := t.reasons[f.Path]; !known {
+			t.gone += missingOf[row]
+		}
 	}
 	slices.SortFunc(c.Failed, func(a, b api.Failure) int { return cmp.Compare(a.Path, b.Path) })
 	for _, u := range t.m.Unmountable() {

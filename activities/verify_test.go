@@ -10,6 +10,7 @@ import (
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/internal/api"
+	"stoker.dev/planner"
 )
 
 // where are the shards and blocks of an object.
@@ -197,6 +198,9 @@ func TestSilentWorkersAreNotCounted(t *testing.T) {
 			if v.State != api.CertificateFailed || v.ResidentObjects != 42 || v.Kind != "incomplete" || !v.Again || v.Message != "preload d: 1 of 43 objects are not resident" {
 				t.Errorf("%+v", v)
 			}
+			if v.Gone != 22*mib || len(v.Away) != 0 { // no plan is named
+				t.Errorf("gone %d, away %v", v.Gone, v.Away)
+			}
 			cert, err := c.Certificate(t.Context(), v.Certificate)
 			if err != nil || cert.State != api.CertificateFailed || cert.Seconds < 59 || len(cert.Failed) != 1 || cert.Failed[0].Path != "big" {
 				t.Errorf("%+v, %v", cert, err)
@@ -210,6 +214,39 @@ func TestSilentWorkersAreNotCounted(t *testing.T) {
 			t.Errorf("%+v, %v: only the empty file is there", cert, err)
 		}
 	})
+}
+
+// Workers of the plan that do not answer are named, also if the index has
+// forgotten them; what a load could not have was never there.
+func TestVerifyNamesWhoIsAway(t *testing.T) {
+	c := newCluster(t, 3)
+	_, shards := c.where(t, "big")
+	c.workers[0].report = drop(c.without(t, c.all(), "file-01", 0, 0, 1), shards[2])
+	c.workers[0].report.Failed = []api.Failure{{Path: "file-01", Kind: "transient", Reason: "busy"}}
+	plan := planner.Plan{Dataset: "d", Manifest: c.manifest, Replicas: 1}
+	for _, w := range c.workers {
+		plan.Workers = append(plan.Workers, planner.PlanWorker{ID: w.ID, Address: w.Address})
+	}
+	for n := range c.m.Shards() {
+		plan.Owners = append(plan.Owners, []uint16{uint16(n % 2)}) // none is the third's
+	}
+	id, err := c.o.Store.PutBlob(t.Context(), "plans", plan.Encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.workers[1].server.Close()
+	c.workers[2].server.Close()
+	for _, forgotten := range []bool{false, true} {
+		if forgotten {
+			if err := c.index.Leave(t.Context(), c.workers[1].Incarnation); err != nil {
+				t.Fatal(err)
+			}
+		}
+		v, err := c.Verify(t.Context(), VerifyInput{Dataset: "d", Manifest: c.manifest, Plan: id, Started: time.Now()})
+		if err != nil || !slices.Equal(v.Away, []int{1}) || v.Gone != 22*mib || !v.Again {
+			t.Errorf("forgotten %v: %+v, %v", forgotten, v, err)
+		}
+	}
 }
 
 // Another round is worth it only if nothing that is missing was refused.

@@ -288,6 +288,45 @@ func TestIncomplete(t *testing.T) {
 	}
 }
 
+// A worker that goes away with its part loaded is waited for before anything
+// is brought again; what does not come back is said to be lost, less what was
+// said so already.
+func TestWorkerGoesAwayWithItsPart(t *testing.T) {
+	away := activities.Verified{State: api.CertificateFailed, Certificate: id(99), Kind: "incomplete", Again: true, Gone: 100, Away: []int{0, 2}}
+	ready := activities.Verified{State: api.CertificateReady, Certificate: id(200)}
+	for name, c := range map[string]struct {
+		second  activities.Verified
+		evicted int64 // by each part
+		plans   int
+		lost    int64
+	}{
+		"it comes back":    {ready, 0, 1, 0},
+		"it stays away":    {away, 0, 2, 100},
+		"some was evicted": {away, 20, 2, 60 + 40 + 60},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.load = func(int, activities.PartInput) (activities.PartLoaded, error) {
+				return activities.PartLoaded{Evicted: c.evicted, Refetched: api.Refetched{Lost: c.evicted}}, nil
+			}
+			w.check = func(n int, _ activities.VerifyInput) (activities.Verified, error) {
+				return []activities.Verified{away, c.second, ready}[min(n, 3)-1], nil
+			}
+			w.back = func(int, activities.AwaitInput) (bool, error) { return c.plans == 1, nil }
+			w.joinAndLeave("a")
+			w.runDataset()
+			w.wantTold("a", api.JobReady, "")
+			v, waits := inputsOf[activities.VerifyInput](w, "Verify"), inputsOf[activities.AwaitInput](w, "AwaitReturn")
+			if w.count("Plan") != c.plans || v[len(v)-1].Refetched.Lost != c.lost || v[0].Plan != id(1) {
+				t.Errorf("%s; verified %+v", w.story(), v)
+			}
+			if len(waits) != 2 || waits[0].Plan != id(1) || waits[0].Part+waits[1].Part != 2 || !waits[0].Until.After(start.Add(50*time.Second)) {
+				t.Errorf("waited for %+v", waits)
+			}
+		})
+	}
+}
+
 // A try that fails is repeated where it stands; a part that fails for good
 // fails the load, after all others were heard, and gives the space back.
 func TestPartsThatFail(t *testing.T) {

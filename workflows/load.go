@@ -83,6 +83,7 @@ type round struct {
 	d       *dataset
 	verify  activities.VerifyInput
 	serving []string // whose leases stood before the count began
+	evicted int64    // bytes that went in mid-load, and are counted as lost
 }
 
 func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
@@ -109,9 +110,37 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 	if err := r.loadParts(ctx, p); err != nil {
 		return v, err
 	}
-	r.serving = d.unserved()
-	err = workflow.ExecuteActivity(working(ctx, 0, 3), do.Verify, r.verify).Get(ctx, &v)
+	if v, err = r.count(ctx, p); err == nil && v.Again && len(v.Away) > 0 {
+		if err = r.awaitAway(ctx, p, v.Away); err == nil {
+			v, err = r.count(ctx, p)
+		}
+	}
+	if err == nil && v.Again {
+		r.verify.Refetched.Lost += max(0, v.Gone-r.evicted) // another round brings it again
+	}
 	return v, err
+}
+
+func (r *round) count(ctx workflow.Context, p activities.Planned) (v activities.Verified, err error) {
+	r.serving, r.verify.Plan = r.d.unserved(), p.Plan
+	return v, workflow.ExecuteActivity(working(ctx, 0, 3), do.Verify, r.verify).Get(ctx, &v)
+}
+
+// awaitAway waits until workers that went away after they had loaded their
+// parts are back, or the return window is over.
+func (r *round) awaitAway(ctx workflow.Context, p activities.Planned, parts []int) error {
+	until := workflow.Now(ctx).Add(r.d.window)
+	var away []workflow.Future
+	for _, part := range parts {
+		in := activities.AwaitInput{Plan: p.Plan, Part: part, Until: until}
+		away = append(away, workflow.ExecuteActivity(working(ctx, loadSilence, loadTries), do.AwaitReturn, in))
+	}
+	for _, f := range away {
+		if err := f.Get(ctx, nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // giveBack ends the loads of a plan and returns the space they did not use.
@@ -126,6 +155,7 @@ func giveBack(ctx workflow.Context, plan stoker.ID, named ...any) {
 
 // loadParts drives all parts and adds up what they cost.
 func (r *round) loadParts(ctx workflow.Context, p activities.Planned) error {
+	r.evicted = 0
 	var children []workflow.ChildWorkflowFuture
 	for from := 0; from < p.Parts; from += partsPerChild {
 		child := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
@@ -148,6 +178,7 @@ func (r *round) loadParts(ctx workflow.Context, p activities.Planned) error {
 		r.verify.UFSRequests += l.UFSRequests
 		r.verify.UFSBytes += l.UFSBytes
 		r.verify.Refetched.Add(l.Refetched)
+		r.evicted += l.Evicted
 	}
 	return failed
 }

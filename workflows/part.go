@@ -77,6 +77,7 @@ func (l *loader) part(ctx workflow.Context, in activities.PartInput) {
 	l.sum.UFSBytes += p.UFSBytes
 	l.sum.Refetched.Add(p.Refetched)
 	l.sum.Failed += p.Failed
+	l.sum.Evicted += p.Evicted
 	switch {
 	case err != nil:
 		l.fail(err)

@@ -181,6 +181,12 @@ func workerStaysAway(t *testing.T, at float64) {
 	}
 }
 
+// The same for one whose part was loaded already.
+func TestWorkerDiesWithItsPartLoaded(t *testing.T) {
+	t.Run("returns", func(t *testing.T) { workerReturns(t, 0.9) })
+	t.Run("stays away", func(t *testing.T) { workerStaysAway(t, 0.9) })
+}
+
 // fullest is the worker that has most.
 func (c *cluster) fullest() (role string) {
 	c.t.Helper()
