@@ -338,6 +338,7 @@ func (c *Controller) watchJob(w http.ResponseWriter, r *http.Request) error {
 		heard = time.Now()
 		var st *api.JobStatus
 		if err == nil {
+			c.letGo(r.Context(), s)
 			st, err = c.jobStatus(r.Context(), s, api.Settled(s.State))
 		}
 		if err == nil {
@@ -356,6 +357,18 @@ func (c *Controller) watchJob(w http.ResponseWriter, r *http.Request) error {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// letGo waits until a job that has ended holds nothing any more, so that who
+// is told of its end may evict its data. After releaseIn it ends without
+// anybody waiting.
+func (c *Controller) letGo(ctx context.Context, s workflows.JobState) {
+	if s.State != api.JobReleased && s.State != api.JobFailed {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, releaseIn)
+	defer cancel()
+	_ = c.o.Flows.Wait(ctx, s.Input.Job) // if it cannot be waited for, the state is the answer
 }
 
 func (c *Controller) renewJob(w http.ResponseWriter, r *http.Request) error {

@@ -89,3 +89,16 @@ func TestStoppedWorkerLeavesNoEmptyFolder(t *testing.T) {
 		t.Errorf("%d mounts are left", c.mounts())
 	}
 }
+
+// Who is told that a preload has ended may evict its data at once: nothing of
+// its claim is left.
+func TestEvictRightAfterPreload(t *testing.T) {
+	c := up(t, 2, "256MiB", func(root string) { makeFiles(t, root, 20, 10<<10, 0, 0) })
+	c.add()
+	for n := range 12 {
+		c.must("preload", "data", "--wait")
+		if r := c.stoker("evict", "data"); r.code != 0 {
+			t.Fatalf("round %d: exit %d: %s", n, r.code, r.stderr)
+		}
+	}
+}
