@@ -2,7 +2,6 @@ package manifest
 
 import (
 	"context"
-	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -11,13 +10,6 @@ import (
 	"stoker.dev"
 	"stoker.dev/ufs"
 )
-
-// item is one listed object and the path it gets.
-type item struct {
-	ufs.Object
-	path string
-	root uint16
-}
 
 // listRoots lists every root in parallel and hands each page's objects to
 // emit, from several goroutines, in no order. An error of emit ends it.
@@ -145,83 +137,4 @@ func prefixOf(uri string) string {
 		return ""
 	}
 	return prefix + "/"
-}
-
-// node is a directory while the tree is built.
-type node struct {
-	name  string
-	dirs  map[string]*node
-	files map[string]int // index into items
-}
-
-func (n *node) sub(name string) *node {
-	if n.dirs == nil {
-		n.dirs = map[string]*node{}
-	}
-	d := n.dirs[name]
-	if d == nil {
-		d = &node{name: name}
-		n.dirs[name] = d
-	}
-	return d
-}
-
-// walk finds or makes the directory of a path.
-func (n *node) walk(path string) *node {
-	for part := range strings.SplitSeq(path, "/") {
-		if part != "" {
-			n = n.sub(part)
-		}
-	}
-	return n
-}
-
-// tree joins the items to one tree. A name that is both file and folder is
-// the folder; two objects with one path are refused.
-func tree(items []item, dirs []string) (*node, []Unmountable, error) {
-	top := &node{}
-	for _, d := range dirs {
-		top.walk(d)
-	}
-	for i := range items {
-		dir, name := "", items[i].path
-		if at := strings.LastIndexByte(name, '/'); at >= 0 {
-			dir, name = name[:at], name[at+1:]
-		}
-		n := top.walk(dir)
-		if n.files == nil {
-			n.files = map[string]int{}
-		}
-		if other, twice := n.files[name]; twice {
-			return nil, nil, stoker.Errorf(stoker.KindInvalid, "manifest.build", items[i].path,
-				"roots overlap: %s and %s have the same path", items[other].Key, items[i].Key)
-		}
-		n.files[name] = i
-	}
-	var lost []Unmountable
-	var check func(n *node)
-	check = func(n *node) {
-		for name, d := range n.dirs {
-			if i, both := n.files[name]; both {
-				lost = append(lost, Unmountable{items[i].Key, "file with the name of a folder"})
-				delete(n.files, name)
-			}
-			check(d)
-		}
-	}
-	check(top)
-	return top, lost, nil
-}
-
-// children returns the names of a directory in byte order.
-func (n *node) children() []string {
-	names := make([]string, 0, len(n.dirs)+len(n.files))
-	for name := range n.dirs {
-		names = append(names, name)
-	}
-	for name := range n.files {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"hash"
-	"hash/fnv"
 	"math/bits"
 
 	"stoker.dev"
@@ -20,51 +19,66 @@ const (
 	packTarget = 48 << 20
 )
 
-// packer cuts files into shards, in row order.
+// packer cuts files into shards, in row order. Lines of the shard table are
+// written as they come; those of packs, which are complete later, twice: the
+// table has a gap for each, which the next line of packs fills.
 type packer struct {
-	roots  []Root
-	shards []Shard
-	cur    int // shard that is being filled, if open
-	open   bool
-	sum    hash.Hash // of the open shard's members
+	roots []rootPlace
+	table spool // extents, and gaps for packs
+	packs spool
+	count uint64 // shards in the table
+
+	open bool
+	cur  Shard // the pack that is being filled, if open
+	at   uint32
+	sum  hash.Hash // of the open pack's members
+	buf  []byte
 }
 
 // add puts a file into the shards and returns where it begins.
-func (p *packer) add(row Row, it *item) (shard uint32, off int64, block uint32) {
-	switch n := it.Version.Bytes; {
+func (p *packer) add(row Row, o *object) (shard uint32, off int64, block uint32, err error) {
+	switch n := o.bytes; {
 	case n <= 0:
-		return NoShard, 0, 0
+		return NoShard, 0, 0, nil
 	case n >= stoker.ExtentBytes:
-		return p.extents(row, it), 0, 0
+		shard = uint32(p.count)
+		return shard, 0, 0, p.extents(row, o)
 	}
-	padded := (it.Version.Bytes + stoker.AlignBytes - 1) / stoker.AlignBytes * stoker.AlignBytes
-	if p.open && p.shards[p.cur].Bytes+padded > packMax {
-		p.close()
+	padded := (o.bytes + stoker.AlignBytes - 1) / stoker.AlignBytes * stoker.AlignBytes
+	if p.open && p.cur.Bytes+padded > packMax {
+		if err := p.close(); err != nil {
+			return 0, 0, 0, err
+		}
 	}
 	if !p.open {
-		p.open, p.cur, p.sum = true, len(p.shards), newShardHash()
-		p.shards = append(p.shards, Shard{FirstRow: row, Extent: -1})
+		p.open, p.at, p.sum = true, uint32(p.count), newShardHash()
+		p.cur = Shard{FirstRow: row, Extent: -1}
+		if err := p.line(&p.table, &p.cur); err != nil {
+			return 0, 0, 0, err
+		}
+		p.count++
 	}
-	s := &p.shards[p.cur]
-	off, block = s.Bytes, s.Blocks
+	s := &p.cur
+	off, block, shard = s.Bytes, s.Blocks, p.at
 	s.Bytes += padded
-	s.Blocks += uint32(BlocksOf(it.Version.Bytes))
+	s.Blocks += uint32(BlocksOf(o.bytes))
 	s.Rows = uint32(row-s.FirstRow) + 1
-	p.member(p.sum, it, 0, it.Version.Bytes)
-	shard = uint32(p.cur)
-	if s.Bytes >= packMin && cutAfter(it.path, padded) {
-		p.close()
+	p.member(p.sum, o, 0, o.bytes)
+	if s.Bytes >= packMin && cutAfter(o.path, padded) {
+		err = p.close()
 	}
-	return shard, off, block
+	return shard, off, block, err
 }
 
 // cutAfter decides from path and size alone, so that it decides the same in
 // every listing.
-func cutAfter(path string, padded int64) bool {
-	h := fnv.New64a()
-	h.Write([]byte(path))
+func cutAfter(path []byte, padded int64) bool {
+	h := uint64(0xcbf29ce484222325) // FNV-1a
+	for _, c := range path {
+		h = (h ^ uint64(c)) * 0x100000001b3
+	}
 	// FNV mixes its last bytes badly; a multiply spreads them over the word.
-	mixed := h.Sum64() * 0x9e3779b97f4a7c15
+	mixed := h * 0x9e3779b97f4a7c15
 	mixed ^= mixed >> 32
 	mixed *= 0xd6e8feb86659fd93
 	limit, _ := bits.Div64(uint64(min(padded, packTarget-1)), 0, packTarget)
@@ -72,24 +86,29 @@ func cutAfter(path string, padded int64) bool {
 }
 
 // close ends the open pack.
-func (p *packer) close() {
-	if p.open {
-		p.shards[p.cur].ID = stoker.ID(p.sum.Sum(nil))
-		p.open = false
+func (p *packer) close() error {
+	if !p.open {
+		return nil
 	}
+	p.open = false
+	p.sum.Sum(p.cur.ID[:0])
+	return p.line(&p.packs, &p.cur)
 }
 
 // extents cuts a large object.
-func (p *packer) extents(row Row, it *item) uint32 {
-	first := uint32(len(p.shards))
-	for off := int64(0); off < it.Version.Bytes; off += stoker.ExtentBytes {
-		n := min(it.Version.Bytes-off, stoker.ExtentBytes)
+func (p *packer) extents(row Row, o *object) error {
+	for off := int64(0); off < o.bytes; off += stoker.ExtentBytes {
+		n := min(o.bytes-off, stoker.ExtentBytes)
 		h := newShardHash()
-		p.member(h, it, off, n)
-		p.shards = append(p.shards, Shard{ID: stoker.ID(h.Sum(nil)), FirstRow: row, Rows: 1,
-			Extent: int32(off / stoker.ExtentBytes), Blocks: uint32(BlocksOf(n)), Bytes: n})
+		p.member(h, o, off, n)
+		s := Shard{FirstRow: row, Rows: 1, Extent: int32(off / stoker.ExtentBytes), Blocks: uint32(BlocksOf(n)), Bytes: n}
+		h.Sum(s.ID[:0])
+		if err := p.line(&p.table, &s); err != nil {
+			return err
+		}
+		p.count++
 	}
-	return first
+	return nil
 }
 
 func newShardHash() hash.Hash {
@@ -100,33 +119,41 @@ func newShardHash() hash.Hash {
 
 // member adds one part to a shard's identity: which bytes of which version of
 // which object. Row numbers and credentials have no say.
-func (p *packer) member(h hash.Hash, it *item, off, n int64) {
-	uri := p.roots[it.root].URI
-	for _, s := range []string{uri, it.Key, it.Version.Tag} {
-		hashSection(h, uint64(len(s)))
-		h.Write([]byte(s))
-	}
+func (p *packer) member(h hash.Hash, o *object, off, n int64) {
+	le, b := binary.LittleEndian, p.buf[:0]
+	uri := p.roots[o.root].uri
+	b = append(le.AppendUint64(b, uint64(len(uri))), uri...)
+	b = append(le.AppendUint64(b, uint64(len(o.key))), o.key...)
+	b = append(le.AppendUint64(b, uint64(len(o.tag))), o.tag...)
 	mod := int64(0)
-	if !it.Version.ModTime.IsZero() {
-		mod = it.Version.ModTime.UnixNano()
+	if o.timed {
+		mod = o.time
 	}
-	for _, v := range []int64{mod, it.Version.Bytes, off, n} {
-		hashSection(h, uint64(v))
+	for _, v := range [...]int64{mod, o.bytes, off, n} {
+		b = le.AppendUint64(b, uint64(v))
 	}
+	h.Write(b)
+	p.buf = b
 }
 
-// table encodes the shard table.
-func (p *packer) table() []byte {
-	out := make([]byte, len(p.shards)*shardBytes)
-	le := binary.LittleEndian
-	for i, s := range p.shards {
-		b := out[i*shardBytes:]
-		copy(b, s.ID[:])
-		le.PutUint32(b[32:], uint32(s.FirstRow))
-		le.PutUint32(b[36:], s.Rows)
-		le.PutUint32(b[40:], uint32(s.Extent))
-		le.PutUint32(b[44:], s.Blocks)
-		le.PutUint64(b[48:], uint64(s.Bytes))
+// line writes one line of the shard table.
+func (p *packer) line(to *spool, s *Shard) error {
+	if p.count >= uint64(NoShard) {
+		return stoker.Errorf(stoker.KindInvalid, "manifest.build", "", "more than %d shards: split the dataset", p.count)
 	}
-	return out
+	if err := to.room(); err != nil {
+		return err
+	}
+	le := binary.LittleEndian
+	b := append(to.buf, s.ID[:]...)
+	b = le.AppendUint32(b, uint32(s.FirstRow))
+	b = le.AppendUint32(b, s.Rows)
+	b = le.AppendUint32(b, uint32(s.Extent))
+	b = le.AppendUint32(b, s.Blocks)
+	b = le.AppendUint64(b, uint64(s.Bytes))
+	to.buf = le.AppendUint64(b, 0)
+	return nil
 }
+
+// isGap reports whether a line of the table is to be taken from packs.
+func isGap(line []byte) bool { return int32(binary.LittleEndian.Uint32(line[40:])) < 0 }
