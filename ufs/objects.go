@@ -1,6 +1,9 @@
 package ufs
 
-import "context"
+import (
+	"context"
+	"io"
+)
 
 // Objects is a store of small named objects with conditional writes: what the
 // manifest store is kept in. Names are slash-separated words of letters,
@@ -18,4 +21,11 @@ type Objects interface {
 	List(ctx context.Context, prefix string) ([]string, error)
 	// Delete removes an object; one that is not there is fine.
 	Delete(ctx context.Context, name string) error
+}
+
+// ObjectStreams is what Objects may have besides, for large ones.
+type ObjectStreams interface {
+	// GetTo writes an object to w without holding it in memory. What was
+	// written before an error is not to be used.
+	GetTo(ctx context.Context, name string, w io.Writer) error
 }

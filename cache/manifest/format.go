@@ -78,7 +78,9 @@ func (h *head) encode() []byte {
 	return b
 }
 
-// decodeHead checks what can be checked without reading the sections.
+// decodeHead checks what can be checked without reading the sections. Magic,
+// version and checksum lie where they do in every format to come, so that an
+// older program tells a newer file (Invalid) from a damaged one (Corrupt).
 func decodeHead(b []byte, fileBytes int64) (head, error) {
 	var h head
 	le := binary.LittleEndian
@@ -88,11 +90,12 @@ func decodeHead(b []byte, fileBytes int64) (head, error) {
 	if len(b) < headerBytes || string(b[:8]) != magic {
 		return bad("is no manifest")
 	}
-	if v := le.Uint32(b[8:]); v != formatVersion {
-		return bad("has format %d, this program knows %d", v, formatVersion)
-	}
 	if le.Uint32(b[headerBytes-4:]) != crc32.Checksum(b[:headerBytes-4], crc32.MakeTable(crc32.Castagnoli)) {
 		return bad("has a damaged header")
+	}
+	if v := le.Uint32(b[8:]); v != formatVersion {
+		return head{}, stoker.Errorf(stoker.KindInvalid, "manifest.open", "",
+			"is of format %d, this stoker reads format %d: upgrade stoker here, workers and controllers before what writes manifests", v, formatVersion)
 	}
 	copy(h.id[:], b[16:])
 	copy(h.base[:], b[48:])

@@ -20,13 +20,12 @@ import (
 // return a string or a slice; rows beyond the last are answered with zero
 // values.
 type Manifest struct {
-	h           head
-	m           []byte // the mapped file
-	sec         [sections][]byte
-	roots       []Root
-	unmountable []Unmountable
-	users       atomic.Int32
-	release     func() // what the last Close does besides
+	h       head
+	m       []byte // the mapped file
+	sec     [sections][]byte
+	roots   []Root
+	users   atomic.Int32
+	release func() // what the last Close does besides
 }
 
 // Header says where a manifest comes from.
@@ -37,8 +36,9 @@ type Header struct {
 	Roots                []Root
 }
 
-// Open maps a manifest file. Damage that can be seen without reading it whole
-// is Corrupt; VerifyFile finds the rest.
+// Open maps a manifest file. It reads header and roots alone, so that a file
+// of any size opens at once and takes no heap for what it lists. Damage that
+// can be seen so is Corrupt, another format Invalid; VerifyFile finds the rest.
 func Open(path string) (*Manifest, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -74,9 +74,6 @@ func (m *Manifest) parse() (err error) {
 	}
 	if err := json.Unmarshal(m.sec[secRoots], &m.roots); err != nil {
 		return stoker.Errorf(stoker.KindCorrupt, "manifest.open", "", "roots: %w", err)
-	}
-	if err := json.Unmarshal(m.sec[secUnmountable], &m.unmountable); err != nil {
-		return stoker.Errorf(stoker.KindCorrupt, "manifest.open", "", "unmountable keys: %w", err)
 	}
 	if m.Entry(0).Kind != Directory {
 		return stoker.Errorf(stoker.KindCorrupt, "manifest.open", "", "row 0 is no directory")
@@ -176,8 +173,15 @@ func (m *Manifest) Bytes() int64 { return m.h.bytes }
 // Roots returns what is joined in the dataset. Do not change it.
 func (m *Manifest) Roots() []Root { return m.roots }
 
-// Unmountable returns the keys without a row. Do not change it.
-func (m *Manifest) Unmountable() []Unmountable { return m.unmountable }
+// Unmountable returns the keys without a row, read anew at each call. A
+// section that is damaged, which VerifyFile finds, has none.
+func (m *Manifest) Unmountable() []Unmountable {
+	var all []Unmountable
+	if err := json.Unmarshal(m.sec[secUnmountable], &all); err != nil {
+		return nil
+	}
+	return all
+}
 
 func (m *Manifest) row(r Row) []byte {
 	if uint64(r) >= m.h.rows {

@@ -3,10 +3,12 @@ package manifest
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"stoker.dev"
@@ -42,19 +44,30 @@ func (h *hostile) try(t testing.TB, b []byte) (opened bool) {
 	if err := os.WriteFile(h.path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	kind := stoker.KindCorrupt
+	if otherFormat(b) {
+		kind = stoker.KindInvalid
+	}
 	if err := VerifyFile(h.path, h.id); err != nil {
-		wantKind(t, err, stoker.KindCorrupt)
+		wantKind(t, err, kind)
 	} else if !h.sameContent(b) {
 		t.Error("VerifyFile took a file with other content")
 	}
 	m, err := Open(h.path)
 	if err != nil {
-		wantKind(t, err, stoker.KindCorrupt)
+		wantKind(t, err, kind)
 		return false
 	}
 	defer m.Close()
 	bounded(t, m)
 	return true
+}
+
+// otherFormat reports whether b is a sound file of another format, as far as
+// this one can know.
+func otherFormat(b []byte) bool {
+	return len(b) >= headerBytes && string(b[:8]) == magic && binary.LittleEndian.Uint32(b[8:]) != formatVersion &&
+		binary.LittleEndian.Uint32(b[headerBytes-4:]) == crc32.Checksum(b[:headerBytes-4], crc32.MakeTable(crc32.Castagnoli))
 }
 
 // sameContent compares all but what two listings of the same may differ in.
@@ -210,14 +223,54 @@ func TestVerifyCountsTheRows(t *testing.T) {
 	wantKind(t, VerifyFile(h.path, stoker.ID{1}), stoker.KindCorrupt)
 }
 
+// A manifest of another format is not damaged, and a damaged one is of no
+// other format: the message says what to do.
 func TestOtherFormatIsRefused(t *testing.T) {
+	h := newHostile(t)
+	for _, version := range []byte{0, 2, 255} {
+		b := bytes.Clone(h.good)
+		b[8] = version
+		if h.try(t, b) {
+			t.Error("a damaged header was opened")
+		}
+		_, err := Open(h.path)
+		wantKind(t, err, stoker.KindCorrupt)
+		for i := range b[128 : headerBytes-4] { // nothing else is known of another format
+			b[128+i] = byte(i)
+		}
+		sign(b)
+		if h.try(t, b) {
+			t.Errorf("a file of format %d was opened", version)
+		}
+		_, err = Open(h.path)
+		wantKind(t, err, stoker.KindInvalid)
+		for _, says := range []string{fmt.Sprintf("is of format %d", version), "reads format 1", "upgrade stoker"} {
+			if !strings.Contains(fmt.Sprint(err), says) {
+				t.Errorf("%q does not say %q", err, says)
+			}
+		}
+	}
+}
+
+// A stored manifest of another format is refused with that error, not called
+// damaged or fetched again and again.
+func TestLoadOfAnotherFormat(t *testing.T) {
+	s, objects := newStore(t)
 	h := newHostile(t)
 	b := bytes.Clone(h.good)
 	b[8] = 2
 	sign(b)
-	if h.try(t, b) {
-		t.Error("a file of format 2 was opened")
+	if _, err := objects.PutIfAbsent(t.Context(), manifestName(h.id), b); err != nil {
+		t.Fatal(err)
 	}
+	for range 2 {
+		_, err := s.Load(t.Context(), h.id)
+		wantKind(t, err, stoker.KindInvalid)
+		if !strings.Contains(fmt.Sprint(err), "upgrade stoker") {
+			t.Errorf("%q does not say what to do", err)
+		}
+	}
+	removed(t, s.dir)
 }
 
 // The sections must have the sizes that so many rows take.

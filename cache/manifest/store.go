@@ -34,13 +34,15 @@ func NewStore(objects ufs.Objects, dir string) *Store {
 func manifestName(id stoker.ID) string { return "manifests/" + id.String() }
 
 // Put stores a finished manifest and removes its file. One that is there
-// already is the same.
+// already is the same. The file is mapped, not read into the heap.
 func (s *Store) Put(ctx context.Context, b *Built) error {
-	body, err := os.ReadFile(b.Path)
+	m, err := Open(b.Path)
 	if err != nil {
-		return stoker.Errorf(stoker.KindInternal, "manifest.put", b.ID.Short(), "%w", err)
+		return err
 	}
-	if _, err := s.objects.PutIfAbsent(ctx, manifestName(b.ID), body); err != nil && stoker.KindOf(err) != stoker.KindHeld {
+	_, err = s.objects.PutIfAbsent(ctx, manifestName(b.ID), m.m)
+	_ = m.Close() // it was only read
+	if err != nil && stoker.KindOf(err) != stoker.KindHeld {
 		return err
 	}
 	if err := os.Remove(b.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -95,7 +97,10 @@ func (s *Store) loadOne(ctx context.Context, id stoker.ID, done chan struct{}) (
 	return m, nil
 }
 
-// fetch opens the local copy, and makes it first if there is none.
+// fetch opens the local copy, and makes it first if there is none. A copy gets
+// its name, which is its id, only after it was verified in full and synced:
+// what has a name was verified, in whatever life, and is opened without
+// reading it again. The folder is the daemon's own, its files are never changed.
 func (s *Store) fetch(ctx context.Context, id stoker.ID) (*Manifest, error) {
 	path := filepath.Join(s.dir, id.String())
 	if m, err := Open(path); err == nil && m.ID() == id {
@@ -103,15 +108,14 @@ func (s *Store) fetch(ctx context.Context, id stoker.ID) (*Manifest, error) {
 	} else if err == nil {
 		_ = m.Close()
 	}
-	body, _, err := s.objects.Get(ctx, manifestName(id))
-	if err != nil {
-		return nil, err
-	}
 	f, err := os.CreateTemp(s.dir, ".new-")
 	if err != nil {
 		return nil, stoker.Errorf(stoker.KindInternal, "manifest.load", id.Short(), "%w", err)
 	}
-	_, err = f.Write(body)
+	err = s.copyTo(ctx, f, id)
+	if err == nil {
+		err = f.Sync()
+	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
@@ -123,12 +127,25 @@ func (s *Store) fetch(ctx context.Context, id stoker.ID) (*Manifest, error) {
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
-		if stoker.KindOf(err) == stoker.KindCorrupt {
+		if e := (*stoker.Error)(nil); errors.As(err, &e) || ctx.Err() != nil {
 			return nil, err
 		}
 		return nil, stoker.Errorf(stoker.KindInternal, "manifest.load", id.Short(), "%w", err)
 	}
 	return Open(path)
+}
+
+// copyTo writes the stored manifest to f, without holding it in memory where
+// the store can.
+func (s *Store) copyTo(ctx context.Context, f *os.File, id stoker.ID) error {
+	if streams, ok := s.objects.(ufs.ObjectStreams); ok {
+		return streams.GetTo(ctx, manifestName(id), f)
+	}
+	body, _, err := s.objects.Get(ctx, manifestName(id))
+	if err == nil {
+		_, err = f.Write(body)
+	}
+	return err
 }
 
 // PutBlob stores something small under its hash. kind is a word: plans,

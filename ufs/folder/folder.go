@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -21,7 +22,10 @@ import (
 	"stoker.dev/ufs"
 )
 
-var _ ufs.Objects = (*Objects)(nil)
+var (
+	_ ufs.Objects       = (*Objects)(nil)
+	_ ufs.ObjectStreams = (*Objects)(nil)
+)
 
 // Objects is one folder. Open makes it.
 type Objects struct {
@@ -83,6 +87,29 @@ func (o *Objects) Get(ctx context.Context, name string) ([]byte, string, error) 
 		return nil, "", failed("store.get", name, err)
 	}
 	return body, tagOf(body), nil
+}
+
+// GetTo implements ufs.ObjectStreams.
+func (o *Objects) GetTo(ctx context.Context, name string, w io.Writer) error {
+	path, err := o.path(name)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err == nil {
+		_, err = io.Copy(w, f)
+		_ = f.Close() // it was only read
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EISDIR): // as in Get
+		return stoker.Errorf(stoker.KindNotExist, "store.get", name, "%w", err)
+	}
+	return failed("store.get", name, err)
 }
 
 // temp writes body to a synced file beside path.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,6 +38,10 @@ func want(t *testing.T, o *Objects, name, body string) (tag string) {
 	got, tag, err := o.Get(t.Context(), name)
 	if err != nil || string(got) != body {
 		t.Errorf("%s holds %q (%v), want %q", name, got, err, body)
+	}
+	var stream strings.Builder
+	if err := o.GetTo(t.Context(), name, &stream); err != nil || stream.String() != body {
+		t.Errorf("%s streams %q (%v), want %q", name, stream.String(), err, body)
 	}
 	return tag
 }
@@ -116,6 +121,7 @@ func TestNamesCannotEscape(t *testing.T) {
 	} {
 		_, _, err := o.Get(t.Context(), name)
 		wantKind(t, fmt.Sprintf("get %q", name), err, stoker.KindInvalid)
+		wantKind(t, fmt.Sprintf("stream %q", name), o.GetTo(t.Context(), name, io.Discard), stoker.KindInvalid)
 		_, err = o.PutIfAbsent(t.Context(), name, []byte("x"))
 		wantKind(t, fmt.Sprintf("put %q", name), err, stoker.KindInvalid)
 		_, err = o.ReplaceIf(t.Context(), name, []byte("x"), tagOf([]byte("secret")))
@@ -143,6 +149,7 @@ func TestNamesInEachOthersWay(t *testing.T) {
 	for _, name := range []string{"file/below", "folder"} {
 		_, _, err := o.Get(ctx, name)
 		wantKind(t, "get "+name, err, stoker.KindNotExist)
+		wantKind(t, "stream "+name, o.GetTo(ctx, name, io.Discard), stoker.KindNotExist)
 		if err := o.Delete(ctx, name); err != nil {
 			t.Errorf("delete %s: %v", name, err)
 		}
