@@ -15,7 +15,9 @@ func (a *app) datasetSyncCommand() *cobra.Command {
 		Long: `Lists the dataset's prefixes again. If anything was added, changed or removed, the
 new listing becomes the current generation: jobs that are submitted from then on
 take it, running jobs keep theirs. If nothing has changed no generation is made.
-What the workers have of unchanged shards is not fetched again.`,
+What the workers have of unchanged shards is not fetched again. How many files
+were added, changed and removed is said; 'stoker dataset show NAME --changes'
+names them.`,
 		Example: `  stoker dataset sync imagenet
   stoker submit --sync --dataset imagenet -- python train.py   # the same, first`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -29,9 +31,7 @@ What the workers have of unchanged shards is not fetched again.`,
 			if err != nil {
 				return err
 			}
-			if d.Unchanged {
-				a.console.Line("nothing has changed: generation %d stays the current one", d.Generation)
-			}
+			a.noteChanges(d)
 			return a.printDetail(d)
 		},
 	}

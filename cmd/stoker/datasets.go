@@ -84,17 +84,24 @@ always the daemons' own, by name with --profile.`,
 }
 
 func (a *app) datasetShowCommand() *cobra.Command {
-	return &cobra.Command{
+	var changes string
+	cmd := &cobra.Command{
 		Use: "show NAME[@GEN]", Short: "show one dataset: what it is, where it is, who holds it", Args: oneArg("a dataset's name"),
 		Long: `Shows a generation of a dataset, the current one unless @GEN says another: its
 size, how much is on the workers, who holds it, and which keys of the store
-cannot be files.`,
+cannot be files. With --changes, what is different from the generation before,
+or from FROM, instead: counts, bytes, and the first paths.`,
 		Example: `  stoker dataset show imagenet
-  stoker dataset show imagenet@1 -o json | jq .unmountable`,
+  stoker dataset show imagenet@1 -o json | jq .unmountable
+  stoker dataset show imagenet --changes
+  stoker dataset show imagenet --changes=1..3 -o json | jq .paths`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ref, err := datasetArg(args[0])
 			if err != nil {
 				return err
+			}
+			if cmd.Flags().Changed("changes") {
+				return a.showChanges(cmd, ref, changes)
 			}
 			c, err := a.controller()
 			if err != nil {
@@ -107,6 +114,9 @@ cannot be files.`,
 			return a.printDetail(d)
 		},
 	}
+	cmd.Flags().StringVar(&changes, "changes", "", "compare with the generation before, or with =`FROM`, or two of them: =FROM..TO")
+	cmd.Flags().Lookup("changes").NoOptDefVal = previous
+	return cmd
 }
 
 // oneArg wants exactly one argument, and one that is not empty.

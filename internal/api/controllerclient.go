@@ -85,6 +85,24 @@ func (c *Controller) Datasets(ctx context.Context) ([]DatasetInfo, error) {
 	return get[[]DatasetInfo](ctx, c.c, answerTimeout, http.MethodGet, "/v1/datasets", nil)
 }
 
+// Changes compares a dataset's generation, the current one unless name ends in
+// @GEN, with generation from, 0: the one before it.
+func (c *Controller) Changes(ctx context.Context, name string, from int) (*DatasetChanges, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return nil, err
+	}
+	path := "/v1/datasets/" + seg + "/changes"
+	if from != 0 {
+		path += "?from=" + strconv.Itoa(from)
+	}
+	v, err := get[DatasetChanges](ctx, c.c, workTimeout, http.MethodGet, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &v, nil
+}
+
 // Dataset shows one dataset; name may end in @GEN.
 func (c *Controller) Dataset(ctx context.Context, name string) (*DatasetDetail, error) {
 	seg, err := segment("dataset", name)

@@ -176,6 +176,40 @@ type DatasetDetail struct {
 	Unmountable []Unmountable  `json:"unmountable"`
 	Holders     []string       `json:"holders"`
 	Unchanged   bool           `json:"unchanged,omitempty"` // a sync found what the generation has
+	Changes     *ChangeCounts  `json:"changes,omitempty"`   // what a sync found since the generation before
+}
+
+// Tally counts files and links, and their bytes.
+type Tally struct {
+	Objects int64 `json:"objects"`
+	Bytes   int64 `json:"bytes"`
+}
+
+// ChangeCounts compares generation To with generation From. Bytes are those
+// of To, of what was removed those of From.
+type ChangeCounts struct {
+	From    int   `json:"from"`
+	To      int   `json:"to"`
+	Added   Tally `json:"added"`
+	Changed Tally `json:"changed"`
+	Removed Tally `json:"removed"`
+}
+
+// DatasetChanges is GET /v1/datasets/{name}/changes.
+type DatasetChanges struct {
+	Name string `json:"name"`
+	ChangeCounts
+	Paths []PathChange `json:"paths"`          // the first of them, by path
+	More  bool         `json:"more,omitempty"` // there are more paths
+}
+
+// PathChange is one path that is not the same in both generations. Folders,
+// which end in a slash, are named only if they are empty.
+type PathChange struct {
+	Path     string `json:"path"`               // relative to the mount, bytes that are not UTF-8 percent-escaped
+	Change   string `json:"change"`             // added, changed, removed
+	Bytes    int64  `json:"bytes,omitempty"`    // in To
+	OldBytes int64  `json:"oldBytes,omitempty"` // in From
 }
 
 // Status is GET /v1/status.

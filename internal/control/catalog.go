@@ -36,7 +36,7 @@ func (c *Controller) syncDataset(w http.ResponseWriter, r *http.Request) error {
 	stream := api.NewStream(w)
 	now, unchanged, err := c.sync(r.Context(), d, stream)
 	if err == nil {
-		err = c.sendDetail(r.Context(), stream, now, unchanged)
+		err = c.sendSynced(r.Context(), stream, d, now, unchanged)
 	}
 	if err != nil {
 		stream.Fail(err)
@@ -44,12 +44,21 @@ func (c *Controller) syncDataset(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (c *Controller) sendDetail(ctx context.Context, stream *api.Stream, d *resolved, unchanged bool) error {
-	detail, err := c.detail(ctx, d)
+// sendSynced answers a sync with what it has found.
+func (c *Controller) sendSynced(ctx context.Context, stream *api.Stream, before, now *resolved, unchanged bool) error {
+	detail, err := c.detail(ctx, now)
 	if err != nil {
 		return err
 	}
 	detail.Unchanged = unchanged
+	if !unchanged && before.Number != 0 && before.Number != now.Number {
+		found, err := c.compare(ctx, before.Generation, now.Generation, 0)
+		if err != nil { // the generation is made all the same
+			c.o.Log.Warn("a sync's changes cannot be counted", "dataset", now.Name, "manifest", before.Manifest, "error", err)
+		} else {
+			detail.Changes = &found.ChangeCounts
+		}
+	}
 	return stream.Send(api.Event{Dataset: detail})
 }
 

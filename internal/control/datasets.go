@@ -135,7 +135,11 @@ func (c *Controller) sendAdded(ctx context.Context, stream *api.Stream, d *manif
 	if !found.entry.Created.Equal(d.Created) || found.entry.Owner != d.Owner {
 		return taken
 	}
-	return c.sendDetail(ctx, stream, found, false)
+	detail, err := c.detail(ctx, found)
+	if err != nil {
+		return err
+	}
+	return stream.Send(api.Event{Dataset: detail})
 }
 
 func (c *Controller) listDatasets(w http.ResponseWriter, r *http.Request) error {

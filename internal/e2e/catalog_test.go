@@ -34,8 +34,15 @@ func TestSyncAndRemove(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(c.root, "data", "new.bin"), []byte("new"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if d := c.detail("dataset", "sync", "data"); d.Unchanged || d.Generation != 2 || d.Objects != 303 {
+	d := c.detail("dataset", "sync", "data")
+	if d.Unchanged || d.Generation != 2 || d.Objects != 303 {
 		t.Errorf("after two changes: %+v", d)
+	}
+	if n := d.Changes; n == nil || n.Added != (api.Tally{Objects: 1, Bytes: 3}) || n.Changed.Objects != 1 || n.Removed.Objects != 0 {
+		t.Errorf("the sync found %+v", n)
+	}
+	if out := c.must("dataset", "show", "data", "--changes"); !strings.Contains(out, "1..2") || !strings.Contains(out, "new.bin") {
+		t.Errorf("the changes are\n%s", out)
 	}
 	c.proxy.Reset()
 	cert := c.certificate(c.must("preload", "data", "--wait", "-o", "json"))
