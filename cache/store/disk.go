@@ -13,7 +13,16 @@ import (
 // disk makes every change below the cache folder that may matter after power
 // loss, so that a test can watch them in their order. The zero value is ready.
 type disk struct {
-	watch func(change) // after each change; nil but in tests
+	watch func(change)                // after each change; nil but in tests
+	fail  func(op, path string) error // before each change and each read; nil but in tests
+}
+
+// may asks the layer of faults, if there is one.
+func (d disk) may(op, path string) error {
+	if d.fail == nil {
+		return nil
+	}
+	return d.fail(op, path)
 }
 
 // change is one thing that was done to the folder. What it did not sync is
@@ -45,20 +54,37 @@ func (d disk) makeDir(path string) error {
 	if err := d.makeDir(parent); err != nil {
 		return err
 	}
-	if err := d.done(os.Mkdir(path, 0o700), change{op: "mkdir", path: path}); err != nil && !errors.Is(err, fs.ErrExist) {
+	return d.makeOneDir(path)
+}
+
+// makeOneDir makes a folder below one that is there: what lay above a folder
+// that was unmounted is not made anew.
+func (d disk) makeOneDir(path string) error {
+	if err := d.may("mkdir", path); err != nil {
 		return err
 	}
-	return d.syncDir(parent)
+	if err := os.Mkdir(path, 0o700); errors.Is(err, fs.ErrExist) {
+		return nil
+	} else if err := d.done(err, change{op: "mkdir", path: path}); err != nil {
+		return err
+	}
+	return d.syncDir(filepath.Dir(path))
 }
 
 // create makes a new file.
 func (d disk) create(path string) (*os.File, error) {
+	if err := d.may("create", path); err != nil {
+		return nil, err
+	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	return f, d.done(err, change{op: "create", path: path, file: f})
 }
 
 // createTemp makes a new file for writeAtomic.
 func (d disk) createTemp(dir string) (*os.File, error) {
+	if err := d.may("create", dir); err != nil {
+		return nil, err
+	}
 	f, err := os.CreateTemp(dir, tempPrefix)
 	if err != nil {
 		return nil, err
@@ -71,6 +97,9 @@ func (d disk) truncate(f *os.File, n int64) error {
 }
 
 func (d disk) writeAt(f *os.File, p []byte, off int64) error {
+	if err := d.may("writeAt", f.Name()); err != nil {
+		return err
+	}
 	_, err := f.WriteAt(p, off)
 	return d.done(err, change{op: "writeAt", file: f, n: off, body: p})
 }
@@ -79,11 +108,26 @@ func (d disk) chmod(f *os.File, mode fs.FileMode) error {
 	return d.done(f.Chmod(mode), change{op: "chmod", file: f, n: int64(mode)})
 }
 
+// readAt reads len(p) bytes; a file that ends before is an error.
+func (d disk) readAt(f *os.File, p []byte, off int64) error {
+	if err := d.may("readAt", f.Name()); err != nil {
+		return err
+	}
+	_, err := f.ReadAt(p, off)
+	return err
+}
+
 func (d disk) sync(f *os.File) error {
+	if err := d.may("sync", f.Name()); err != nil {
+		return err
+	}
 	return d.done(f.Sync(), change{op: "sync", file: f})
 }
 
 func (d disk) syncDir(path string) error {
+	if err := d.may("syncDir", path); err != nil {
+		return err
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -97,6 +141,9 @@ func (d disk) rename(from, to string) error {
 }
 
 func (d disk) remove(path string) error {
+	if err := d.may("remove", path); err != nil {
+		return err
+	}
 	return d.done(os.Remove(path), change{op: "remove", path: path})
 }
 

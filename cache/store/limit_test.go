@@ -28,7 +28,7 @@ func TestLimitIsHard(t *testing.T) {
 			}
 			// Under the lock no file comes or goes: the sum is of one moment.
 			s.mu.Lock()
-			sum, used, reserved := allocated(t, s.dir), s.used, s.reservedLocked()
+			sum, used, reserved := allocated(t, s.folders[0].dir), s.folders[0].usedLocked(), s.reservedLocked()
 			s.mu.Unlock()
 			most.Store(max(most.Load(), sum))
 			if sum > capacity || used > capacity || used+reserved > capacity || sum > used {
@@ -116,7 +116,7 @@ func TestChargeCoversExtents(t *testing.T) {
 	var sum int64
 	for _, suffix := range []string{dataSuffix, indexSuffix} {
 		var st syscall.Stat_t
-		if err := syscall.Stat(s.path(sh.ID(), suffix), &st); err != nil {
+		if err := syscall.Stat(s.folders[0].path(sh.ID(), suffix), &st); err != nil {
 			t.Fatal(err)
 		}
 		sum += st.Blocks * 512

@@ -97,11 +97,11 @@ func TestRecoveryRemovesJunk(t *testing.T) {
 			put(t, s, harmed, true, upTo(6)...)
 			put(t, s, beside, false, 1, 2, 5)
 			used := s.Usage().UsedBytes
-			data := s.path(harmed.ID, dataSuffix)
+			data := s.folders[0].path(harmed.ID, dataSuffix)
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
-			c.harm(junk{t, filepath.Dir(data), data, s.path(harmed.ID, indexSuffix), harmed, s.Dir()})
+			c.harm(junk{t, filepath.Dir(data), data, s.folders[0].path(harmed.ID, indexSuffix), harmed, s.Dir()})
 
 			s = open(t, s.Dir(), roomy)
 			sh := get(t, s, beside.ID)
@@ -141,7 +141,7 @@ func onlyShards(t testing.TB, root string, want int) {
 		rel, _ := filepath.Rel(root, path)
 		if _, shard := idOf(d.Name()); shard {
 			files++
-		} else if !d.IsDir() && rel != "lock" && rel != "id" {
+		} else if !d.IsDir() && rel != "lock" && rel != "id" && rel != membersFile {
 			t.Errorf("%s is still there", rel)
 		}
 		return nil
@@ -160,7 +160,7 @@ func TestRecoveryFollowsNoLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	outside := filepath.Join(t.TempDir(), "file")
-	data := s.path(spec.ID, dataSuffix)
+	data := s.folders[0].path(spec.ID, dataSuffix)
 	if err := os.Rename(data, outside); err != nil {
 		t.Fatal(err)
 	}
@@ -198,7 +198,7 @@ func TestMarksOfAnotherBoot(t *testing.T) {
 		"another boot": {s.epoch + 1, 0, 6},
 	} {
 		t.Run(name, func(t *testing.T) {
-			later := &Store{dir: s.dir, log: s.log, epoch: c.epoch}
+			later := &folder{s: &Store{log: s.log, epoch: c.epoch}, dir: s.Dir()}
 			a, err := later.scanShard(open.ID)
 			if err != nil {
 				t.Fatal(err)
@@ -219,7 +219,7 @@ func TestOpenAfterAnotherBoot(t *testing.T) {
 	s := open(t, t.TempDir(), roomy)
 	spec := specOf(1, 4)
 	put(t, s, spec, false, upTo(4)...)
-	index := s.path(spec.ID, indexSuffix)
+	index := s.folders[0].path(spec.ID, indexSuffix)
 	b, err := os.ReadFile(index)
 	if err != nil {
 		t.Fatal(err)
@@ -252,13 +252,13 @@ func TestHalfSealedShardIsWrittenOn(t *testing.T) {
 	crashed, damaged := specOf(1, 4), specOf(2, 4)
 	put(t, s, crashed, false, 0, 1, 2, 3)
 	put(t, s, damaged, true, 0, 1, 2, 3)
-	if err := os.Chmod(s.path(crashed.ID, dataSuffix), 0o400); err != nil {
+	if err := os.Chmod(s.folders[0].path(crashed.ID, dataSuffix), 0o400); err != nil {
 		t.Fatal(err)
 	}
-	damage(t, s.path(damaged.ID, indexSuffix), headerBytes+entryBytes*2)
+	damage(t, s.folders[0].path(damaged.ID, indexSuffix), headerBytes+entryBytes*2)
 	s = reopen(t, s)
 	for _, spec := range []Spec{crashed, damaged} {
-		if fi, err := os.Stat(s.path(spec.ID, dataSuffix)); err != nil || fi.Mode().Perm() != 0o600 {
+		if fi, err := os.Stat(s.folders[0].path(spec.ID, dataSuffix)); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("mode %v %v, want 0600", fi.Mode(), err)
 		}
 		sh := get(t, s, spec.ID)
@@ -289,7 +289,7 @@ func TestDamagedIndexNeverLies(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, spec := range specs {
-			scramble(t, r, s.path(spec.ID, indexSuffix))
+			scramble(t, r, s.folders[0].path(spec.ID, indexSuffix))
 		}
 		s = open(t, dir, roomy)
 		for _, st := range s.Shards() {

@@ -22,11 +22,11 @@ const (
 
 // Shard is one shard's file. A reference (from Create or Get) keeps its files
 // open until Release.
-//
-// Lock order: Store.mu before Shard.mu.
 type Shard struct {
 	st   *Store
+	f    *folder
 	spec Spec
+	dead atomic.Bool // given up: has no block any more, takes none
 
 	refs int  // guarded by Store.mu
 	gone bool // guarded by Store.mu: unlinked
@@ -52,40 +52,44 @@ func (sh *Shard) state() ShardState {
 }
 
 // createShard makes the files of a new shard. REQUIRES: Store.mu is held.
-func (s *Store) createShard(spec Spec) (*Shard, error) {
-	dataPath := s.path(spec.ID, dataSuffix)
-	err := s.settleLocked()
+func (s *Store) createShard(f *folder, spec Spec) (*Shard, error) {
+	dataPath := f.path(spec.ID, dataSuffix)
+	err := f.there()
 	if err == nil {
-		err = s.disk.makeDir(filepath.Dir(dataPath))
+		err = f.settle()
+	}
+	if err == nil {
+		err = s.disk.makeOneDir(filepath.Dir(dataPath))
 	}
 	if err == nil {
 		err = s.disk.makeFile(dataPath, spec.Bytes, nil)
 	}
 	if err == nil {
-		err = s.disk.makeFile(s.path(spec.ID, indexSuffix), indexBytes(spec.Blocks), encodeHeader(spec, 0))
+		err = s.disk.makeFile(f.path(spec.ID, indexSuffix), indexBytes(spec.Blocks), encodeHeader(spec, 0))
 	}
 	if err != nil {
 		_ = s.disk.remove(dataPath)
-		_ = s.disk.remove(s.path(spec.ID, indexSuffix))
+		_ = s.disk.remove(f.path(spec.ID, indexSuffix))
 		return nil, failed("store.create", spec.ID.Short(), err)
 	}
-	sh := &Shard{st: s, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks)}
+	sh := &Shard{st: s, f: f, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks)}
 	sh.used.Store(time.Now().Unix())
 	return sh, nil
 }
 
 // scanShard reads a shard's index at start.
-func (s *Store) scanShard(id stoker.ID) (*Shard, error) {
-	fi, err := os.Lstat(s.path(id, dataSuffix))
+func (f *folder) scanShard(id stoker.ID) (*Shard, error) {
+	s := f.s
+	fi, err := os.Lstat(f.path(id, dataSuffix))
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(s.path(id, indexSuffix), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	index, err := os.OpenFile(f.path(id, indexSuffix), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	ii, err := f.Stat()
+	defer index.Close()
+	ii, err := index.Stat()
 	if err != nil {
 		return nil, err
 	}
@@ -93,14 +97,14 @@ func (s *Store) scanShard(id stoker.ID) (*Shard, error) {
 		return nil, fmt.Errorf("index of %d bytes", ii.Size())
 	}
 	b := make([]byte, ii.Size())
-	if _, err := f.ReadAt(b, 0); err != nil {
+	if err := s.disk.readAt(index, b, 0); err != nil {
 		return nil, err
 	}
 	spec, flags, ok := decodeHeader(b)
 	if !ok || spec.ID != id || indexBytes(spec.Blocks) != ii.Size() || !fi.Mode().IsRegular() || fi.Size() != spec.Bytes {
 		return nil, fmt.Errorf("index and data disagree: %d bytes of data", fi.Size())
 	}
-	sh := &Shard{st: s, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks)}
+	sh := &Shard{st: s, f: f, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks)}
 	for block := range spec.Blocks {
 		crc, ok := validEntry(b[headerBytes+entryBytes*block:], &id, block, s.epoch)
 		if ok {
@@ -113,7 +117,7 @@ func (s *Store) scanShard(id stoker.ID) (*Shard, error) {
 	// A crash while it was sealed, or a damaged mark, leaves a read-only file
 	// that has to be written again.
 	if !sh.sealed.Load() && fi.Mode().Perm() != 0o600 {
-		return sh, os.Chmod(s.path(id, dataSuffix), 0o600) // lost by power loss, it is done again
+		return sh, os.Chmod(f.path(id, dataSuffix), 0o600) // lost by power loss, it is done again
 	}
 	return sh, nil
 }
@@ -133,12 +137,12 @@ func (sh *Shard) acquire() error {
 		if sh.sealed.Load() {
 			mode = os.O_RDONLY
 		}
-		data, err := os.OpenFile(sh.st.path(sh.spec.ID, dataSuffix), mode|unix.O_NOFOLLOW, 0)
+		data, err := os.OpenFile(sh.path(dataSuffix), mode|unix.O_NOFOLLOW, 0)
 		if err != nil {
 			return failed("store.open", sh.spec.ID.Short(), err)
 		}
 		if !sh.sealed.Load() {
-			sh.index, err = os.OpenFile(sh.st.path(sh.spec.ID, indexSuffix), os.O_RDWR|unix.O_NOFOLLOW, 0)
+			sh.index, err = os.OpenFile(sh.path(indexSuffix), os.O_RDWR|unix.O_NOFOLLOW, 0)
 			if err != nil {
 				_ = data.Close()
 				return failed("store.open", sh.spec.ID.Short(), err)
@@ -162,9 +166,11 @@ func (sh *Shard) Release() {
 	}
 	sh.closeFiles()
 	if sh.gone {
-		s.used -= sh.charge()
+		sh.f.data -= sh.charge()
 	}
 }
+
+func (sh *Shard) path(suffix string) string { return sh.f.path(sh.spec.ID, suffix) }
 
 func (sh *Shard) closeFiles() {
 	sh.mu.Lock()
@@ -195,7 +201,10 @@ func (sh *Shard) ID() stoker.ID { return sh.spec.ID }
 func (sh *Shard) Spec() Spec { return sh.spec }
 
 // Has reports whether a block is present.
-func (sh *Shard) Has(block int) bool {
+func (sh *Shard) Has(block int) bool { return sh.Had(block) && !sh.dead.Load() }
+
+// Had reports the same, of a retired shard as it was when it was given up.
+func (sh *Shard) Had(block int) bool {
 	return block >= 0 && block < sh.spec.Blocks && sh.bits[block/32].Load()&(1<<(block%32)) != 0
 }
 
@@ -210,7 +219,16 @@ func (sh *Shard) HasAll(from, n int) bool {
 }
 
 // Present returns how many blocks are present.
-func (sh *Shard) Present() int { return int(sh.present.Load()) }
+func (sh *Shard) Present() int {
+	if sh.dead.Load() {
+		return 0
+	}
+	return int(sh.present.Load())
+}
+
+// Retired reports whether the shard was given up: its file went bad, or its
+// disk. Release it, and Create makes another one.
+func (sh *Shard) Retired() bool { return sh.dead.Load() }
 
 // CRC returns the CRC32C of a present block.
 func (sh *Shard) CRC(block int) uint32 { return sh.crcs[block] }
@@ -233,31 +251,43 @@ func (sh *Shard) File() *os.File { return sh.data }
 func (sh *Shard) Sealed() bool { return sh.sealed.Load() }
 
 // Write writes a block at its offset and marks it: first the bytes, then the
-// mark. A block that is present is not written again.
+// mark. A block that is present is not written again. If the disk refuses, the
+// shard is retired, except for want of space where no other folder has it.
 func (sh *Shard) Write(block int, off int64, p []byte) (uint32, error) {
 	if block < 0 || block >= sh.spec.Blocks || off < 0 || off+int64(len(p)) > sh.spec.Bytes || len(p) == 0 || len(p) > stoker.BlockBytes {
 		return 0, stoker.Errorf(stoker.KindInvalid, "store.write", sh.spec.ID.Short(), "block %d: %d bytes at %d", block, len(p), off)
 	}
 	crc := crc32.Checksum(p, castagnoli)
-	if sh.Has(block) {
+	if sh.dead.Load() {
+		return 0, stoker.Errorf(stoker.KindNotExist, "store.write", sh.spec.ID.Short(), "the shard was retired")
+	}
+	if sh.Had(block) {
 		return sh.crcs[block], nil
 	}
+	if err := sh.write(block, off, p, crc); err != nil {
+		sh.st.refused(sh, err, true)
+		return 0, failed("store.write", sh.spec.ID.Short(), err)
+	}
+	return crc, nil
+}
+
+func (sh *Shard) write(block int, off int64, p []byte, crc uint32) error {
 	// Two writers of one block write the same bytes; only marks are ordered.
 	if err := sh.st.disk.writeAt(sh.data, p, off); err != nil {
-		return 0, failed("store.write", sh.spec.ID.Short(), err)
+		return err
 	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if sh.Has(block) || sh.index == nil {
-		return crc, nil
+	if sh.Had(block) || sh.index == nil {
+		return nil
 	}
 	putEntry(sh.entry[:], &sh.spec.ID, block, crc, sh.st.epoch)
 	if err := sh.st.disk.writeAt(sh.index, sh.entry[:], headerBytes+entryBytes*int64(block)); err != nil {
-		return 0, failed("store.write", sh.spec.ID.Short(), err)
+		return err
 	}
 	sh.crcs[block] = crc
 	sh.setBit(block)
-	return crc, nil
+	return nil
 }
 
 // ReadAt reads raw bytes of the file, without checking.
@@ -270,7 +300,7 @@ func (sh *Shard) ReadBlock(block int, off int64, p []byte) error {
 	if !sh.Has(block) {
 		return stoker.Errorf(stoker.KindNotExist, "store.read", sh.spec.ID.Short(), "no block %d", block)
 	}
-	if _, err := sh.data.ReadAt(p, off); errors.Is(err, os.ErrClosed) {
+	if err := sh.st.disk.readAt(sh.data, p, off); errors.Is(err, os.ErrClosed) {
 		return stoker.Errorf(stoker.KindTransient, "store.read", sh.spec.ID.Short(), "the store is closed")
 	} else if err != nil {
 		return stoker.Errorf(stoker.KindCorrupt, "store.read", sh.spec.ID.Short(), "block %d: %w", block, err)
@@ -282,8 +312,14 @@ func (sh *Shard) ReadBlock(block int, off int64, p []byte) error {
 }
 
 // Drop forgets blocks that were found corrupt, so that they can be written
-// again. A sealed shard is never written again: Remove it instead.
+// again. A sealed shard is never written again: Retire it instead.
 func (sh *Shard) Drop(blocks ...int) error {
+	err := sh.drop(blocks)
+	sh.st.refused(sh, err, false)
+	return err
+}
+
+func (sh *Shard) drop(blocks []int) error {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if sh.sealed.Load() || sh.index == nil {
@@ -305,10 +341,19 @@ func (sh *Shard) Drop(blocks ...int) error {
 // Seal makes a whole shard durable and read-only: bytes are synced, then
 // every mark is written anew as durable. Sealing again is fine.
 func (sh *Shard) Seal() error {
+	err := sh.seal()
+	sh.st.refused(sh, err, false)
+	return err
+}
+
+func (sh *Shard) seal() error {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if sh.sealed.Load() {
 		return nil
+	}
+	if sh.dead.Load() {
+		return stoker.Errorf(stoker.KindNotExist, "store.seal", sh.spec.ID.Short(), "the shard was retired")
 	}
 	if int(sh.present.Load()) != sh.spec.Blocks || sh.index == nil {
 		return stoker.Errorf(stoker.KindInvalid, "store.seal", sh.spec.ID.Short(), "%d of %d blocks are present", sh.present.Load(), sh.spec.Blocks)
@@ -335,7 +380,7 @@ func (sh *Shard) Seal() error {
 	if err := sh.st.disk.sync(sh.index); err != nil {
 		return failed("store.seal", sh.spec.ID.Short(), err)
 	}
-	if err := sh.st.disk.syncDir(filepath.Dir(sh.st.path(sh.spec.ID, indexSuffix))); err != nil {
+	if err := sh.st.disk.syncDir(filepath.Dir(sh.path(indexSuffix))); err != nil {
 		return failed("store.seal", sh.spec.ID.Short(), err)
 	}
 	sh.sealed.Store(true)

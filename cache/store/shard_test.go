@@ -83,7 +83,7 @@ func TestWrongBytesAreFound(t *testing.T) {
 		s := open(t, t.TempDir(), roomy)
 		spec := specOf(1, 4)
 		put(t, s, spec, sealed, upTo(4)...)
-		damage(t, s.path(spec.ID, dataSuffix), 2*testBlock+17)
+		damage(t, s.folders[0].path(spec.ID, dataSuffix), 2*testBlock+17)
 		for range 2 { // at once, and after a start
 			sh := get(t, s, spec.ID)
 			wantKind(t, read(t, sh, 2), stoker.KindCorrupt)
@@ -95,7 +95,7 @@ func TestWrongBytesAreFound(t *testing.T) {
 		}
 		// The file lost its end while it is open: no block of it is right.
 		sh := get(t, s, spec.ID)
-		if err := os.Truncate(s.path(spec.ID, dataSuffix), testBlock); err != nil {
+		if err := os.Truncate(s.folders[0].path(spec.ID, dataSuffix), testBlock); err != nil {
 			t.Fatal(err)
 		}
 		wantKind(t, read(t, sh, 3), stoker.KindCorrupt)
@@ -126,7 +126,7 @@ func TestDropForgetsUntilWrittenAgain(t *testing.T) {
 	spec := specOf(1, 4)
 	sh := create(t, s, spec)
 	write(t, sh, 0, 1, 2)
-	damage(t, s.path(spec.ID, dataSuffix), testBlock)
+	damage(t, s.folders[0].path(spec.ID, dataSuffix), testBlock)
 	if err := sh.Drop(1, 3); err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func TestSealMakesReadOnly(t *testing.T) {
 		}
 	}
 	for range 2 { // as it was sealed, and after a start
-		if fi, err := os.Stat(s.path(spec.ID, dataSuffix)); err != nil || fi.Mode().Perm() != 0o400 {
+		if fi, err := os.Stat(s.folders[0].path(spec.ID, dataSuffix)); err != nil || fi.Mode().Perm() != 0o400 {
 			t.Errorf("mode %v %v, want 0400", fi.Mode(), err)
 		}
 		if !sh.Sealed() {

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,27 +17,57 @@ const (
 	tempPrefix       = ".new-" // of a write that is under way
 )
 
-// Reserve promises bytes under a name, durably, before it returns. Asking for
-// the same name again sets it to the new size. NoSpace names the numbers.
+// promise is space promised under a name.
+type promise struct {
+	Bytes   int64 `json:"bytes"`   // what is left
+	Largest int64 `json:"largest"` // most that one of its shards is charged with
+}
+
+// UnmarshalJSON reads also the plain number of bytes that was written before a
+// store had several folders.
+func (p *promise) UnmarshalJSON(b []byte) error {
+	if json.Unmarshal(b, &p.Bytes) == nil {
+		p.Largest = largestShard
+		return nil
+	}
+	type plain promise
+	return json.Unmarshal(b, (*plain)(p))
+}
+
+// largestShard is more than any shard is charged with.
+const largestShard = 130 << 20
+
+// Reserve promises bytes under a name, durably, before it returns, for shards
+// of any size. Asking for the same name again sets it to the new size. NoSpace
+// names the numbers.
 func (s *Store) Reserve(name string, bytes int64) error {
-	if bytes < 0 || name == "" {
+	return s.ReserveFor(name, bytes, largestShard)
+}
+
+// ReserveFor is Reserve for shards of which none is charged with more than
+// largest: with several folders, less is then set aside.
+func (s *Store) ReserveFor(name string, bytes, largest int64) error {
+	if bytes < 0 || largest < 0 || name == "" {
 		return stoker.Errorf(stoker.KindInvalid, "store.reserve", name, "%d bytes", bytes)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	had, known := s.reserved[name]
-	free := s.capacity - s.used - s.reservedLocked() + had
-	if bytes > free {
-		return stoker.Errorf(stoker.KindNoSpace, "store.reserve", name, "needs %d bytes, %d free", bytes, max(0, free))
+	delete(s.reserved, name)
+	free := s.freeLocked(largest)
+	s.reserved[name] = promise{bytes, largest}
+	err := error(nil)
+	if bytes > max(0, free) {
+		err = stoker.Errorf(stoker.KindNoSpace, "store.reserve", name, "needs %d bytes, %d free", bytes, max(0, free))
+	} else {
+		err = s.saveReservations()
 	}
-	s.reserved[name] = bytes
-	if err := s.saveReservations(); err != nil {
+	if err != nil {
 		if delete(s.reserved, name); known {
 			s.reserved[name] = had
 		}
-		return err
 	}
-	return nil
+	return err
 }
 
 // Unreserve gives back what is left of a promise; one that is not there is fine.
@@ -56,22 +85,34 @@ func (s *Store) Unreserve(name string) error {
 func (s *Store) Reservations() map[string]int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return maps.Clone(s.reserved)
+	out := make(map[string]int64, len(s.reserved))
+	for name, p := range s.reserved {
+		out[name] = p.Bytes
+	}
+	return out
 }
 
 func (s *Store) saveReservations() error {
-	body, err := json.Marshal(s.reserved)
+	var all any = s.reserved
+	if len(s.folders) == 1 { // as releases that know but one folder read it
+		left := map[string]int64{}
+		for name, p := range s.reserved {
+			left[name] = p.Bytes
+		}
+		all = left
+	}
+	body, err := json.Marshal(all)
 	if err != nil {
 		return err
 	}
-	if err := s.disk.writeAtomic(filepath.Join(s.dir, reservationsFile), body); err != nil {
-		return failed("store.reserve", s.dir, err)
-	}
-	return nil
+	return s.everywhere(func(f *folder) error {
+		return s.disk.writeAtomic(filepath.Join(f.dir, reservationsFile), body)
+	})
 }
 
-func (s *Store) recoverReservations() error {
-	path := filepath.Join(s.dir, reservationsFile)
+func (s *Store) recoverReservations(from *folder) error {
+	s.reserved = map[string]promise{}
+	path := filepath.Join(from.dir, reservationsFile)
 	body, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -82,49 +123,57 @@ func (s *Store) recoverReservations() error {
 		return stoker.Errorf(stoker.KindCorrupt, "store.open", path, "%w", err)
 	}
 	if s.reserved == nil { // the JSON was null
-		s.reserved = map[string]int64{}
+		s.reserved = map[string]promise{}
 	}
-	for name, n := range s.reserved {
-		if n < 0 {
+	for name, p := range s.reserved {
+		if p.Bytes < 0 {
 			delete(s.reserved, name)
 		}
 	}
 	return nil
 }
 
-func (s *Store) statePath(name string) (string, error) {
+// stateName returns a document's name in a folder.
+func stateName(name string) (string, error) {
 	if name == "" || len(name) > 200 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" || name[0] == '.' {
 		return "", stoker.Errorf(stoker.KindInvalid, "store.state", name, "not a document's name")
 	}
-	return filepath.Join(s.dir, "state", name+".json"), nil
+	return filepath.Join("state", name+".json"), nil
 }
 
 // PutState writes a small document: durable and whole when it returns. It
 // counts against the capacity, but is never refused for want of it: what a
 // worker knows about its data may not depend on how full it is.
 func (s *Store) PutState(name string, body []byte) error {
-	path, err := s.statePath(name)
+	path, err := stateName(name)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.disk.writeAtomic(path, body); err != nil {
-		return failed("store.state", name, err)
+	err = s.everywhere(func(f *folder) error { return s.disk.writeAtomic(filepath.Join(f.dir, path), body) })
+	if err != nil {
+		return err
 	}
 	charge := roundUp(int64(len(body))) + stateOverhead
-	s.used += charge - s.states[name]
+	s.docs += charge - s.states[name]
 	s.states[name] = charge
 	return nil
 }
 
 // GetState reads a document; NotExist if there is none.
 func (s *Store) GetState(name string) ([]byte, error) {
-	path, err := s.statePath(name)
+	path, err := stateName(name)
 	if err != nil {
 		return nil, err
 	}
-	body, err := os.ReadFile(path)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	from := s.newestLocked()
+	if from == nil {
+		from = s.folders[0]
+	}
+	body, err := os.ReadFile(filepath.Join(from.dir, path))
 	if err != nil {
 		return nil, failed("store.state", name, err)
 	}
@@ -133,16 +182,26 @@ func (s *Store) GetState(name string) ([]byte, error) {
 
 // DeleteState removes a document; one that is not there is fine.
 func (s *Store) DeleteState(name string) error {
-	path, err := s.statePath(name)
+	path, err := stateName(name)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.disk.remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return failed("store.state", name, err)
+	if _, known := s.states[name]; !known {
+		return nil
 	}
-	s.used -= s.states[name]
+	err = s.everywhere(func(f *folder) error {
+		err := s.disk.remove(filepath.Join(f.dir, path))
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	s.docs -= s.states[name]
 	delete(s.states, name)
 	return nil
 }
@@ -161,8 +220,9 @@ func (s *Store) ListState(prefix string) ([]string, error) {
 	return names, nil
 }
 
-func (s *Store) recoverStates() error {
-	dir := filepath.Join(s.dir, "state")
+func (s *Store) recoverStates(from *folder) error {
+	s.states, s.docs = map[string]int64{}, 0
+	dir := filepath.Join(from.dir, "state")
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		return failed("store.open", dir, err)
@@ -175,7 +235,7 @@ func (s *Store) recoverStates() error {
 			continue
 		}
 		s.states[name] = roundUp(fi.Size()) + stateOverhead
-		s.used += s.states[name]
+		s.docs += s.states[name]
 	}
 	return nil
 }

@@ -1,21 +1,21 @@
-// Package store keeps a worker's shards on its disk: one file per shard,
+// Package store keeps a worker's shards on its disks: one file per shard,
 // written once, sealed when whole, freed only by unlink, with a presence mark
 // and a CRC32C for each block in an index beside it (docs/adr/0002). It never
-// exceeds its byte limit, survives kill -9 without losing what was written,
-// and power loss without ever claiming a block whose bytes were not synced.
+// exceeds the byte limit of a folder, survives kill -9 without losing what was
+// written, and power loss without ever claiming a block whose bytes were not
+// synced. Several folders are one store (docs/adr/0008): each shard lies in
+// one of them, each document in all; one that fails is taken out of service.
 // It knows nothing of objects or manifests. All methods may be called from
 // any goroutine; one process owns a folder at a time.
 package store
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,14 +24,22 @@ import (
 	"stoker.dev"
 )
 
+// Folder is a cache folder, best on a disk of its own.
+type Folder struct {
+	Dir           string // made 0700
+	CapacityBytes int64  // hard limit of allocated bytes below Dir
+}
+
 // Options of Open.
 type Options struct {
-	Dir           string // the cache folder, made 0700
-	CapacityBytes int64  // hard limit of allocated bytes below Dir
+	Dir           string   // the only folder
+	CapacityBytes int64    // its limit
+	Folders       []Folder // or several, instead of Dir
 	Log           *slog.Logger
 
-	watch func(change) // for tests of power loss: see disk.go
-	epoch uint32       // for the same: another boot than this one
+	watch func(change)                // for tests of power loss: see disk.go
+	epoch uint32                      // for the same: another boot than this one
+	fail  func(op, path string) error // for tests of failing disks
 }
 
 // Overheads are charged beside the data, so that allocated bytes stay below
@@ -47,7 +55,7 @@ const (
 	stateOverhead = 2 * pageBytes
 )
 
-// Usage is a snapshot of the space.
+// Usage is a snapshot of the space of the folders in service.
 type Usage struct {
 	CapacityBytes int64
 	UsedBytes     int64 // charged to shards and documents that exist
@@ -69,202 +77,162 @@ type ShardState struct {
 	LastUsed time.Time
 }
 
-// Store is an open cache folder.
+// Store is the open cache folders of a worker.
+//
+// Lock order: Store.mu before Shard.mu.
 type Store struct {
-	dir, id string
+	id      string
 	disk    disk
 	log     *slog.Logger
-	lock    *os.File
 	epoch   uint32 // of this boot: see index.go
+	folders []*folder
 
-	mu       sync.Mutex
-	capacity int64
-	used     int64                // +checklocks:mu
-	reserved map[string]int64     // +checklocks:mu — by name, what is left
-	shards   map[stoker.ID]*Shard // +checklocks:mu
-	states   map[string]int64     // +checklocks:mu — charged bytes of documents
-	closed   bool                 // +checklocks:mu
-	unsynced map[string]bool      // +checklocks:mu — folders: see settleLocked
+	mu         sync.Mutex
+	reserved   map[string]promise   // +checklocks:mu — by name, what is left
+	shards     map[stoker.ID]*Shard // +checklocks:mu
+	states     map[string]int64     // +checklocks:mu — charged bytes of documents
+	docs       int64                // +checklocks:mu — their sum: what they take of each folder
+	generation int64                // +checklocks:mu — see documents
+	closed     bool                 // +checklocks:mu
+	retired    func([]*Shard)       // +checklocks:mu — see OnRetired
 }
 
-// Open takes a cache folder and recovers what is in it. Busy: another process
-// has it.
+// Open takes the cache folders and recovers what is in them. Busy: another
+// process has one. Invalid: they belong to different workers, or two are one.
+// Of several, one that cannot be used stays out of service and is named; the
+// only one, or the last, ends the start.
 func Open(o Options) (*Store, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.CapacityBytes <= 0 {
-		return nil, stoker.Errorf(stoker.KindInvalid, "store.open", o.Dir, "capacity of %d bytes", o.CapacityBytes)
+	if len(o.Folders) == 0 {
+		o.Folders = []Folder{{o.Dir, o.CapacityBytes}}
 	}
-	s := &Store{dir: o.Dir, disk: disk{o.watch}, epoch: o.epoch, log: o.Log, capacity: o.CapacityBytes, used: baseOverhead,
-		reserved: map[string]int64{}, shards: map[stoker.ID]*Shard{}, states: map[string]int64{}, unsynced: map[string]bool{}}
-	if err := s.take(); err != nil {
-		return nil, err
+	s := &Store{disk: disk{o.watch, o.fail}, epoch: o.epoch, log: o.Log,
+		reserved: map[string]promise{}, shards: map[stoker.ID]*Shard{}, states: map[string]int64{}}
+	for _, f := range o.Folders {
+		if f.CapacityBytes <= 0 {
+			return nil, stoker.Errorf(stoker.KindInvalid, "store.open", f.Dir, "capacity of %d bytes", f.CapacityBytes)
+		}
+		s.folders = append(s.folders, &folder{s: s, dir: filepath.Clean(f.Dir), capacity: f.CapacityBytes, limit: f.CapacityBytes, unsynced: map[string]bool{}})
 	}
-	err := s.recover()
-	if err == nil {
-		s.mu.Lock()
-		err = s.settleLocked()
-		s.mu.Unlock()
-	}
-	if err != nil {
-		_ = s.lock.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.openLocked(); err != nil {
+		s.unlock()
 		return nil, err
 	}
 	return s, nil
 }
 
-// take makes the folder, locks it and reads its id.
-func (s *Store) take() error {
-	for _, d := range []string{"", "shards", "state"} {
-		if err := s.disk.makeDir(filepath.Join(s.dir, d)); err != nil {
-			return failed("store.open", s.dir, err)
-		}
-		s.unsynced[filepath.Join(s.dir, d)] = true // see recoverFolder
-	}
-	if err := os.Chmod(s.dir, 0o700); err != nil {
-		return failed("store.open", s.dir, err)
-	}
-	lock, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return failed("store.open", s.dir, err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		pid, _ := os.ReadFile(lock.Name())
-		_ = lock.Close()
-		return stoker.Errorf(stoker.KindBusy, "store.open", s.dir, "is in use by process %s", strings.TrimSpace(string(pid)))
-	}
-	s.lock = lock
-	if err := lock.Truncate(0); err == nil {
-		_, err = lock.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
-		if err != nil {
-			s.log.Warn("lock file has no pid", "error", err)
-		}
-	}
+// openLocked takes the folders, settles whose they are and what stands in
+// their documents, and recovers the shards.
+func (s *Store) openLocked() (err error) {
 	if s.epoch == 0 {
 		if s.epoch, err = bootEpoch(); err != nil {
 			return err
 		}
 	}
-	return s.readID()
-}
-
-// readID reads the worker's id, made once for a folder.
-func (s *Store) readID() error {
-	path := filepath.Join(s.dir, "id")
-	body, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		body = []byte(stoker.NewToken() + "\n")
-		err = s.disk.writeAtomic(path, body)
-	}
-	if err != nil {
-		return failed("store.open", path, err)
-	}
-	s.id = strings.TrimSpace(string(body))
-	if len(s.id) != 32 || strings.Trim(s.id, "0123456789abcdef") != "" {
-		return stoker.Errorf(stoker.KindCorrupt, "store.open", path, "holds no worker id; remove it to become a new worker")
-	}
-	return nil
-}
-
-// recover reads the folder: shards, documents, reservations. What is none of
-// these is removed: it would take space that nobody counts.
-func (s *Store) recover() error {
-	halves, err := filepath.Glob(filepath.Join(s.dir, tempPrefix+"*"))
-	if err != nil {
-		return failed("store.open", s.dir, err)
-	}
-	for _, path := range halves {
-		s.removeJunk(path, errors.New("half of a write that a crash ended"))
-	}
-	if err := s.recoverStates(); err != nil {
+	if err := s.takeAll(); err != nil {
 		return err
 	}
-	folders, err := os.ReadDir(filepath.Join(s.dir, "shards"))
-	if err != nil {
-		return failed("store.open", s.dir, err)
+	if err := s.joinLocked(); err != nil {
+		return err
 	}
-	for _, d := range folders {
-		dir := filepath.Join(s.dir, "shards", d.Name())
-		if !d.IsDir() {
-			s.removeJunk(dir, errors.New("is no folder"))
-		} else if err := s.recoverFolder(dir); err != nil {
+	for _, f := range s.folders {
+		if f.out() {
+			continue
+		}
+		err := f.recoverLocked()
+		if err == nil {
+			err = f.settle()
+		}
+		if err = s.survive(f, err); err != nil {
 			return err
 		}
 	}
-	return s.recoverReservations()
-}
-
-// recoverFolder takes in the shards of one folder.
-func (s *Store) recoverFolder(dir string) error {
-	files, err := os.ReadDir(dir)
-	if err != nil {
-		return failed("store.open", dir, err)
-	}
-	s.unsynced[dir] = true // what a process removed that was killed, perhaps
-	seen := map[stoker.ID]bool{}
-	for _, f := range files {
-		id, ok := idOf(f.Name())
-		if !ok || filepath.Base(dir) != id.String()[:2] {
-			s.removeJunk(filepath.Join(dir, f.Name()), errors.New("is not named as a shard's file here"))
-			continue
-		}
-		if seen[id] {
-			continue
-		}
-		seen[id] = true
-		sh, err := s.scanShard(id)
-		if ours(err) {
-			return failed("store.open", id.Short(), err)
-		} else if err != nil {
-			s.removeJunk(s.path(id, indexSuffix), err)
-			s.removeJunk(s.path(id, dataSuffix), err)
-			continue
-		}
-		s.shards[id] = sh
-		s.used += sh.charge()
-	}
 	return nil
 }
 
-// idOf returns the shard that a file's name belongs to.
-func idOf(name string) (stoker.ID, bool) {
-	hex, data := strings.CutSuffix(name, dataSuffix)
-	hex, index := strings.CutSuffix(hex, indexSuffix)
-	id, err := stoker.ParseID(hex)
-	return id, err == nil && data != index && id.String() == hex
-}
-
-// ours reports whether an error says more of this process than of a file: it
-// is no reason to remove anything.
-func ours(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, fs.ErrPermission)
-}
-
-func (s *Store) removeJunk(path string, why error) {
-	err := s.disk.removeAll(path)
-	s.unsynced[filepath.Dir(path)] = true
-	s.log.Warn("removed what is no shard", "path", path, "why", why, "error", err)
-}
-
-// Dir returns the cache folder.
-func (s *Store) Dir() string { return s.dir }
-
-// WorkerID returns the random id of this folder.
-func (s *Store) WorkerID() string { return s.id }
-
-// Usage returns what is used and promised.
-func (s *Store) Usage() Usage {
+// Dir returns the first cache folder in service, or else the first one.
+func (s *Store) Dir() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Usage{s.capacity, s.used, s.reservedLocked()}
+	for _, f := range s.folders {
+		if !f.out() {
+			return f.dir
+		}
+	}
+	return s.folders[0].dir
+}
+
+// WorkerID returns the random id that all folders bear.
+func (s *Store) WorkerID() string { return s.id }
+
+// Usage returns what is used and promised. With a folder out of service more
+// may be promised than there is: what is beyond is refused when it is drawn.
+func (s *Store) Usage() (u Usage) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.folders {
+		if !f.out() {
+			u.CapacityBytes += f.limit
+			u.UsedBytes += f.usedLocked()
+		}
+	}
+	u.ReservedBytes = s.reservedLocked()
+	return u
+}
+
+// FreeBytes is how much can still be promised for shards of which the largest
+// is charged with so many bytes.
+func (s *Store) FreeBytes(largest int64) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.freeLocked(largest)
+}
+
+// freeLocked leaves aside what several folders may waste: a shard lies in one
+// folder, so all but the last byte of a shard can be free in each and be of no
+// use. With that aside, what fits the sum always fits a folder.
+func (s *Store) freeLocked(largest int64) int64 {
+	free, in := int64(0), int64(0)
+	for _, f := range s.folders {
+		if !f.out() {
+			free += max(0, f.limit-f.usedLocked())
+			in++
+		}
+	}
+	for _, p := range s.reserved {
+		free -= p.Bytes
+		if p.Bytes > 0 {
+			largest = max(largest, p.Largest)
+		}
+	}
+	return free - max(0, in-1)*largest
 }
 
 func (s *Store) reservedLocked() (sum int64) {
-	for _, n := range s.reserved {
-		sum += n
+	for _, p := range s.reserved {
+		sum += p.Bytes
 	}
 	return sum
+}
+
+// pickLocked returns the folder that is, with need more bytes, the least full
+// for its size; nil if none has the space.
+func (s *Store) pickLocked(need int64) (best *folder) {
+	var least float64
+	for _, f := range s.folders {
+		used := f.usedLocked() + need
+		if f.out() || used > f.limit {
+			continue
+		}
+		if fill := float64(used) / float64(f.capacity); best == nil || fill < least {
+			best, least = f, fill
+		}
+	}
+	return best
 }
 
 // ChargeBytes is what a shard of this size takes of the capacity.
@@ -274,10 +242,10 @@ func (s *Store) ChargeBytes(bytes int64, blocks int) int64 {
 
 func roundUp(n int64) int64 { return (n + pageBytes - 1) / pageBytes * pageBytes }
 
-// Create opens the shard's file and makes it if it is not there. Its full
-// size is charged at once: against what is left of the named reservation, or,
-// with "", against free space. NoSpace names the numbers. The caller releases
-// the shard.
+// Create opens the shard's file and makes it if it is not there, in the folder
+// that is the least full for its size. Its full size is charged at once:
+// against what is left of the named reservation, or, with "", against free
+// space. NoSpace names the numbers. The caller releases the shard.
 func (s *Store) Create(spec Spec, reservation string) (*Shard, error) {
 	if spec.Bytes <= 0 || spec.Blocks <= 0 || int64(spec.Blocks)*stoker.BlockBytes < spec.Bytes/2 && spec.Bytes > stoker.BlockBytes*int64(spec.Blocks) {
 		return nil, stoker.Errorf(stoker.KindInvalid, "store.create", spec.ID.Short(), "%d bytes in %d blocks", spec.Bytes, spec.Blocks)
@@ -285,32 +253,63 @@ func (s *Store) Create(spec Spec, reservation string) (*Shard, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, stoker.Errorf(stoker.KindTransient, "store.create", s.dir, "the store is closed")
+		return nil, stoker.Errorf(stoker.KindTransient, "store.create", s.folders[0].dir, "the store is closed")
 	}
 	if sh := s.shards[spec.ID]; sh != nil {
 		if sh.spec != spec {
 			return nil, stoker.Errorf(stoker.KindInvalid, "store.create", spec.ID.Short(), "exists with %d bytes in %d blocks", sh.spec.Bytes, sh.spec.Blocks)
 		}
-		return sh, sh.acquire()
+		if err := s.acquireLocked(sh); err == nil || !sh.dead.Load() {
+			return sh, err
+		}
 	}
 	need := s.ChargeBytes(spec.Bytes, spec.Blocks)
-	drawn := min(need, s.reserved[reservation])
+	p := s.reserved[reservation]
+	drawn := min(need, p.Bytes)
 	// What the reservation covers needs no other space. After a restart it may
 	// cover too much: draws are not written down.
-	free := s.capacity - s.used - s.reservedLocked()
-	if need > drawn && need-drawn > free || s.used+need > s.capacity {
+	if free := s.freeLocked(need); need > drawn && need-drawn > free {
 		return nil, stoker.Errorf(stoker.KindNoSpace, "store.create", spec.ID.Short(), "needs %d bytes, %d free", need-drawn, max(0, free))
 	}
-	sh, err := s.createShard(spec)
+	sh, err := s.placeLocked(spec, need)
 	if err != nil {
 		return nil, err
 	}
 	if drawn > 0 {
-		s.reserved[reservation] -= drawn
+		p.Bytes -= drawn
+		s.reserved[reservation] = p
 	}
-	s.used += need
-	s.shards[spec.ID] = sh
-	return sh, sh.acquire()
+	return sh, s.acquireLocked(sh)
+}
+
+// placeLocked makes the shard's file in a folder that takes it.
+func (s *Store) placeLocked(spec Spec, need int64) (*Shard, error) {
+	for {
+		f := s.pickLocked(need)
+		if f == nil {
+			return nil, stoker.Errorf(stoker.KindNoSpace, "store.create", spec.ID.Short(), "no folder has %d bytes free", need)
+		}
+		sh, err := s.createShard(f, spec)
+		if err == nil {
+			f.data += need
+			s.shards[spec.ID] = sh
+			return sh, nil
+		}
+		if !s.noteLocked(f, err) {
+			return nil, err
+		}
+	}
+}
+
+// acquireLocked takes a reference. A shard whose file cannot be opened any
+// more is retired, unless the reason lies in this process.
+func (s *Store) acquireLocked(sh *Shard) error {
+	err := sh.acquire()
+	if err != nil && !ours(err) {
+		s.noteLocked(sh.f, err)
+		s.retireLocked(sh)
+	}
+	return err
 }
 
 // Get opens a shard that is there. The caller releases it.
@@ -321,8 +320,8 @@ func (s *Store) Get(id stoker.ID) (*Shard, bool) {
 	if sh == nil || s.closed {
 		return nil, false
 	}
-	if err := sh.acquire(); err != nil {
-		s.log.Error("shard cannot be opened", "shard", id.Short(), "error", err)
+	if err := s.acquireLocked(sh); err != nil {
+		s.log.Error("shard cannot be opened", "shard", id.Short(), "folder", sh.f.dir, "error", err)
 		return nil, false
 	}
 	return sh, true
@@ -337,7 +336,7 @@ func (s *Store) Check(id stoker.ID) error {
 	if sh == nil {
 		return stoker.Errorf(stoker.KindNotExist, "store.check", id.Short(), "no such shard")
 	}
-	for path, want := range map[string]int64{s.path(id, dataSuffix): sh.spec.Bytes, s.path(id, indexSuffix): indexBytes(sh.spec.Blocks)} {
+	for path, want := range map[string]int64{sh.path(dataSuffix): sh.spec.Bytes, sh.path(indexSuffix): indexBytes(sh.spec.Blocks)} {
 		fi, err := os.Lstat(path)
 		if err != nil {
 			return stoker.Errorf(stoker.KindCorrupt, "store.check", path, "%w", err)
@@ -362,7 +361,8 @@ func (s *Store) Shards() []ShardState {
 }
 
 // Remove unlinks a shard. Who has it open reads on; its space counts as free
-// when the last of them has released it. One that is not there is fine.
+// when the last of them has released it. One that is not there is fine. If its
+// disk refuses, the shard is given up all the same, with the disk.
 func (s *Store) Remove(id stoker.ID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -370,34 +370,26 @@ func (s *Store) Remove(id stoker.ID) error {
 	if sh == nil {
 		return nil
 	}
-	// The index goes first: data without an index is removed at recovery, an
-	// index without its data would have to be disbelieved.
-	for _, suffix := range []string{indexSuffix, dataSuffix} {
-		path := s.path(id, suffix)
-		s.unsynced[filepath.Dir(path)] = true
-		if err := s.disk.remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return failed("store.remove", id.Short(), err)
-		}
+	err := sh.f.unlink(id)
+	if err != nil && !s.noteLocked(sh.f, err) {
+		return failed("store.remove", id.Short(), err)
 	}
-	delete(s.shards, id)
-	sh.gone = true
-	if sh.refs == 0 {
-		s.used -= sh.charge()
-	}
+	s.dropLocked(sh)
 	return nil
 }
 
-// settleLocked makes what was removed stay removed. It comes before a shard
-// is made: else power loss could bring an index back that vouches for the
-// bytes of the new file, or more shards than the limit allows.
-func (s *Store) settleLocked() error {
-	for dir := range s.unsynced {
-		if err := s.disk.syncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return failed("store.sync", dir, err)
-		}
-		delete(s.unsynced, dir)
+// dropLocked forgets a shard; its space counts until it is released.
+func (s *Store) dropLocked(sh *Shard) {
+	if sh.gone {
+		return
 	}
-	return nil
+	sh.gone = true
+	if s.shards[sh.spec.ID] == sh {
+		delete(s.shards, sh.spec.ID)
+	}
+	if sh.refs == 0 {
+		sh.f.data -= sh.charge()
+	}
 }
 
 // Close ends the store. Shards that are open are closed with it.
@@ -411,12 +403,18 @@ func (s *Store) Close() error {
 	for _, sh := range s.shards {
 		sh.shut()
 	}
-	return s.lock.Close()
+	return s.unlock()
 }
 
-func (s *Store) path(id stoker.ID, suffix string) string {
-	name := id.String()
-	return filepath.Join(s.dir, "shards", name[:2], name+suffix)
+// unlock lets others have the folders.
+func (s *Store) unlock() (err error) {
+	for _, f := range s.folders {
+		if f.lock != nil {
+			err = errors.Join(err, f.lock.Close())
+			f.lock = nil
+		}
+	}
+	return err
 }
 
 // failed gives an error of the file system its kind.

@@ -46,7 +46,7 @@ func reopen(t testing.TB, s *Store) *Store {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	return open(t, s.Dir(), s.capacity)
+	return open(t, s.Dir(), s.folders[0].capacity)
 }
 
 // specOf describes a shard whose last block is short.
@@ -280,7 +280,7 @@ func TestCheck(t *testing.T) {
 			if err := s.Check(spec.ID); err != nil {
 				t.Errorf("whole shard: %v", err)
 			}
-			data, index := s.path(spec.ID, dataSuffix), s.path(spec.ID, indexSuffix)
+			data, index := s.folders[0].path(spec.ID, dataSuffix), s.folders[0].path(spec.ID, indexSuffix)
 			if err := c.harm(data, index); err != nil {
 				t.Fatal(err)
 			}
