@@ -71,7 +71,8 @@ type Options struct {
 // Counters say where the bytes of reads and loads came from.
 type Counters struct {
 	LocalBytes, PeerBytes, ServedBytes atomic.Int64
-	Corrupt                            atomic.Int64 // blocks whose checksum did not match
+	Corrupt                            atomic.Int64 // blocks that could not be read, or whose checksum did not match
+	LostBytes                          atomic.Int64 // of objects that were here and went with their disk
 	UFS                                guard.Count  // all data requests
 	Bypass                             guard.Count  // those past an owner that did not answer
 }
@@ -84,6 +85,7 @@ type Cache struct {
 	holds    holds
 	loads    loads
 	accounts accounts
+	gone     mourning
 
 	mu       sync.Mutex
 	sets     map[stoker.ID]*Set     // +checklocks:mu
@@ -113,11 +115,14 @@ func New(o Options) (*Cache, error) {
 	c.fills.runs = map[stoker.ID][]*flight{}
 	c.loads.all = map[loadKey]*load{}
 	c.accounts.open = map[string]*account{}
+	c.gone.some = make(chan struct{}, 1) // more of them are one signal
 	c.restored, c.started = o.Store.Reservations(), now()
 	if err := c.holds.restore(o.Store); err != nil {
 		c.end()
 		return nil, err
 	}
+	o.Store.OnRetired(c.gone.add)
+	c.busy.Go(c.tendDisks)
 	return c, nil
 }
 
@@ -154,6 +159,7 @@ type slot struct {
 	members []manifest.Member // +checklocks:mu
 
 	misses atomic.Int32 // demands that another worker's whole copy served
+	lost   atomic.Bool  // its file went with a disk since a load last looked
 }
 
 type rootFS struct {
@@ -254,11 +260,12 @@ func (s *Set) release(n uint32) {
 func (s *Set) shard(n uint32) *slot {
 	sl := &s.slots[n]
 	sl.mu.RLock()
-	if sl.sh != nil {
+	if sl.sh != nil && !sl.sh.Retired() {
 		return sl
 	}
 	sl.mu.RUnlock()
 	sl.mu.Lock()
+	s.freshen(n, sl)
 	if sl.sh == nil {
 		if sh, ok := s.c.o.Store.Get(s.man.Shard(n).ID); ok {
 			sl.sh = sh
@@ -293,6 +300,7 @@ func (s *Set) create(n uint32) error {
 	}
 	sl = &s.slots[n]
 	sl.mu.Lock()
+	s.freshen(n, sl)
 	if sl.sh == nil {
 		sl.sh = sh
 	} else {

@@ -210,19 +210,8 @@ func (s *Set) failure(n uint32, f *flight, block int) error {
 // deliver puts the bytes of a block where its waiters find them: on the disk,
 // or in memory if the disk has no space.
 func (s *Set) deliver(n uint32, f *flight, block int, off int64, data []byte) error {
-	sl := s.shard(n)
-	if sl.sh == nil && !f.memory { // it was evicted by force meanwhile
-		sl.mu.RUnlock()
-		f.memory = s.create(n) != nil
-		sl = s.shard(n)
-	}
-	var err error
-	if sl.sh != nil {
-		_, err = sl.sh.Write(block, off, data)
-	}
-	onDisk := sl.sh != nil && err == nil
-	sl.mu.RUnlock()
-	if err != nil && stoker.KindOf(err) != stoker.KindNoSpace {
+	onDisk, err := s.write(n, f, block, off, data)
+	if err != nil {
 		return err
 	}
 	f.mu.Lock()

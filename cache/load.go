@@ -205,6 +205,7 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 		}
 	}()
 	c.holds.touch(c.o.Store, s.id)
+	whole := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.o.Streams)
 	for _, n := range l.part {
@@ -221,7 +222,7 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 			})
 		}
 	}
-	err := g.Wait()
+	err := s.mend(whole, l, g.Wait())
 	// Whoever hears that the load has ended finds what it brought.
 	c.o.Directory.Flush(c.stop)
 	l.mu.Lock()
@@ -282,7 +283,7 @@ func (s *Set) loadPiece(ctx context.Context, l *load, n uint32, from, to int) er
 			continue
 		}
 		for b := max(at, f.from); b < min(to, f.to); b++ {
-			if s.firstMissing(n, b, b+1) == b {
+			if s.firstMissing(n, b, b+1) == b && !s.slots[n].lost.Load() { // what a disk took is mended
 				l.fail(s, n, b, s.failure(n, f, b))
 			}
 		}

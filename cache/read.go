@@ -2,7 +2,9 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"sync"
+	"syscall"
 
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
@@ -65,8 +67,8 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 		}
 		if stoker.KindOf(err) == stoker.KindCorrupt {
 			s.c.counters.Corrupt.Add(1)
-			s.log().Error("block does not match its checksum", "path", s.man.Path(row), "shard", n, "block", block)
-			s.retire(n, block)
+			s.log().Error("block does not match its checksum", "path", s.man.Path(row), "shard", n, "block", block, "error", err)
+			s.retire(n, block, err)
 		} else if stoker.KindOf(err) != stoker.KindNotExist {
 			return 0, err
 		}
@@ -160,27 +162,28 @@ func (s *Set) follow(n uint32, block int) {
 }
 
 // retire takes a block whose bytes went bad out of use. A sealed shard is
-// never written again, so it goes as a whole and is filled anew.
-func (s *Set) retire(n uint32, block int) {
+// never written again, so it goes as a whole and is filled anew, as does one
+// that its disk cannot read.
+func (s *Set) retire(n uint32, block int, why error) {
 	sl := s.shard(n)
-	sealed := sl.sh != nil && sl.sh.Sealed()
-	if sl.sh != nil && !sealed {
+	whole := sl.sh != nil && (sl.sh.Sealed() || errors.Is(why, syscall.EIO))
+	if sl.sh != nil && !whole {
 		if err := sl.sh.Drop(block); err != nil {
 			s.log().Error("cannot drop a bad block", "shard", n, "block", block, "error", err)
+			whole = !sl.sh.Retired()
 		}
 	}
 	sl.mu.RUnlock()
-	if sealed {
-		s.discard(n)
+	if whole {
+		s.discard(n, why)
 	}
 }
 
-// discard removes the shard's file from this worker and says so.
-func (s *Set) discard(n uint32) {
+// discard gives the shard's file up and says so.
+func (s *Set) discard(n uint32, why error) {
 	s.lose(n)
-	if err := s.c.o.Store.Remove(s.man.Shard(n).ID); err != nil {
-		s.log().Error("cannot remove a shard", "shard", n, "error", err)
-	}
+	s.slots[n].lost.Store(true)
+	s.c.o.Store.Retire(s.man.Shard(n).ID, why)
 	s.release(n)
 	s.c.o.Directory.Withdraw(s.id, []uint32{n})
 }

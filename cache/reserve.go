@@ -36,13 +36,15 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 		here[sh.ID] = true
 	}
 	var rep api.ReserveReport
+	var largest int64
 	for _, n := range plan.Part(r.Part) {
 		d := s.man.Shard(n)
 		if here[d.ID] {
 			rep.ResidentBytes += d.Bytes
 			continue
 		}
-		rep.NeededBytes += c.o.Store.ChargeBytes(d.Bytes, int(d.Blocks))
+		charge := c.o.Store.ChargeBytes(d.Bytes, int(d.Blocks))
+		rep.NeededBytes, largest = rep.NeededBytes+charge, max(largest, charge)
 	}
 	if !r.Replaces.IsZero() {
 		if err := c.GiveBack(r.Replaces, r.Part); err != nil {
@@ -51,12 +53,12 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 	}
 	name := reservationName(r.Plan, r.Part)
 	c.askedFor(name)
-	err = c.o.Store.Reserve(name, rep.NeededBytes)
+	err = c.o.Store.ReserveFor(name, rep.NeededBytes, largest)
 	if stoker.KindOf(err) == stoker.KindNoSpace {
-		if err := c.makeRoom(ctx, rep.NeededBytes, plan.Manifest); err != nil {
+		if err := c.makeRoom(ctx, rep.NeededBytes, largest, plan.Manifest); err != nil {
 			return rep, err
 		}
-		err = c.o.Store.Reserve(name, rep.NeededBytes)
+		err = c.o.Store.ReserveFor(name, rep.NeededBytes, largest)
 	}
 	if err != nil {
 		return rep, c.explainNoSpace(err, rep.NeededBytes, plan.Manifest)
@@ -113,18 +115,19 @@ func (s *Set) makeRoom(ctx context.Context, n uint32) bool {
 		return false
 	}
 	d := s.man.Shard(n)
-	if err := s.c.makeRoom(ctx, s.c.o.Store.ChargeBytes(d.Bytes, int(d.Blocks)), s.id); err != nil {
+	charge := s.c.o.Store.ChargeBytes(d.Bytes, int(d.Blocks))
+	if err := s.c.makeRoom(ctx, charge, charge, s.id); err != nil {
 		s.log().Error("cannot make room for a read", "shard", n, "error", err)
 		return false
 	}
 	return true
 }
 
-// makeRoom evicts unheld datasets until need bytes are free, or none is left.
-func (c *Cache) makeRoom(ctx context.Context, need int64, keep stoker.ID) error {
+// makeRoom evicts unheld datasets until need bytes are free for shards of at
+// most that charge, or none is left.
+func (c *Cache) makeRoom(ctx context.Context, need, largest int64, keep stoker.ID) error {
 	for _, id := range c.unheld(keep) {
-		u := c.o.Store.Usage()
-		if u.CapacityBytes-u.UsedBytes-u.ReservedBytes >= need {
+		if c.o.Store.FreeBytes(largest) >= need {
 			return nil
 		}
 		log := c.logOf(id) // its name is forgotten with it

@@ -49,8 +49,8 @@ func (r *run) Block(ctx context.Context, block int, buf []byte) ([]byte, error) 
 		return buf[:length], nil
 	case stoker.KindOf(err) == stoker.KindCorrupt:
 		r.s.c.counters.Corrupt.Add(1)
-		r.s.log().Error("block does not match its checksum", "shard", r.n, "block", block)
-		r.s.retire(r.n, block)
+		r.s.log().Error("block does not match its checksum", "shard", r.n, "block", block, "error", err)
+		r.s.retire(r.n, block, err)
 	case stoker.KindOf(err) != stoker.KindNotExist:
 		return nil, err
 	}

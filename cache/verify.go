@@ -36,15 +36,16 @@ func (s *Set) verifyShard(ctx context.Context, n uint32, deep bool) (api.ShardRe
 		return api.ShardReport{}, false
 	} else if err != nil {
 		s.log().Error("shard file is not what was written", "shard", n, "error", err)
-		s.discard(n)
+		s.discard(n, err)
 		return api.ShardReport{}, false
 	}
 	rep := api.ShardReport{Shard: n}
 	if deep {
-		rep.Corrupt = s.readAll(ctx, n)
+		var why error
+		rep.Corrupt, why = s.readAll(ctx, n)
 		for _, b := range rep.Corrupt {
 			s.c.counters.Corrupt.Add(1)
-			s.retire(n, b)
+			s.retire(n, b, why)
 		}
 	}
 	sl := s.shard(n)
@@ -58,26 +59,27 @@ func (s *Set) verifyShard(ctx context.Context, n uint32, deep bool) (api.ShardRe
 	return rep, true
 }
 
-// readAll reads every present block and returns those with wrong bytes.
-func (s *Set) readAll(ctx context.Context, n uint32) (bad []int) {
+// readAll reads every present block and returns those with wrong bytes, and
+// what was wrong with the last.
+func (s *Set) readAll(ctx context.Context, n uint32) (bad []int, why error) {
 	b := blockPool.Get().(*[]byte)
 	defer blockPool.Put(b)
 	sl := s.shard(n)
 	defer sl.mu.RUnlock()
 	if sl.sh == nil {
-		return nil
+		return nil, nil
 	}
 	for block := range int(s.man.Shard(n).Blocks) {
 		if ctx.Err() != nil {
-			return bad
+			return bad, why
 		}
 		if !sl.sh.Has(block) {
 			continue
 		}
 		off, _, length := blockOf(memberOf(sl.members, block), block)
-		if sl.sh.ReadBlock(block, off, (*b)[:length]) != nil {
-			bad = append(bad, block)
+		if err := sl.sh.ReadBlock(block, off, (*b)[:length]); err != nil && sl.sh.Has(block) {
+			bad, why = append(bad, block), err
 		}
 	}
-	return bad
+	return bad, why
 }

@@ -27,6 +27,7 @@ type Shard struct {
 	f    *folder
 	spec Spec
 	dead atomic.Bool // given up: has no block any more, takes none
+	seen atomic.Bool // Mourn was called
 
 	refs int  // guarded by Store.mu
 	gone bool // guarded by Store.mu: unlinked
@@ -229,6 +230,9 @@ func (sh *Shard) Present() int {
 // Retired reports whether the shard was given up: its file went bad, or its
 // disk. Release it, and Create makes another one.
 func (sh *Shard) Retired() bool { return sh.dead.Load() }
+
+// Mourn is true for the first one who asks: the loss is counted once.
+func (sh *Shard) Mourn() bool { return !sh.seen.Swap(true) }
 
 // CRC returns the CRC32C of a present block.
 func (sh *Shard) CRC(block int) uint32 { return sh.crcs[block] }
