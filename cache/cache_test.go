@@ -53,14 +53,18 @@ type countingFS struct {
 	requests int
 	bytes    int64
 	hold     chan struct{} // not nil: Open waits until it is closed
+	hook     func(n int)   // not nil: told of the n-th request before it is served
 }
 
 func (f *countingFS) Open(ctx context.Context, key string, v ufs.Version, off, n int64) (io.ReadCloser, error) {
 	f.mu.Lock()
 	f.requests++
 	f.bytes += n
-	hold := f.hold
+	hold, hook, nth := f.hold, f.hook, f.requests
 	f.mu.Unlock()
+	if hook != nil {
+		hook(nth)
+	}
 	if hold != nil {
 		select {
 		case <-hold:
@@ -83,6 +87,8 @@ type fakeDirectory struct {
 	self int
 	mu   sync.Mutex
 	held map[uint32]bool // shard -> whole
+
+	onWhole func() // not nil: told of each shard that is whole
 }
 
 func (d *fakeDirectory) Holders(_ context.Context, _ stoker.ID, n uint32) []Peer {
@@ -114,6 +120,9 @@ func (d *fakeDirectory) Announce(_ stoker.ID, n uint32, whole bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.held[n] = d.held[n] || whole
+	if whole && d.onWhole != nil {
+		d.onWhole()
+	}
 }
 
 func (d *fakeDirectory) Withdraw(_ stoker.ID, shards []uint32) {
@@ -150,8 +159,12 @@ func (c *cluster) open(context.Context, ufs.Location) (ufs.FS, string, error) {
 }
 
 func (c *cluster) add(i int, dir string, capacity int64) {
+	c.addFolders(i, store.Folder{Dir: dir, CapacityBytes: capacity})
+}
+
+func (c *cluster) addFolders(i int, folders ...store.Folder) {
 	t := c.t
-	st, err := store.Open(store.Options{Dir: dir, CapacityBytes: capacity})
+	st, err := store.Open(store.Options{Folders: folders})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,24 +280,31 @@ func (c *cluster) readAll(i int, id stoker.ID, want map[string][]byte) {
 		c.t.Fatal(err)
 	}
 	defer s.Close()
+	if err := same(ctx, s, want); err != nil {
+		c.t.Fatalf("node %d: %v", i, err)
+	}
+}
+
+// same reads every file in pieces of odd size and compares it.
+func same(ctx context.Context, s *Set, want map[string][]byte) error {
+	p := make([]byte, 100_001)
 	for key, body := range want {
 		row, ok := s.Manifest().LookupPath(key)
 		if !ok {
-			c.t.Fatalf("%s is not in the manifest", key)
+			return fmt.Errorf("%s is not in the manifest", key)
 		}
-		got := make([]byte, 0, len(body))
-		for len(got) < len(body) {
-			p := make([]byte, 100_001)
-			n, err := s.ReadAt(ctx, row, p, int64(len(got)))
+		for at := 0; at < len(body); {
+			n, err := s.ReadAt(ctx, row, p, int64(at))
 			if err != nil || n == 0 {
-				c.t.Fatalf("%s at %d: %d, %v", key, len(got), n, err)
+				return fmt.Errorf("%s at %d: %d, %w", key, at, n, err)
 			}
-			got = append(got, p[:n]...)
-		}
-		if !bytes.Equal(got, body) {
-			c.t.Fatalf("%s read through node %d differs from the source", key, i)
+			if !bytes.Equal(p[:n], body[at:at+n]) {
+				return fmt.Errorf("%s differs from the source at %d", key, at)
+			}
+			at += n
 		}
 	}
+	return nil
 }
 
 func total(all map[string][]byte) (n int64) {
