@@ -66,7 +66,8 @@ func sickDisks(t *testing.T) map[string]func(t *testing.T) *sickDisk {
 	}
 }
 
-// breakAt breaks the disk before the n-th request to the UFS is served.
+// breakAt breaks the disk before the n-th request to the UFS is served, and
+// tries it, as a worker does every few seconds.
 func (c *cluster) breakAt(n int, d *sickDisk) {
 	var once sync.Once
 	c.ufs.hook = func(nth int) {
@@ -75,6 +76,7 @@ func (c *cluster) breakAt(n int, d *sickDisk) {
 				if err := d.ruin(); err != nil {
 					c.t.Error(err)
 				}
+				c.nodes[0].store.Probe()
 			})
 		}
 	}
