@@ -4,11 +4,14 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -36,7 +39,11 @@ type ClientOptions struct {
 	// ReturnWindow is how long a load waits for a worker that went away before
 	// others fetch again what it had.
 	ReturnWindow time.Duration
-	Log          *slog.Logger
+	TLS          *tls.Config // nil = none, or the system's CAs with an APIKey
+	// APIKey is asked for each request; nil = none. It may be called from any
+	// goroutine.
+	APIKey func(context.Context) (string, error)
+	Log    *slog.Logger
 }
 
 // Client starts, asks and tells workflows. Its methods may be called from any
@@ -54,9 +61,17 @@ type Client struct {
 
 // NewClient makes a client; it does not connect.
 func NewClient(o ClientOptions) (*Client, error) {
-	t, err := client.NewLazyClient(client.Options{
+	if _, _, err := net.SplitHostPort(strings.TrimPrefix(o.Address, "dns:///")); err != nil {
+		return nil, stoker.Errorf(stoker.KindInvalid, "temporal", o.Address, "is no address: write host:port")
+	}
+	co := client.Options{
 		HostPort: o.Address, Namespace: o.Namespace, Logger: quiet{sdklog.NewStructuredLogger(o.Log)},
-	})
+		ConnectionOptions: client.ConnectionOptions{TLS: o.TLS},
+	}
+	if o.APIKey != nil {
+		co.Credentials = client.NewAPIKeyDynamicCredentials(o.APIKey)
+	}
+	t, err := client.NewLazyClient(co)
 	if err != nil {
 		return nil, stoker.Errorf(stoker.KindInvalid, "temporal", o.Address, "%w", err)
 	}

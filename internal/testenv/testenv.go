@@ -139,15 +139,16 @@ func (s *S3) Bucket(t testing.TB, name string) string {
 	return dir
 }
 
-// StartRedis starts a redis-server that keeps nothing on disk.
-func StartRedis(t testing.TB) (address string) {
+// StartRedis starts a redis-server that keeps nothing on disk; more are further
+// lines of its configuration, as arguments.
+func StartRedis(t testing.TB, more ...string) (address string) {
 	t.Helper()
 	address = freeAddress(t)
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	start(t, address, exec.Command(Program(t, "redis-server"), "--bind", host, "--port", port, "--save", "", "--appendonly", "no", "--dir", t.TempDir()))
+	start(t, address, exec.Command(Program(t, "redis-server"), append([]string{"--bind", host, "--port", port, "--save", "", "--appendonly", "no", "--dir", t.TempDir()}, more...)...))
 	return address
 }
 

@@ -38,39 +38,11 @@ const (
 	batch       = 1000 // commands of one pipeline
 )
 
-// Options say where Redis is.
-type Options struct {
-	Address  string // host:port
-	Username string
-	Password string
-	Prefix   string // of all keys; "" = stoker
-}
-
 // Index is a placement index in Redis. It may be used from any goroutine.
 type Index struct {
-	c      *redis.Client
+	c      redis.UniversalClient
 	prefix string
 }
-
-// Open makes the client. It does not connect.
-func Open(o Options) (*Index, error) {
-	if !strings.Contains(o.Address, ":") {
-		return nil, stoker.Errorf(stoker.KindInvalid, "redis", o.Address, "is no address: write host:port")
-	}
-	if o.Prefix == "" {
-		o.Prefix = "stoker"
-	}
-	redis.SetLogger(silent{}) // what it would print, each call returns as an error
-	return &Index{prefix: o.Prefix, c: redis.NewClient(&redis.Options{
-		Addr: o.Address, Username: o.Username, Password: o.Password,
-		DialTimeout: 2 * time.Second, ReadTimeout: 2 * time.Second, WriteTimeout: 2 * time.Second,
-		MaxRetries: 1, DialerRetries: 1, ContextTimeoutEnabled: true,
-	})}, nil
-}
-
-type silent struct{}
-
-func (silent) Printf(context.Context, string, ...any) {}
 
 // Close closes the connections.
 func (x *Index) Close() error { return x.c.Close() }
@@ -113,6 +85,12 @@ if not ends or tonumber(ends) <= now then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 return 1`)
+	// leases returns the time, then each incarnation and its lease's end.
+	leases = redis.NewScript(`
+local t = redis.call('TIME')
+local out = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+table.insert(out, 1, tostring(t[1] * 1000 + math.floor(t[2] / 1000)))
+return out`)
 	// workers forgets the long dead and returns the live.
 	workers = redis.NewScript(`
 local t = redis.call('TIME')
@@ -238,26 +216,36 @@ func (x *Index) Withdraw(ctx context.Context, n stoker.Incarnation, manifest sto
 	})
 }
 
-// Holders implements placement.Index.
-func (x *Index) Holders(ctx context.Context, manifest stoker.ID, shards []uint32) ([][]placement.Holder, error) {
-	var now *redis.TimeCmd
-	var leases *redis.ZSliceCmd
-	if _, err := x.c.Pipelined(ctx, func(p redis.Pipeliner) error {
-		now, leases = p.Time(ctx), p.ZRangeWithScores(ctx, x.lease(), 0, -1)
-		return nil
-	}); err != nil {
+// leases says of each incarnation that the index remembers whether its lease
+// is in force.
+func (x *Index) leases(ctx context.Context) (map[stoker.Incarnation]bool, error) {
+	said, err := leases.Run(ctx, x.c, []string{x.lease()}).StringSlice()
+	if err != nil {
 		return nil, failed(ctx, "holders", err)
 	}
-	live := map[stoker.Incarnation]bool{} // false: remembered, without a lease
-	for _, z := range leases.Val() {
+	live := map[stoker.Incarnation]bool{}
+	now, err := strconv.ParseFloat(said[0], 64)
+	for i := 1; i+1 < len(said) && err == nil; i += 2 {
 		var n stoker.Incarnation
-		if name, ok := z.Member.(string); ok && n.UnmarshalText([]byte(name)) == nil {
-			live[n] = z.Score > float64(now.Val().UnixMilli())
+		if n.UnmarshalText([]byte(said[i])) != nil {
+			continue // not ours
 		}
+		var ends float64
+		ends, err = strconv.ParseFloat(said[i+1], 64)
+		live[n] = ends > now
+	}
+	return live, failed(ctx, "holders", err)
+}
+
+// Holders implements placement.Index.
+func (x *Index) Holders(ctx context.Context, manifest stoker.ID, shards []uint32) ([][]placement.Holder, error) {
+	live, err := x.leases(ctx)
+	if err != nil {
+		return nil, err
 	}
 	answers := map[uint32]*redis.MapStringStringCmd{}
 	groups := groupsOf(len(shards), func(i int) uint32 { return shards[i] })
-	err := x.byGroup(ctx, "holders", groups, func(p redis.Pipeliner, g uint32, _ []int) {
+	err = x.byGroup(ctx, "holders", groups, func(p redis.Pipeliner, g uint32, _ []int) {
 		answers[g] = p.HGetAll(ctx, x.group(manifest, g))
 	})
 	if err != nil {
