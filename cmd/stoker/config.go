@@ -4,13 +4,14 @@ import (
 	"cmp"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
-	"sigs.k8s.io/yaml"
-
 	"stoker.dev"
+	"stoker.dev/cmd/internal/config"
 	"stoker.dev/internal/api"
 )
 
@@ -21,12 +22,7 @@ const (
 
 // settings are what may come from flags, the environment and config files.
 // "" = not set there.
-type settings struct {
-	Controller string `json:"controller,omitempty"`
-	Socket     string `json:"socket,omitempty"`
-	TokenFile  string `json:"token-file,omitempty"`
-	Output     string `json:"output,omitempty"`
-}
+type settings struct{ Controller, Socket, TokenFile, Output string }
 
 // or fills what s leaves open from t.
 func (s settings) or(t settings) settings {
@@ -51,10 +47,11 @@ func (a *app) env(name string) string {
 
 // settings joins all sources: flag, environment, the user's file, the site's.
 func (a *app) settings() (settings, error) {
-	s := a.flags.or(settings{
-		Controller: a.env("STOKER_CONTROLLER"), Socket: a.env("STOKER_SOCKET"),
-		TokenFile: a.env("STOKER_TOKEN_FILE"), Output: a.env("STOKER_OUTPUT"),
-	})
+	var outside settings
+	for key, to := range outside.keys() {
+		*to = a.env(variable(key))
+	}
+	s := a.flags.or(outside)
 	var files []string
 	if dir := a.env("XDG_CONFIG_HOME"); filepath.IsAbs(dir) {
 		files = append(files, filepath.Join(dir, "stoker", "config.yaml"))
@@ -76,19 +73,33 @@ func (a *app) settings() (settings, error) {
 	return s, stoker.Errorf(stoker.KindInvalid, "output", s.Output, "is no format: use table, json or yaml")
 }
 
+// keys are the settings as config files have them.
+func (s *settings) keys() map[string]*string {
+	return map[string]*string{"controller": &s.Controller, "socket": &s.Socket, "token-file": &s.TokenFile, "output": &s.Output}
+}
+
+// variable is the environment's name of a setting.
+func variable(key string) string {
+	return "STOKER_" + strings.ToUpper(strings.ReplaceAll(key, "-", "_"))
+}
+
 // readConfig reads one config file; one that is not there sets nothing. Keys
 // that do not exist are errors: a typo must not be lost.
 func readConfig(path string) (settings, error) {
 	var s settings
-	body, err := os.ReadFile(path)
+	file, err := config.Read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
+	} else if err != nil {
+		return s, stoker.Errorf(stoker.KindInvalid, "config", "", "%w: known keys are controller, socket, token-file and output", err)
 	}
-	if err == nil {
-		err = yaml.UnmarshalStrict(body, &s)
-	}
-	if err != nil {
-		return s, stoker.Errorf(stoker.KindInvalid, "config", path, "%w: known keys are controller, socket, token-file and output", err)
+	keys := s.keys()
+	for _, key := range slices.Sorted(maps.Keys(file)) {
+		to, ok := keys[key]
+		if !ok {
+			return s, stoker.Errorf(stoker.KindInvalid, "config", file[key].Where, "no setting is named %q: known keys are controller, socket, token-file and output", key)
+		}
+		*to = file[key].Text
 	}
 	return s, nil
 }

@@ -315,11 +315,15 @@ func TestFlagWinsInEarnest(t *testing.T) {
 
 func TestConfigFilesThatAreWrong(t *testing.T) {
 	for name, body := range map[string]string{
-		"unknown key": "contoller: unix:///x\n", "twice": "socket: /a\nsocket: /b\n", "no YAML": "a: b: c", "list": "- a\n", "wrong type": "socket: [1]\n", "format": "output: xml\n",
+		"unknown key:2": "\ncontoller: unix:///x\n", "twice:2": "socket: /a\nsocket: /b\n", "no YAML": "a: b: c", "list": "- a\n", "wrong type:1": "socket: [1]\n", "format": "output: xml\n",
 	} {
 		g := newRig(t, nil, nil)
 		write(t, g.etc, body)
 		g.want(2, "jobs")
+		what, line, known := strings.Cut(name, ":")
+		if known && !strings.Contains(g.stderr.String(), g.etc+":"+line+": ") {
+			t.Errorf("%s: not with its line: %q", what, g.stderr.String())
+		}
 		if msg := g.stderr.String(); strings.Count(msg, "\n") != 1 || name != "format" && (!strings.Contains(msg, g.etc) || !strings.Contains(msg, "known keys are controller, socket, token-file and output")) {
 			t.Errorf("%s: %q", name, msg)
 		}

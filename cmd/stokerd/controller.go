@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"log/slog"
 	"path/filepath"
 	"time"
 
@@ -14,6 +16,9 @@ type controllerFlags struct {
 	sharedFlags
 	temporal, namespace, cluster, dir, socket, listen string
 	returnWindow                                      time.Duration
+	apiKeyFile, temporalName                          string
+	temporalTLS                                       tlsFiles
+	secure                                            bool
 }
 
 func controllerCommand() *cobra.Command {
@@ -28,6 +33,10 @@ func controllerCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&f.temporal, "temporal", "127.0.0.1:7233", "host:port of Temporal")
 	cmd.Flags().StringVar(&f.namespace, "namespace", "default", "namespace in Temporal")
+	cmd.Flags().BoolVar(&f.secure, "temporal-tls", false, "speak TLS to Temporal; on by itself with one of the files below")
+	f.temporalTLS.add(cmd.Flags(), "temporal", "Temporal")
+	cmd.Flags().StringVar(&f.temporalName, "temporal-tls-name", "", "name in Temporal's certificate (default the host of --temporal)")
+	cmd.Flags().StringVar(&f.apiKeyFile, "temporal-api-key-file", "", "file with the API key for Temporal, read again for each request (or the key itself in STOKER_TEMPORAL_API_KEY)")
 	cmd.Flags().StringVar(&f.cluster, "cluster", "default", "name of this cluster: part of all workflow ids and of the task queue")
 	cmd.Flags().StringVar(&f.dir, "dir", "", "folder for listings in the making, of this controller alone (default /var/lib/stoker/controller)")
 	cmd.Flags().StringVar(&f.socket, "listen-socket", "/run/stoker/controller.sock", "Unix socket for users of this machine")
@@ -46,7 +55,7 @@ func runController(cmd *cobra.Command, f *controllerFlags) error {
 	if d.tokens == nil {
 		d.log.Warn("no --token-file: workers will not take orders from this controller")
 	}
-	flows, err := workflows.NewClient(workflows.ClientOptions{Address: f.temporal, Namespace: f.namespace, Cluster: f.cluster, ReturnWindow: f.returnWindow, Log: d.log})
+	flows, err := f.flows(d.log)
 	if err != nil {
 		return err
 	}
@@ -71,5 +80,24 @@ func runController(cmd *cobra.Command, f *controllerFlags) error {
 		return err
 	}
 	defer remove()
-	return c.Run(cmd.Context(), sayReady(d.log, "controller"))
+	return d.serve(cmd.Context(), "controller", c.Run)
+}
+
+// flows makes the client of Temporal.
+func (f *controllerFlags) flows(log *slog.Logger) (*workflows.Client, error) {
+	o := workflows.ClientOptions{Address: f.temporal, Namespace: f.namespace, Cluster: f.cluster, ReturnWindow: f.returnWindow, Log: log}
+	key, err := secret("temporal-api-key-file", f.apiKeyFile, "STOKER_TEMPORAL_API_KEY")
+	if err != nil {
+		return nil, err
+	}
+	if key != nil { // never without TLS
+		o.APIKey = func(context.Context) (string, error) { return key() }
+	}
+	if f.secure || key != nil || f.temporalTLS.given() || f.temporalName != "" {
+		if o.TLS, err = f.temporalTLS.config(); err != nil {
+			return nil, err
+		}
+		o.TLS.ServerName = f.temporalName
+	}
+	return workflows.NewClient(o)
 }

@@ -5,22 +5,24 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"sigs.k8s.io/yaml"
 
 	"stoker.dev"
+	"stoker.dev/cmd/internal/config"
 )
 
 // version is set by the build.
@@ -46,7 +48,7 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return fromOutside(cmd) },
 	}
-	root.PersistentFlags().String("config", "", "config file (default /etc/stoker/stokerd.yaml if it is there)")
+	root.PersistentFlags().String("config", "", "config file (default "+defaultConfig+" if it is there)")
 	root.PersistentFlags().String("log-level", "info", "debug, info, warn or error")
 	root.PersistentFlags().String("log-format", "text", "text (key=value) or json, one line each on stderr")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage{err} })
@@ -78,6 +80,14 @@ func exitCode(err error) int {
 	return 1
 }
 
+// variable is the environment's name of a flag.
+func variable(flag string) string {
+	return "STOKER_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// ownFlag reports whether a flag is the command line's alone, no setting.
+func ownFlag(name string) bool { return name == "config" || name == "help" || name == "version" }
+
 // fromOutside fills flags that were not given from the environment, then from
 // the config file. Keys that no flag has are errors: a typo must not be lost.
 func fromOutside(cmd *cobra.Command) error {
@@ -87,71 +97,44 @@ func fromOutside(cmd *cobra.Command) error {
 	}
 	known := map[string]bool{}
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if f.Name == "config" || f.Name == "help" { // the command line's alone
+		if ownFlag(f.Name) {
 			return
 		}
 		known[f.Name] = true
-		value, ok := os.LookupEnv("STOKER_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_")))
-		if !ok {
-			value, ok = file[f.Name]
+		where := variable(f.Name)
+		value, ok := os.LookupEnv(where)
+		if v, there := file[f.Name]; !ok && there {
+			value, where, ok = v.Text, v.Where+": "+f.Name, true
 		}
 		if !ok || f.Changed || err != nil {
 			return
 		}
 		if e := cmd.Flags().Set(f.Name, value); e != nil {
-			err = usage{fmt.Errorf("%s: %w", f.Name, e)}
+			err = usage{fmt.Errorf("%s: %w", where, cmp.Or(errors.Unwrap(e), e))}
 		}
 	})
-	for key := range file {
+	for _, key := range slices.Sorted(maps.Keys(file)) {
 		if !known[key] && err == nil {
-			err = usage{fmt.Errorf("config: no setting is named %q (stokerd %s --help lists them)", key, cmd.Name())}
+			err = usage{fmt.Errorf("%s: no setting is named %q (stokerd %s --help lists them)", file[key].Where, key, cmd.Name())}
 		}
 	}
 	return err
 }
 
-func readConfig(cmd *cobra.Command) (map[string]string, error) {
+const defaultConfig = "/etc/stoker/stokerd.yaml"
+
+func readConfig(cmd *cobra.Command) (map[string]config.Value, error) {
 	path, err := cmd.Flags().GetString("config")
 	if err != nil {
 		return nil, err
 	}
-	asked := path != ""
-	if !asked {
-		path = "/etc/stoker/stokerd.yaml"
-	}
-	body, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) && !asked {
+	values, err := config.Read(cmp.Or(path, defaultConfig))
+	if errors.Is(err, os.ErrNotExist) && path == "" {
 		return nil, nil
 	} else if err != nil {
 		return nil, usage{fmt.Errorf("config: %w", err)}
 	}
-	var raw map[string]any
-	if err := yaml.UnmarshalStrict(body, &raw); err != nil {
-		return nil, usage{fmt.Errorf("config %s: %w", path, err)}
-	}
-	out := map[string]string{}
-	for k, v := range raw {
-		if out[k], err = plain(v); err != nil {
-			return nil, usage{fmt.Errorf("config %s: %s: %w", path, k, err)}
-		}
-	}
-	return out, nil
-}
-
-// plain writes a value of a config file as a flag would have it; a key without
-// a value is an empty string.
-func plain(v any) (string, error) {
-	switch v := v.(type) {
-	case nil:
-		return "", nil
-	case string:
-		return v, nil
-	case bool:
-		return strconv.FormatBool(v), nil
-	case float64: // YAML's numbers come as JSON's
-		return strconv.FormatFloat(v, 'f', -1, 64), nil
-	}
-	return "", errors.New("want one value, not a list or a table")
+	return values, nil
 }
 
 // logger writes structured lines to where the command's errors go.
@@ -197,7 +180,7 @@ func pidFile(path string) (func(), error) {
 func required(values map[string]string) error {
 	for name, v := range values {
 		if v == "" {
-			return usage{fmt.Errorf("--%s is needed (or STOKER_%s)", name, strings.ToUpper(strings.ReplaceAll(name, "-", "_")))}
+			return usage{fmt.Errorf("--%s is needed (or %s)", name, variable(name))}
 		}
 	}
 	return nil

@@ -55,7 +55,7 @@ func outcome(t *testing.T, args ...string) (map[string]string, error) {
 	return got, root.ExecuteContext(t.Context())
 }
 
-func config(t *testing.T, body string) string {
+func configFile(t *testing.T, body string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "stokerd.yaml")
 	if err := os.WriteFile(path, []byte(body), 0o600); err != nil {
@@ -74,9 +74,9 @@ func TestFlagThenEnvironmentThenFile(t *testing.T) {
 		{name: "flag that repeats the default", flag: "100GiB", env: "3GiB", want: "107374182400"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			args := []string{"worker", "--config", config(t, "cache-dir: /from/file\n")}
+			args := []string{"worker", "--config", configFile(t, "cache-dir: /from/file\n")}
 			if c.file != "" {
-				args[2] = config(t, "cache-dir: /from/file\ncapacity: "+c.file+"\n")
+				args[2] = configFile(t, "cache-dir: /from/file\ncapacity: "+c.file+"\n")
 			}
 			if c.flag != "" {
 				args = append(args, "--capacity", c.flag)
@@ -101,18 +101,18 @@ func TestEnvironment(t *testing.T) {
 	t.Setenv("STOKER_STREAMS", "3")
 	t.Setenv("STOKER_HELP", "true") // no setting
 	t.Setenv("STOKER_CONTROLLER", "unix:///x")
-	got, err := outcome(t, "worker", "--config", config(t, "token-file: /file\n"))
+	got, err := outcome(t, "worker", "--config", configFile(t, "token-file: /file\n"))
 	if err != nil || got["cache-dir"] != "/env" || got["token-file"] != "" || got["log-level"] != "debug" || got["streams"] != "3" {
 		t.Errorf("%v, %v", got, err)
 	}
 }
 
 func TestValuesOfConfigFiles(t *testing.T) {
-	got, err := outcome(t, "worker", "--config", config(t, "# a comment\nstreams: 2000000\nredis: 'r:1'\ntoken-file:\ncache-dir: \"007\"\n"))
+	got, err := outcome(t, "worker", "--config", configFile(t, "# a comment\nstreams: 2000000\nredis: 'r:1'\ntoken-file:\ncache-dir: \"007\"\n"))
 	if err != nil || got["streams"] != "2000000" || got["redis"] != "r:1" || got["token-file"] != "" || got["cache-dir"] != "007" {
 		t.Errorf("%v, %v", got, err)
 	}
-	if got, err := outcome(t, "controller", "--config", config(t, "")); err != nil || got["log-level"] != "info" {
+	if got, err := outcome(t, "controller", "--config", configFile(t, "")); err != nil || got["log-level"] != "info" {
 		t.Errorf("an empty file: %v, %v", got, err)
 	}
 }
@@ -120,21 +120,22 @@ func TestValuesOfConfigFiles(t *testing.T) {
 // What is wrong outside is exit 2 and names what is wrong.
 func TestSettingsThatAreWrong(t *testing.T) {
 	for name, c := range map[string]struct{ file, env, says string }{
-		"unknown key":            {"capacty: 1GiB\n", "", `no setting is named "capacty" (stokerd worker --help lists them)`},
+		"unknown key":            {"# x\ncapacty: 1GiB\n", "", `stokerd.yaml:2: no setting is named "capacty" (stokerd worker --help lists them)`},
 		"of the other daemon":    {"temporal: x:1\n", "", `"temporal"`},
 		"the command line's own": {"config: /x\n", "", `"config"`},
 		"help":                   {"help: true\n", "", `"help"`},
 		"twice":                  {"redis: a\nredis: b\n", "", "redis"},
 		"no YAML":                {"a: b: c\n", "", "config"},
-		"list":                   {"redis: [a, b]\n", "", "redis: want one value"},
-		"bad size in the file":   {"capacity: 1XB\n", "", `"1XB" is no number of bytes`},
-		"bad size outside":       {"", "much", `"much" is no number of bytes`},
+		"list":                   {"\nredis: [a, b]\n", "", "stokerd.yaml:2: redis: want one value"},
+		"bad size in the file":   {"capacity: 1XB\n", "", `stokerd.yaml:1: capacity: "1XB" is no number of bytes`},
+		"no number":              {"streams: many\n", "", `stokerd.yaml:1: streams: strconv.ParseInt: parsing "many"`},
+		"bad size outside":       {"", "much", `STOKER_CAPACITY: "much" is no number of bytes`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.env != "" {
 				t.Setenv("STOKER_CAPACITY", c.env)
 			}
-			_, err := outcome(t, "worker", "--config", config(t, c.file))
+			_, err := outcome(t, "worker", "--config", configFile(t, c.file))
 			if err == nil || exitCode(err) != 2 || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%v, exit %d, want %q", err, exitCode(err), c.says)
 			}

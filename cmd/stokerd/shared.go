@@ -1,8 +1,8 @@
 package main
 
 import (
+	"context"
 	"log/slog"
-	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -13,14 +13,20 @@ import (
 
 // sharedFlags are those of both daemons.
 type sharedFlags struct {
-	redis, redisPrefix, store, tokenFile, pidFile string
+	redis, redisPrefix, redisPasswordFile string
+	redisTLS                              tlsFiles
+	store, tokenFile, pidFile             string
+	networks                              networks
 }
 
 func (f *sharedFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.redis, "redis", "", "host:port of Redis")
+	cmd.Flags().StringVar(&f.redis, "redis", "", "host:port of Redis, or redis://[USER@]host:port[/DB], redis-cluster://host:port,… or redis-sentinel://host:port,…/MASTER; each as rediss… for TLS")
 	cmd.Flags().StringVar(&f.redisPrefix, "redis-prefix", "stoker", "prefix of all keys in Redis: one for each cluster")
+	cmd.Flags().StringVar(&f.redisPasswordFile, "redis-password-file", "", "file with the password for Redis, read again for each connection (or the password itself in STOKER_REDIS_PASSWORD)")
+	f.redisTLS.add(cmd.Flags(), "redis", "Redis")
 	cmd.Flags().StringVar(&f.store, "store", "", "folder of the manifest store, the same for all daemons")
 	cmd.Flags().StringVar(&f.tokenFile, "token-file", "", "file with one `principal token` per line; the daemons use the line of principal stoker among each other")
+	cmd.Flags().Var(&f.networks, "worker-networks", "where workers may be, as 10.0.0.0/8,.nodes.example: what is registered elsewhere is ignored, and gets no token (default anywhere)")
 	cmd.Flags().StringVar(&f.pidFile, "pid-file", "", "write the process id here")
 }
 
@@ -30,6 +36,7 @@ type shared struct {
 	tokens  *api.Tokens
 	objects *folder.Objects
 	index   *redisplace.Index
+	notify  *notifier
 }
 
 // open opens it; need names further flags that must have a value.
@@ -44,18 +51,40 @@ func (f *sharedFlags) open(cmd *cobra.Command, need map[string]string) (s shared
 	if s.log, err = logger(cmd); err != nil {
 		return s, err
 	}
+	if s.notify, err = newNotifier(s.log); err != nil {
+		return s, err
+	}
 	if s.tokens, err = api.LoadTokens(f.tokenFile); err != nil {
 		return s, err
 	}
 	if s.objects, err = folder.Open(absolute(f.store)); err != nil {
 		return s, err
 	}
-	s.index, err = redisplace.Open(redisplace.Options{Address: f.redis, Prefix: f.redisPrefix})
+	s.index, err = f.openIndex(s.log)
 	return s, err
 }
 
-// sayReady logs once that the daemon serves.
-func sayReady(log *slog.Logger, role string) func() {
-	var once sync.Once
-	return func() { once.Do(func() { log.Info("ready", "role", role, "version", version) }) }
+func (f *sharedFlags) openIndex(log *slog.Logger) (*redisplace.Index, error) {
+	o := redisplace.Options{Address: f.redis, Prefix: f.redisPrefix, Accept: f.networks.accept(log)}
+	var err error
+	if o.Password, err = secret("redis-password-file", f.redisPasswordFile, "STOKER_REDIS_PASSWORD"); err != nil {
+		return nil, err
+	}
+	if err := f.redisTLS.needsTLS(redisplace.Secure(f.redis), "write rediss://… as --redis"); err != nil {
+		return nil, err
+	}
+	if o.TLS, err = f.redisTLS.config(); err != nil {
+		return nil, err
+	}
+	if f.tokenFile != "" && o.Accept == nil && o.Password == nil && !redisplace.Local(f.redis) {
+		log.Warn("whoever reaches Redis can register a worker, which is then sent this cluster's token: give --redis-password-file or --worker-networks")
+	}
+	return redisplace.Open(o)
+}
+
+// serve runs a daemon and tells the log and systemd how it is with it.
+func (s *shared) serve(ctx context.Context, role string, run func(ctx context.Context, ready func()) error) error {
+	watched := s.notify.watch(ctx)
+	defer watched()
+	return run(ctx, s.ready(role))
 }

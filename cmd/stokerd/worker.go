@@ -34,6 +34,9 @@ func workerCommand() *cobra.Command {
 }
 
 func runWorker(cmd *cobra.Command, f *workerFlags) error {
+	if err := f.networks.own(f.advertise, f.listen); err != nil {
+		return err
+	}
 	d, err := f.open(cmd, map[string]string{"cache-dir": f.cacheDir})
 	if err != nil {
 		return err
@@ -52,5 +55,5 @@ func runWorker(cmd *cobra.Command, f *workerFlags) error {
 		return err
 	}
 	defer remove()
-	return w.Run(cmd.Context(), sayReady(d.log, "worker"))
+	return d.serve(cmd.Context(), "worker", w.Run)
 }

@@ -45,9 +45,10 @@ var layers = map[string][]string{
 	"internal/worker":               {"", "ufs", "ufs/*", "planner", "cache", "cache/*", "fuse", "fuse/*", "internal/api", "internal/metrics"},
 	"internal/control":              {"", "ufs", "ufs/*", "planner", "cache", "cache/*", "activities", "workflows", "internal/api", "internal/metrics"},
 	"cmd":                           {"", "*"},
-	"cmd/stoker":                    {"", "internal/api", "ufs", "cmd/stoker/*", "cmd/internal/man"},
+	"cmd/stoker":                    {"", "internal/api", "ufs", "cmd/stoker/*", "cmd/internal/man", "cmd/internal/config"},
 	"cmd/stoker/internal/live":      {"", "internal/api"},
 	"cmd/internal/man":              {},
+	"cmd/internal/config":           {},
 }
 
 // homes says which tree alone may import a dependency outside its tests.

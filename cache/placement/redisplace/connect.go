@@ -25,12 +25,31 @@ type Options struct {
 	// any goroutine.
 	Password func() (string, error)
 	TLS      *tls.Config // for the rediss forms; nil = the system's CAs
+	// Accept says whether a worker may be where Redis says that it is: others
+	// are as good as absent, so that nobody speaks to them. nil = anywhere. It
+	// may be called from any goroutine.
+	Accept func(address string) bool
 }
 
 // Secure reports whether an address asks for TLS.
 func Secure(address string) bool {
 	scheme, _, ok := strings.Cut(address, "://")
 	return ok && strings.HasPrefix(scheme, "rediss")
+}
+
+// Local reports whether an address is of this machine alone.
+func Local(address string) bool {
+	t, err := parse(address)
+	if err != nil {
+		return false
+	}
+	for _, h := range t.hosts {
+		host, _, _ := net.SplitHostPort(h) // parse has done it
+		if ip := net.ParseIP(host); host != "localhost" && !ip.IsLoopback() {
+			return false
+		}
+	}
+	return true
 }
 
 // target is an address, taken apart.
@@ -129,7 +148,7 @@ func Open(o Options) (*Index, error) {
 			return t.user, p, err
 		}
 	}
-	return &Index{prefix: o.Prefix, c: client(t, u)}, nil
+	return &Index{prefix: o.Prefix, accept: o.Accept, c: client(t, u)}, nil
 }
 
 // client makes the client of what stands behind the addresses.

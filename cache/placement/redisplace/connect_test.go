@@ -212,9 +212,12 @@ func TestAddresses(t *testing.T) {
 		"redis-sentinel://u@a:1,b:2/m": "{[a:1 b:2] false false true u m 0}", "rediss-sentinel://a:1/m": "{[a:1] true false true  m 0}",
 	} {
 		got, err := parse(address)
-		if err != nil || fmt.Sprint(got) != want || Secure(address) != got.secure {
+		if err != nil || fmt.Sprint(got) != want || Local(address) != strings.Contains(address, "::1") || Secure(address) != got.secure {
 			t.Errorf("%s: %v, %v; want %s", address, got, err, want)
 		}
+	}
+	if !Local("127.0.0.1:1") || !Local("redis-cluster://u@localhost:1,[::1]:2") || Local("redis-cluster://localhost:1,r:2") || Local("") {
+		t.Error("local addresses are not told from others")
 	}
 	for _, address := range []string{
 		"", "nonsense", "r", "r:", ":6379", "r:x", "r:99999", "http://r:1", "redisx://r:1", "redis://", "redis://r:1/x", "redis://r:1/-1", "redis://a:1,b:2", "a:1,b:2",
@@ -224,5 +227,25 @@ func TestAddresses(t *testing.T) {
 		if stoker.KindOf(err) != stoker.KindInvalid || err == nil || strings.Contains(err.Error(), secret) {
 			t.Errorf("%q: %v", address, err)
 		}
+	}
+}
+
+// A worker whose address is not accepted does not exist for who reads, and
+// cannot enter itself.
+func TestAddressesThatAreNotAccepted(t *testing.T) {
+	address := testenv.StartRedis(t)
+	all := mustOpen(t, Options{Address: address})
+	for i, a := range []string{"http://10.0.0.1:1", "http://evil:1"} {
+		if err := all.Register(t.Context(), placement.Worker{ID: a, Incarnation: stoker.Incarnation(i + 1), Address: a}, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	}
+	some := mustOpen(t, Options{Address: address, Accept: func(a string) bool { return a == "http://10.0.0.1:1" }})
+	ws, err := some.Workers(t.Context())
+	if err != nil || len(ws) != 1 || ws[0].Address != "http://10.0.0.1:1" {
+		t.Errorf("%v, %v", ws, err)
+	}
+	if err := some.Register(t.Context(), placement.Worker{ID: "x", Incarnation: 9, Address: "http://evil:1"}, time.Minute); stoker.KindOf(err) != stoker.KindInvalid || err == nil {
+		t.Errorf("registered: %v", err)
 	}
 }

@@ -42,6 +42,7 @@ const (
 type Index struct {
 	c      redis.UniversalClient
 	prefix string
+	accept func(address string) bool
 }
 
 // Close closes the connections.
@@ -116,8 +117,12 @@ func (x *Index) put(ctx context.Context, s *redis.Script, op string, w placement
 	return n, failed(ctx, op, err)
 }
 
-// Register implements placement.Index.
+// Register implements placement.Index. A worker whose address is not accepted
+// is Invalid: nobody would find it.
 func (x *Index) Register(ctx context.Context, w placement.Worker, ttl time.Duration) error {
+	if x.accept != nil && !x.accept(w.Address) {
+		return stoker.Errorf(stoker.KindInvalid, "redis.register", w.Address, "is not where workers may be: see --worker-networks and --advertise")
+	}
 	_, err := x.put(ctx, register, "register", w, ttl)
 	return err
 }
@@ -150,7 +155,9 @@ func (x *Index) Workers(ctx context.Context) ([]placement.Worker, error) {
 		if err := json.Unmarshal([]byte(l), &w); err != nil {
 			return nil, stoker.Errorf(stoker.KindCorrupt, "redis.workers", "", "%w", err)
 		}
-		last[w.ID] = w
+		if x.accept == nil || x.accept(w.Address) {
+			last[w.ID] = w
+		}
 	}
 	out := slices.AppendSeq([]placement.Worker{}, maps.Values(last))
 	slices.SortFunc(out, func(a, b placement.Worker) int { return strings.Compare(a.ID, b.ID) })
