@@ -33,7 +33,7 @@ func controllerCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&f.temporal, "temporal", "127.0.0.1:7233", "host:port of Temporal")
 	cmd.Flags().StringVar(&f.namespace, "namespace", "default", "namespace in Temporal")
-	cmd.Flags().BoolVar(&f.secure, "temporal-tls", false, "speak TLS to Temporal; on by itself with one of the files below")
+	cmd.Flags().BoolVar(&f.secure, "temporal-tls", false, "speak TLS to Temporal; on by itself with any other --temporal-tls-… and with an API key")
 	f.temporalTLS.add(cmd.Flags(), "temporal", "Temporal")
 	cmd.Flags().StringVar(&f.temporalName, "temporal-tls-name", "", "name in Temporal's certificate (default the host of --temporal)")
 	cmd.Flags().StringVar(&f.apiKeyFile, "temporal-api-key-file", "", "file with the API key for Temporal, read again for each request (or the key itself in STOKER_TEMPORAL_API_KEY)")

@@ -67,7 +67,7 @@ type tlsFiles struct{ of, ca, cert, key string }
 
 func (f *tlsFiles) add(set *pflag.FlagSet, of, what string) {
 	f.of = of
-	set.StringVar(&f.ca, of+"-tls-ca", "", "file with the certificates that may sign "+what+" (default the system's)")
+	set.StringVar(&f.ca, of+"-tls-ca", "", "file with the CAs that may have signed the certificate of "+what+" (default the system's)")
 	set.StringVar(&f.cert, of+"-tls-cert", "", "file with this daemon's certificate for "+what+", if it wants one")
 	set.StringVar(&f.key, of+"-tls-key", "", "file with the key of --"+of+"-tls-cert")
 }
