@@ -7,6 +7,7 @@ package ufs
 
 import (
 	"context"
+	"hash"
 	"io"
 	"time"
 )
@@ -90,4 +91,11 @@ type FS interface {
 	// exactly length bytes, then io.EOF; a body that ends early is an error of
 	// kind Transient. The caller closes it.
 	Open(ctx context.Context, key string, want Version, off, length int64) (io.ReadCloser, error)
+}
+
+// Summed is what a reader of a whole object may implement, if the store sent
+// the object's checksum along. Sum returns a new hash, and what it must give
+// over all bytes of the object; nil if there is none.
+type Summed interface {
+	Sum() (h hash.Hash, want []byte)
 }

@@ -18,7 +18,7 @@ func (p *Proxy) handler(backend string) http.Handler {
 	if err != nil {
 		panic(err) // backend comes from the test
 	}
-	return &httputil.ReverseProxy{
+	return p.withFaults(&httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = to.Scheme, to.Host
 			r.Out.Host = r.In.Host
@@ -26,10 +26,9 @@ func (p *Proxy) handler(backend string) http.Handler {
 		Transport: &http.Transport{MaxIdleConnsPerHost: 256, DisableCompression: true},
 		ModifyResponse: func(resp *http.Response) error {
 			r := resp.Request
-			// An object's path has a key behind the bucket; listings have a query.
-			_, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-			if r.Method == http.MethodGet && key != "" && resp.StatusCode < 300 {
-				p.note(r)
+			if g, ok := objectOf(r); ok && resp.StatusCode < 300 {
+				p.note(g)
+				faulty(resp)
 				resp.Body = &countedBody{resp.Body, func(n int) {
 					p.add(r.URL.Path, 0, int64(n))
 					p.pass(r.Context())
@@ -38,16 +37,26 @@ func (p *Proxy) handler(backend string) http.Handler {
 			return nil
 		},
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
-	}
+	})
 }
 
-// note enters a GET into the log.
-func (p *Proxy) note(r *http.Request) {
-	g := Get{Key: r.URL.Path, To: -1}
+// objectOf tells what a GET of an object asks for: an object's path has a key
+// behind the bucket; listings have a query.
+func objectOf(r *http.Request) (g Get, ok bool) {
+	_, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	if r.Method != http.MethodGet || key == "" {
+		return g, false
+	}
+	g = Get{Key: r.URL.Path, To: -1}
 	var last int64
 	if n, _ := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &g.From, &last); n == 2 {
 		g.To = last + 1
 	}
+	return g, true
+}
+
+// note enters a GET into the log.
+func (p *Proxy) note(g Get) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gets[g.Key]++

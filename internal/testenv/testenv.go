@@ -155,8 +155,9 @@ func StartRedis(t testing.TB, more ...string) (address string) {
 // Proxy passes requests on to an S3 server, Host header and all, and counts
 // the bodies of GETs by path.
 type Proxy struct {
-	server *http.Server
-	url    string
+	server  *http.Server // the present one; used by the test's own goroutine
+	handle  http.Handler
+	address string
 
 	mu    sync.Mutex
 	bytes map[string]int64
@@ -164,6 +165,8 @@ type Proxy struct {
 	total int64
 	log   []Get
 	gate  *gate
+	fault func(Get, int) Fault
+	asked int
 }
 
 // Get is one request for bytes [From, To) of an object; To is -1 for all.
@@ -180,15 +183,14 @@ func CountingProxy(t testing.TB, backend string) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.url = "http://" + l.Addr().String()
-	p.server = &http.Server{Handler: p.handler(backend), ReadHeaderTimeout: 10 * time.Second}
-	go func() { _ = p.server.Serve(l) }()
+	p.address, p.handle = l.Addr().String(), p.handler(backend)
+	p.serve(l)
 	t.Cleanup(func() { _ = p.server.Close() })
 	return p
 }
 
 // URL is the proxy's own endpoint.
-func (p *Proxy) URL() string { return p.url }
+func (p *Proxy) URL() string { return "http://" + p.address }
 
 func (p *Proxy) add(key string, gets, n int64) {
 	p.mu.Lock()

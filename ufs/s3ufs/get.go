@@ -2,7 +2,6 @@ package s3ufs
 
 import (
 	"context"
-	"encoding/xml"
 	"errors"
 	"io"
 	"net/http"
@@ -30,21 +29,18 @@ func (f *FS) Open(ctx context.Context, key string, want ufs.Version, off, length
 	if err != nil {
 		return nil, stoker.Errorf(stoker.KindInvalid, "s3.get", key, "%w", err)
 	}
-	if off != 0 || length != want.Bytes {
+	whole := off == 0 && length == want.Bytes
+	if whole {
+		req.Header.Set(wantSums, "ENABLED")
+	} else {
 		req.Header.Set("Range", "bytes="+strconv.FormatInt(off, 10)+"-"+strconv.FormatInt(off+length-1, 10))
 	}
 	if want.Tag != "" {
 		req.Header.Set("If-Match", want.Tag)
 	}
-	if f.creds != nil {
-		c, err := f.creds.Retrieve(ctx)
-		if err != nil {
-			return nil, f.noCredentials(ctx, key, err)
-		}
-		req.Header.Set(payloadHeader, unsigned)
-		if err := f.signer.SignHTTP(ctx, c, req, unsigned, "s3", f.region, time.Now()); err != nil {
-			return nil, stoker.Errorf(stoker.KindInternal, "s3.get", key, "sign: %w", err)
-		}
+	signedBy, err := f.sign(ctx, req, key)
+	if err != nil {
+		return nil, err
 	}
 	resp, err := f.http.Do(req)
 	if err != nil {
@@ -52,9 +48,16 @@ func (f *FS) Open(ctx context.Context, key string, want ufs.Version, off, length
 	}
 	if err := f.accept(resp, key, want, off, length); err != nil {
 		_ = resp.Body.Close()
+		f.expired(ctx, err, signedBy)
 		return nil, err
 	}
-	return &body{ctx: ctx, r: resp.Body, key: key, left: length}, nil
+	b := &body{ctx: ctx, r: resp.Body, key: key, left: length}
+	if whole {
+		if fresh, sum := sumOf(resp.Header); fresh != nil {
+			return summed{b, fresh, sum}, nil
+		}
+	}
+	return b, nil
 }
 
 // accept checks that the answer is the range of the version asked for.
@@ -62,6 +65,9 @@ func (f *FS) accept(resp *http.Response, key string, want ufs.Version, off, leng
 	total := int64(-1)
 	switch resp.StatusCode {
 	case http.StatusOK:
+		if tag := resp.Header.Get("Etag"); off == 0 && tag != "" && tag == want.Tag && resp.ContentLength >= 0 && resp.ContentLength != want.Bytes {
+			return stoker.Errorf(stoker.KindTransient, "s3.get", key, "the version asked for has %d bytes, the answer says %d", want.Bytes, resp.ContentLength)
+		}
 		if total = resp.ContentLength; off != 0 || total >= 0 && total != want.Bytes {
 			if total >= 0 && total != want.Bytes {
 				return changed(key, want, ufs.Version{Bytes: total})
@@ -75,6 +81,9 @@ func (f *FS) accept(resp *http.Response, key string, want ufs.Version, off, leng
 				return changed(key, want, ufs.Version{Bytes: all})
 			}
 			return stoker.Errorf(stoker.KindTransient, "s3.get", key, "asked for bytes %d+%d, got Content-Range %q", off, length, resp.Header.Get("Content-Range"))
+		}
+		if resp.ContentLength >= 0 && resp.ContentLength != length {
+			return stoker.Errorf(stoker.KindTransient, "s3.get", key, "asked for %d bytes, the answer says %d", length, resp.ContentLength)
 		}
 	default:
 		return f.answerError(resp, key)
@@ -179,80 +188,4 @@ func (b *body) Close() error {
 		_, _ = b.r.Read(end[:]) // only to see the end
 	}
 	return b.r.Close()
-}
-
-// answerError reads what the store says against a GET.
-func (f *FS) answerError(resp *http.Response, key string) error {
-	var e struct {
-		Code    string
-		Message string
-	}
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, 16<<10))
-	if err == nil {
-		err = xml.Unmarshal(raw, &e)
-	}
-	if err != nil {
-		e.Code = "" // an answer without a body that we know
-	}
-	var after time.Duration
-	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
-		after = time.Duration(s) * time.Second
-	}
-	return f.refusal("s3.get", key, resp.StatusCode, e.Code, e.Message, after)
-}
-
-// refusal is the one table from S3's statuses and codes to kinds.
-func (f *FS) refusal(op, key string, status int, code, message string, after time.Duration) error {
-	text := strings.TrimSpace(strconv.Itoa(status) + " " + code + " " + message)
-	switch {
-	case code == "NoSuchBucket":
-		return stoker.Errorf(stoker.KindNotExist, op, key, "there is no bucket %s", f.bucket)
-	case status == http.StatusNotFound:
-		return stoker.Errorf(stoker.KindNotExist, op, key, "no such object in bucket %s", f.bucket)
-	case status == http.StatusPreconditionFailed, status == http.StatusRequestedRangeNotSatisfiable:
-		return stoker.Errorf(stoker.KindStale, op, key, "changed since it was listed (%s)", text)
-	case code == "RequestTimeTooSkewed":
-		return stoker.Errorf(stoker.KindDenied, op, key, "this machine's clock differs from the store's: set it by NTP (%s)", text)
-	case code == "ExpiredToken", code == "TokenRefreshRequired":
-		return stoker.Errorf(stoker.KindTransient, op, key, "the credentials have expired (%s)", text)
-	case status == http.StatusForbidden, status == http.StatusUnauthorized:
-		return stoker.Errorf(stoker.KindDenied, op, key, "the store refuses: check the credentials and the policy of bucket %s (%s)", f.bucket, text)
-	case status == http.StatusTooManyRequests, status == http.StatusRequestTimeout, status >= 500, code == "SlowDown", code == "RequestTimeout":
-		return &throttled{stoker.Error{Op: op, Key: key, Kind: stoker.KindTransient, Err: errors.New("the store answers " + text)}, after}
-	case status == http.StatusMovedPermanently, status == http.StatusTemporaryRedirect:
-		return stoker.Errorf(stoker.KindInvalid, op, key, "bucket %s is in another region: set --region (%s)", f.bucket, text)
-	default:
-		return stoker.Errorf(stoker.KindInvalid, op, key, "the store answers %s", text)
-	}
-}
-
-// throttled is an answer that says when to come back.
-type throttled struct {
-	inner stoker.Error
-	after time.Duration
-}
-
-func (e *throttled) Error() string { return e.inner.Error() }
-func (e *throttled) Unwrap() error { return &e.inner }
-
-// RetryAfter is what guard asks for.
-func (e *throttled) RetryAfter() time.Duration { return e.after }
-
-// noAnswer is an error of the network.
-func (f *FS) noAnswer(ctx context.Context, op, key string, err error) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	var creds interface{ ProviderName() string }
-	if errors.As(err, &creds) || strings.Contains(err.Error(), "credentials") {
-		return f.noCredentials(ctx, key, err)
-	}
-	return stoker.Errorf(stoker.KindTransient, op, key, "no answer from %s: %w", f.base, err)
-}
-
-func (f *FS) noCredentials(ctx context.Context, key string, err error) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	return stoker.Errorf(stoker.KindDenied, "s3", key, "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, where the daemons run; or register the dataset with --anonymous (%w)", err)
 }

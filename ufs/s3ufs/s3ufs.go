@@ -8,11 +8,11 @@ package s3ufs
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -46,6 +46,7 @@ type FS struct {
 	region string
 	creds  aws.CredentialsProvider // nil: anonymous
 	signer *v4.Signer
+	skew   atomic.Int64 // ns that the store's clock is ahead of this machine's, once it has complained
 }
 
 // tune makes a pool large enough for every request that a guard lets through.
@@ -214,24 +215,4 @@ func page(out *s3.ListObjectsV2Output) (ufs.Page, error) {
 		}
 	}
 	return p, nil
-}
-
-// sdkError gives an error of the SDK its kind.
-func (f *FS) sdkError(ctx context.Context, op, key string, err error) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	var withStatus interface{ HTTPStatusCode() int }
-	var withCode interface{ ErrorCode() string }
-	status, code := 0, ""
-	if errors.As(err, &withStatus) {
-		status = withStatus.HTTPStatusCode()
-	}
-	if errors.As(err, &withCode) {
-		code = withCode.ErrorCode()
-	}
-	if status == 0 && code == "" {
-		return f.noAnswer(ctx, op, key, err)
-	}
-	return f.refusal(op, key, status, code, "", 0)
 }
