@@ -133,7 +133,7 @@ func (t *partTally) sum(lost bool) PartLoaded {
 
 // had is what the worker has on its disk, or had on its way there.
 func (t *partTally) had() int64 {
-	return t.Last.StartBytes + t.Last.UFSBytes - t.Last.Refetched.Retry - t.Last.Refetched.Lost
+	return t.Last.StartBytes + t.Last.UFSBytes - t.Last.Refetched.Retry - t.Last.Refetched.Hedge - t.Last.Refetched.Lost
 }
 
 // AwaitInput waits for a lost worker.

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"stoker.dev"
 	"stoker.dev/ufs/guard"
@@ -67,6 +68,19 @@ func (s *Set) lose(n uint32) {
 	if a := s.accountOf(n); a != nil {
 		a.lost.Add(s.residentBytes(n, 0, int(s.man.Shard(n).Blocks)))
 	}
+}
+
+// waiting is since when the UFS does not answer the accounts of a manifest; zero
+// if it does.
+func (a *accounts) waiting(id stoker.ID) (since time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, x := range a.open {
+		if t := x.count.WaitingSince(); x.manifest == id && !t.IsZero() && (since.IsZero() || t.Before(since)) {
+			since = t
+		}
+	}
+	return since
 }
 
 // close ends an account; one that is not open is fine.

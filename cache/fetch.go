@@ -41,7 +41,7 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 			bypass = !s.fromPeer(ctx, n, f, owner, true)
 		}
 	}
-	ctx = guard.WithCount(ctx, &s.c.counters.UFS)
+	ctx = guard.WithCount(guard.WithUrgency(ctx, f.urgency), &s.c.counters.UFS)
 	a := s.accountOf(n)
 	if a != nil {
 		ctx = guard.WithCount(ctx, &a.count)

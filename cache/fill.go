@@ -4,9 +4,11 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
+	"stoker.dev/ufs/guard"
 )
 
 // fills merges concurrent fetches of the same blocks into one flight.
@@ -24,7 +26,8 @@ type fills struct {
 // flight brings in the missing blocks of [from, to) of one shard.
 type flight struct {
 	from, to int
-	ahead    bool // copies what a peer has, and no more: who waits for the rest tries again
+	ahead    bool           // copies what a peer has, and no more: who waits for the rest tries again
+	urgency  *guard.Urgency // of its requests to the UFS
 	cancel   context.CancelFunc
 	done     chan struct{} // closed by run
 	waiters  int           // guarded by fills.mu
@@ -41,6 +44,7 @@ type flight struct {
 type why struct {
 	direct bool // this worker was asked as the owner: it asks no other owner
 	ahead  bool // nobody waits: only what a peer has is copied
+	prio   guard.Priority
 }
 
 // joinFlight returns the flight that will bring in the first missing block of
@@ -53,6 +57,7 @@ func (s *Set) joinFlight(n uint32, from, to int, w why) *flight {
 	first, end, there := s.gapLocked(n, from, to)
 	if there != nil {
 		there.waiters++
+		there.urgency.Join(w.prio)
 		return there
 	}
 	if first == to || c.stop.Err() != nil {
@@ -83,7 +88,7 @@ func (s *Set) gapLocked(n uint32, from, to int) (first, end int, there *flight) 
 func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
 	c, id := s.c, s.man.Shard(n).ID
 	ctx, cancel := context.WithCancel(c.stop)
-	f := &flight{from: from, to: to, cancel: cancel, waiters: 1, ahead: w.ahead,
+	f := &flight{from: from, to: to, cancel: cancel, waiters: 1, ahead: w.ahead, urgency: guard.NewUrgency(w.prio),
 		done: make(chan struct{}), changed: make(chan struct{})}
 	c.fills.runs[id] = append(c.fills.runs[id], f)
 	s.retain()
@@ -142,7 +147,7 @@ func (s *Set) firstMissing(n uint32, from, to int) int {
 // bytes are returned instead.
 func (s *Set) fillOne(ctx context.Context, n uint32, block, to int) ([]byte, error) {
 	for {
-		f := s.joinFlight(n, block, to, why{})
+		f := s.joinFlight(n, block, to, why{prio: guard.Demand})
 		if f == nil {
 			return nil, s.c.stopped()
 		}
@@ -165,9 +170,15 @@ func (c *Cache) stopped() error {
 	return nil
 }
 
+// readerWaits is how long a reader waits for a flight that brings nothing: one
+// that a preload waits for too goes on for longer than a reader should hang.
+const readerWaits = 2 * time.Minute
+
 // await waits until the flight has brought in block, or has ended.
 func (s *Set) await(ctx context.Context, n uint32, f *flight, block int) (mem []byte, here bool, err error) {
-	for {
+	silent := time.NewTimer(readerWaits)
+	defer silent.Stop()
+	for ; ; silent.Reset(readerWaits) {
 		f.mu.Lock()
 		changed := f.changed
 		mem = f.mem[block]
@@ -181,6 +192,8 @@ func (s *Set) await(ctx context.Context, n uint32, f *flight, block int) (mem []
 		select {
 		case <-ctx.Done():
 			return nil, false, ctx.Err()
+		case <-silent.C:
+			return nil, false, stoker.Errorf(stoker.KindTransient, "cache.fill", s.id.Short(), "nothing of shard %d came for %v: is the store up?", n, readerWaits)
 		case <-changed:
 		case <-f.done:
 			f.mu.Lock()

@@ -14,6 +14,7 @@ import (
 	"stoker.dev/cache/manifest"
 	"stoker.dev/internal/api"
 	"stoker.dev/planner"
+	"stoker.dev/ufs/guard"
 )
 
 // pieceBlocks and pieceObjects bound what one flight of a load brings in:
@@ -268,7 +269,7 @@ func (s *Set) loadPiece(ctx context.Context, l *load, n uint32, from, to int) er
 		return err
 	}
 	for at := from; at < to; {
-		f := s.joinFlight(n, at, to, why{})
+		f := s.joinFlight(n, at, to, why{prio: guard.Preload})
 		if f == nil {
 			break
 		}
@@ -356,7 +357,8 @@ func (c *Cache) LoadProgress(planID stoker.ID, part int) (api.LoadProgress, erro
 		Run: l.run, StartBytes: l.start,
 		Cursor: int(l.cursor.Load()), Shards: len(l.part), Bytes: l.bytes.Load(), TotalBytes: l.total,
 		UFSRequests: l.count.Requests.Load(), UFSBytes: l.count.Bytes.Load(),
-		Refetched: api.Refetched{Retry: l.count.RetriedBytes.Load(), Bypass: l.bypass.Bytes.Load(), Lost: l.lost.Load()},
+		WaitingSince: l.count.WaitingSince(),
+		Refetched:    api.Refetched{Retry: l.count.RetriedBytes.Load(), Hedge: l.count.HedgedBytes.Load(), Bypass: l.bypass.Bytes.Load(), Lost: l.lost.Load()},
 	}
 	select {
 	case <-l.done:

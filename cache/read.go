@@ -8,6 +8,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
+	"stoker.dev/ufs/guard"
 )
 
 // demandWindow is how much of a large object one miss brings in: 4 MiB, so
@@ -158,7 +159,7 @@ func (s *Set) follow(n uint32, block int) {
 		<-c.following
 		return
 	}
-	s.startLocked(n, first, end, why{ahead: true})
+	s.startLocked(n, first, end, why{ahead: true, prio: guard.Prefetch})
 }
 
 // retire takes a block whose bytes went bad out of use. A sealed shard is

@@ -5,6 +5,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/cache/peer"
+	"stoker.dev/ufs/guard"
 )
 
 var _ peer.Blocks = (*Cache)(nil)
@@ -58,7 +59,7 @@ func (r *run) Block(ctx context.Context, block int, buf []byte) ([]byte, error) 
 		return nil, nil
 	}
 	// The asker believes that this worker owns the shard, so it asks no other.
-	f := r.s.joinFlight(r.n, block, r.to, why{direct: true})
+	f := r.s.joinFlight(r.n, block, r.to, why{direct: true, prio: guard.Demand})
 	if f != nil {
 		mem, _, err := r.s.await(ctx, r.n, f, block)
 		r.s.c.leave(f, err == nil)

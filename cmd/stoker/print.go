@@ -134,6 +134,9 @@ func (a *app) printJob(st *api.JobStatus) error {
 		if !api.Settled(st.State) {
 			row(w, "rate", api.HumanBytes(int64(st.BytesPerSec))+"/s")
 			row(w, "eta", eta(st.ETASeconds))
+			if !st.WaitingSince.IsZero() {
+				row(w, "store", "has not answered since "+when(st.WaitingSince))
+			}
 		}
 		for _, d := range st.Datasets {
 			row(w, "dataset", fmt.Sprintf("%s, %s of %s, listed %s", refName(d.DatasetRef), api.HumanBytes(d.ResidentBytes), api.HumanBytes(d.Bytes), when(d.ListedAt)))

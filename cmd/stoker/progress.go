@@ -46,6 +46,8 @@ type news struct {
 	plain string // without bar, rate and ETA
 	count any    // comparable: another one is progress
 	ask   string // what to ask where there is none; "" = that is nothing unusual
+
+	silent time.Time // since then the store does not answer; zero: not known
 }
 
 // newProgress begins with what is going on before the first event.
@@ -91,6 +93,9 @@ func (p *progress) stalledLocked() (line string, ok bool) {
 	idle := time.Since(p.changed)
 	if idle < p.c.patient() || p.now.ask == "" {
 		return "", false
+	}
+	if !p.now.silent.IsZero() {
+		return fmt.Sprintf("%s, the store has not answered for %s", p.now.plain, span(time.Since(p.now.silent))), true
 	}
 	return fmt.Sprintf("%s, no progress for %s: %s", p.now.plain, span(idle), p.now.ask), true
 }
@@ -138,7 +143,9 @@ func (p *progress) Job(st api.JobStatus) {
 		ask = ""
 		p.queued(st)
 	}
-	p.show(p.bar(strings.ToLower(st.State), st.ResidentBytes, st.Bytes, st.BytesPerSec, st.ETASeconds, ask), percent(st.ResidentBytes, st.Bytes))
+	now := p.bar(strings.ToLower(st.State), st.ResidentBytes, st.Bytes, st.BytesPerSec, st.ETASeconds, ask)
+	now.silent = st.WaitingSince
+	p.show(now, percent(st.ResidentBytes, st.Bytes))
 }
 
 // queued says what a job waits for, once for each answer.

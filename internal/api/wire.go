@@ -124,7 +124,8 @@ type JobStatus struct {
 	ETASeconds    float64      `json:"etaSeconds"` // -1 = unknown
 	BytesPerSec   float64      `json:"bytesPerSecond"`
 	Submitted     time.Time    `json:"submitted"`
-	Error         *ErrorBody   `json:"error,omitempty"` // Failed: why
+	WaitingSince  time.Time    `json:"waitingSince,omitzero"` // since then the UFS does not answer a load that runs for it
+	Error         *ErrorBody   `json:"error,omitempty"`       // Failed: why
 }
 
 // JobLine is one element of `stoker jobs -o json`.
@@ -273,6 +274,7 @@ type LoadProgress struct {
 	UFSRequests   int64     `json:"ufsRequests"` // spent by this load so far, over restarts of the stream
 	UFSBytes      int64     `json:"ufsBytes"`
 	Refetched     Refetched `json:"refetched"`
+	WaitingSince  time.Time `json:"waitingSince,omitzero"` // since then the UFS has not answered
 	Done          bool      `json:"done,omitempty"`
 	FailedObjects int       `json:"failedObjects,omitempty"`
 	Failed        []Failure `json:"failed,omitempty"` // with Done: at most 1000
@@ -380,6 +382,8 @@ type ManifestHolding struct {
 	Shards   int       `json:"shards"` // whole ones
 	Bytes    int64     `json:"bytes"`  // object bytes resident
 	Holders  []string  `json:"holders"`
+	// WaitingSince is since when the UFS does not answer the loads of it.
+	WaitingSince time.Time `json:"waitingSince,omitzero"`
 }
 
 // ReadCounters counts where bytes came from since the worker started.

@@ -262,13 +262,16 @@ func (c *Controller) outcome(ctx context.Context, s *workflows.JobState, i int, 
 		}
 	}
 	if d.State == api.JobWarming {
-		if resident, rate, ok := c.loads.progress(ctx, d.Manifest); ok {
+		if resident, rate, waiting, ok := c.loads.progress(ctx, d.Manifest); ok {
 			copies := int64(1)
 			for _, h := range d.Holders {
 				copies = max(copies, int64(h.Replicas))
 			}
 			out.ResidentBytes = min(out.Bytes, resident/copies)
 			st.BytesPerSec += rate / float64(copies)
+			if !waiting.IsZero() && (st.WaitingSince.IsZero() || waiting.Before(st.WaitingSince)) {
+				st.WaitingSince = waiting
+			}
 		}
 	}
 	return nil

@@ -35,8 +35,9 @@ type progress struct {
 }
 
 type sample struct {
-	at    time.Time
-	bytes int64
+	at      time.Time
+	bytes   int64
+	waiting time.Time // since then the UFS does not answer a worker; zero: it does
 }
 
 func newLoads(acts *activities.Activities) *loads {
@@ -44,9 +45,9 @@ func newLoads(acts *activities.Activities) *loads {
 }
 
 // progress returns how many object bytes of a manifest are resident, copies
-// counted each, and how fast that grows in bytes per second; ok is false if
-// nobody can say.
-func (l *loads) progress(ctx context.Context, id stoker.ID) (bytes int64, rate float64, ok bool) {
+// counted each, and how fast that grows in bytes per second, and since when the
+// UFS does not answer; ok is false if nobody can say.
+func (l *loads) progress(ctx context.Context, id stoker.ID) (bytes int64, rate float64, waiting time.Time, ok bool) {
 	p := l.of(id)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -59,13 +60,13 @@ func (l *loads) progress(ctx context.Context, id stoker.ID) (bytes int64, rate f
 		p.samples = p.samples[1:]
 	}
 	if len(p.samples) == 0 {
-		return 0, 0, false
+		return 0, 0, waiting, false
 	}
 	first, last := p.samples[0], p.samples[len(p.samples)-1]
 	if d := last.at.Sub(first.at).Seconds(); d > 0 {
 		rate = max(0, float64(last.bytes-first.bytes)/d)
 	}
-	return last.bytes, rate, true
+	return last.bytes, rate, last.waiting, true
 }
 
 // of finds or makes a manifest's entry; the one that was not looked at for the
@@ -100,7 +101,7 @@ func (l *loads) ask(ctx context.Context, id stoker.ID) (sample, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askWorker)
 	defer cancel()
-	addresses, held := make([]string, len(live)), make([]int64, len(live))
+	addresses, held := make([]string, len(live)), make([]api.ManifestHolding, len(live))
 	for i, w := range live {
 		addresses[i] = w.Address
 	}
@@ -108,14 +109,17 @@ func (l *loads) ask(ctx context.Context, id stoker.ID) (sample, error) {
 		st, err := w.Status(ctx)
 		for _, h := range st.Manifests {
 			if err == nil && h.Manifest == id {
-				held[i] = h.Bytes
+				held[i] = h
 			}
 		}
 		return err
 	})
 	s := sample{at: time.Now()}
-	for _, n := range held {
-		s.bytes += n
+	for _, h := range held {
+		s.bytes += h.Bytes
+		if t := h.WaitingSince; !t.IsZero() && (s.waiting.IsZero() || t.Before(s.waiting)) {
+			s.waiting = t
+		}
 	}
 	return s, ctx.Err()
 }

@@ -99,6 +99,18 @@ func (m *Mounts) Open(ctx context.Context, l ufs.Location) (ufs.FS, string, erro
 	return g, prefix, nil
 }
 
+// InFlight adds up, over all stores that are open, how many data requests may
+// be in flight at present, and how many are.
+func (m *Mounts) InFlight() (limit, now int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, g := range m.open {
+		l, n := g.InFlight()
+		limit, now = limit+l, now+n
+	}
+	return limit, now
+}
+
 func (m *Mounts) schemes() []string {
 	var names []string
 	for s := range m.openers {
