@@ -67,7 +67,9 @@ func (c *Cache) bury(ctx context.Context, gone map[stoker.ID]*store.Shard) {
 	c.holds.mu.Unlock()
 	c.mu.Lock()
 	for id := range c.sets {
-		ids[id] = ids[id]
+		if _, known := ids[id]; !known {
+			ids[id] = false
+		}
 	}
 	c.mu.Unlock()
 	for _, id := range slices.SortedFunc(maps.Keys(ids), func(a, b stoker.ID) int { return slices.Compare(a[:], b[:]) }) {

@@ -173,7 +173,7 @@ func (l *lean) fetch(b *testing.B) {
 
 func (l *lean) fetchFile(ctx context.Context, f *os.File, pieces []leanPiece) error {
 	buf := make([]byte, stoker.BlockBytes)
-	var sums []uint32
+	sums := make(map[int64]uint32, len(pieces)) // by offset, as an index would have them
 	for _, p := range pieces {
 		r, err := l.fs.Open(ctx, p.key, p.version, p.off, p.length)
 		if err != nil {
@@ -184,7 +184,7 @@ func (l *lean) fetchFile(ctx context.Context, f *os.File, pieces []leanPiece) er
 			if err != nil {
 				return fmt.Errorf("%s: %w", p.key, err)
 			}
-			sums = append(sums, crc32.Checksum(buf[:n], castagnoli))
+			sums[p.at+done] = crc32.Checksum(buf[:n], castagnoli)
 			if _, err := f.WriteAt(buf[:n], p.at+done); err != nil {
 				return err
 			}
