@@ -55,6 +55,9 @@ func runController(cmd *cobra.Command, f *controllerFlags) error {
 	if d.tokens == nil {
 		d.log.Warn("no --token-file: workers will not take orders from this controller")
 	}
+	if err := d.checkStore(cmd.Context()); err != nil {
+		return err
+	}
 	flows, err := f.flows(d.log)
 	if err != nil {
 		return err

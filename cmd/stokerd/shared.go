@@ -3,12 +3,15 @@ package main
 import (
 	"context"
 	"log/slog"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"stoker.dev/cache/placement/redisplace"
 	"stoker.dev/internal/api"
+	"stoker.dev/ufs"
 	"stoker.dev/ufs/folder"
+	"stoker.dev/ufs/s3ufs"
 )
 
 // sharedFlags are those of both daemons.
@@ -24,7 +27,7 @@ func (f *sharedFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.redisPrefix, "redis-prefix", "stoker", "prefix of all keys in Redis: one for each cluster")
 	cmd.Flags().StringVar(&f.redisPasswordFile, "redis-password-file", "", "file with the password for Redis, read again for each connection (or the password itself in STOKER_REDIS_PASSWORD)")
 	f.redisTLS.add(cmd.Flags(), "redis", "Redis")
-	cmd.Flags().StringVar(&f.store, "store", "", "folder of the manifest store, the same for all daemons")
+	cmd.Flags().StringVar(&f.store, "store", "", "manifest store, the same for all daemons: a shared folder, or s3://bucket/prefix[?endpoint=URL&region=NAME&profile=NAME&path-style]")
 	cmd.Flags().StringVar(&f.tokenFile, "token-file", "", "file with one `principal token` per line; the daemons use the line of principal stoker among each other")
 	cmd.Flags().Var(&f.networks, "worker-networks", "where workers may be, as 10.0.0.0/8,.nodes.example: what is registered elsewhere is ignored, and gets no token (default anywhere)")
 	cmd.Flags().StringVar(&f.pidFile, "pid-file", "", "write the process id here")
@@ -34,7 +37,7 @@ func (f *sharedFlags) add(cmd *cobra.Command) {
 type shared struct {
 	log     *slog.Logger
 	tokens  *api.Tokens
-	objects *folder.Objects
+	objects ufs.Objects
 	index   *redisplace.Index
 	notify  *notifier
 }
@@ -57,11 +60,28 @@ func (f *sharedFlags) open(cmd *cobra.Command, need map[string]string) (s shared
 	if s.tokens, err = api.LoadTokens(f.tokenFile); err != nil {
 		return s, err
 	}
-	if s.objects, err = folder.Open(absolute(f.store)); err != nil {
+	if s.objects, err = openStore(cmd.Context(), f.store); err != nil {
 		return s, err
 	}
 	s.index, err = f.openIndex(s.log)
 	return s, err
+}
+
+// openStore opens the manifest store.
+func openStore(ctx context.Context, where string) (ufs.Objects, error) {
+	if !strings.Contains(where, "://") {
+		return folder.Open(absolute(where))
+	}
+	return s3ufs.OpenObjects(ctx, where)
+}
+
+// checkStore finds out whether the store can be trusted with updates: for who
+// writes to it.
+func (s *shared) checkStore(ctx context.Context) error {
+	if o, ok := s.objects.(interface{ CheckObjects(context.Context) error }); ok {
+		return o.CheckObjects(ctx)
+	}
+	return nil
 }
 
 func (f *sharedFlags) openIndex(log *slog.Logger) (*redisplace.Index, error) {

@@ -1,7 +1,6 @@
 package folder
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,13 +8,26 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"stoker.dev"
+	"stoker.dev/ufs"
+	"stoker.dev/ufs/ufstest"
 )
+
+func TestObjects(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "made", "by", "open")
+	n := 0
+	ufstest.Objects(t, func(t *testing.T, fresh bool) ufs.Objects {
+		if fresh {
+			n++
+		}
+		return open(t, filepath.Join(dir, strconv.Itoa(n)))
+	})
+}
 
 func open(t testing.TB, dir string) *Objects {
 	t.Helper()
@@ -44,68 +56,6 @@ func want(t *testing.T, o *Objects, name, body string) (tag string) {
 		t.Errorf("%s streams %q (%v), want %q", name, stream.String(), err, body)
 	}
 	return tag
-}
-
-func TestOneObjectsLife(t *testing.T) {
-	ctx, o := t.Context(), open(t, filepath.Join(t.TempDir(), "made", "by", "open"))
-	_, _, err := o.Get(ctx, "a/b.json")
-	wantKind(t, "get of nothing", err, stoker.KindNotExist)
-	_, err = o.ReplaceIf(ctx, "a/b.json", []byte("0"), "tag")
-	wantKind(t, "replace of nothing", err, stoker.KindNotExist)
-	if err := o.Delete(ctx, "a/b.json"); err != nil {
-		t.Errorf("delete of nothing: %v", err)
-	}
-
-	first, err := o.PutIfAbsent(ctx, "a/b.json", []byte("1"))
-	if err != nil || first != want(t, o, "a/b.json", "1") {
-		t.Fatalf("tag %q, %v", first, err)
-	}
-	_, err = o.PutIfAbsent(ctx, "a/b.json", []byte("other"))
-	wantKind(t, "a second put", err, stoker.KindHeld)
-	want(t, o, "a/b.json", "1")
-
-	second, err := o.ReplaceIf(ctx, "a/b.json", []byte("2"), first)
-	if err != nil || second == first || second != want(t, o, "a/b.json", "2") {
-		t.Fatalf("tag %q, %v", second, err)
-	}
-	for _, tag := range []string{first, "", second + "0"} {
-		_, err = o.ReplaceIf(ctx, "a/b.json", []byte("3"), tag)
-		wantKind(t, "replace with tag "+tag, err, stoker.KindHeld)
-	}
-	want(t, o, "a/b.json", "2")
-
-	if err := o.Delete(ctx, "a/b.json"); err != nil {
-		t.Fatal(err)
-	}
-	_, _, err = o.Get(ctx, "a/b.json")
-	wantKind(t, "get of what was deleted", err, stoker.KindNotExist)
-	if _, err := o.PutIfAbsent(ctx, "a/b.json", nil); err != nil {
-		t.Errorf("put after delete: %v", err)
-	}
-	want(t, o, "a/b.json", "")
-}
-
-func TestList(t *testing.T) {
-	ctx, o := t.Context(), open(t, t.TempDir())
-	empty, err := o.List(ctx, "")
-	if err != nil || empty == nil || len(empty) != 0 {
-		t.Errorf("an empty folder: %v, %v", empty, err)
-	}
-	names := []string{"a", "b/x", "b/y/z", "b.json", "ba", "c-1/d_2"}
-	for _, n := range names {
-		if _, err := o.PutIfAbsent(ctx, n, []byte(n)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for prefix, want := range map[string][]string{
-		"": {"a", "b.json", "b/x", "b/y/z", "ba", "c-1/d_2"}, "b": {"b.json", "b/x", "b/y/z", "ba"},
-		"b/": {"b/x", "b/y/z"}, "b/y": {"b/y/z"}, "b/y/": {"b/y/z"}, "zz": {}, "../": {}, "/": {},
-	} {
-		got, err := o.List(ctx, prefix)
-		if err != nil || !slices.Equal(got, want) {
-			t.Errorf("list %q: %v (%v), want %v", prefix, got, err, want)
-		}
-	}
 }
 
 func TestNamesCannotEscape(t *testing.T) {
@@ -206,130 +156,6 @@ func TestWritesLeaveNoTemporaryFiles(t *testing.T) {
 	}
 }
 
-// contest lets n goroutines, half on each of two opened stores, do the same
-// thing at once, and returns how many did; the others must be told Held.
-func contest(t *testing.T, dir string, n int, do func(o *Objects, i int) error) int {
-	t.Helper()
-	stores := []*Objects{open(t, dir), open(t, dir)}
-	var won atomic.Int64
-	var wg sync.WaitGroup
-	start := make(chan struct{})
-	for i := range n {
-		wg.Go(func() {
-			<-start
-			switch err := do(stores[i%2], i); {
-			case err == nil:
-				won.Add(1)
-			case stoker.KindOf(err) != stoker.KindHeld:
-				t.Errorf("a loser was told %v", err)
-			}
-		})
-	}
-	close(start)
-	wg.Wait()
-	return int(won.Load())
-}
-
-func TestOnePutWins(t *testing.T) {
-	dir := t.TempDir()
-	for round := range 10 {
-		name := fmt.Sprintf("r%d/x", round)
-		if n := contest(t, dir, 8, func(o *Objects, i int) error {
-			_, err := o.PutIfAbsent(t.Context(), name, bytes.Repeat([]byte{byte('a' + i)}, 10_000))
-			return err
-		}); n != 1 {
-			t.Fatalf("%d puts won", n)
-		}
-		body, _, err := open(t, dir).Get(t.Context(), name)
-		if err != nil || len(body) != 10_000 || len(bytes.Trim(body, string(body[:1]))) != 0 {
-			t.Fatalf("%d bytes, mixed or cut (%v)", len(body), err)
-		}
-	}
-}
-
-func TestOneReplaceWins(t *testing.T) {
-	dir := t.TempDir()
-	tag, err := open(t, dir).PutIfAbsent(t.Context(), "x", []byte("0"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for round := range 10 {
-		var mu sync.Mutex
-		next := ""
-		if n := contest(t, dir, 8, func(o *Objects, i int) error {
-			got, err := o.ReplaceIf(t.Context(), "x", fmt.Appendf(nil, "%d by %d", round, i), tag)
-			if err == nil {
-				mu.Lock()
-				next = got
-				mu.Unlock()
-			}
-			return err
-		}); n != 1 {
-			t.Fatalf("%d replaces of one content won", n)
-		}
-		_, tag, err = open(t, dir).Get(t.Context(), "x")
-		if err != nil || tag != next {
-			t.Fatalf("the winner's tag is %q, the object's %q (%v)", next, tag, err)
-		}
-	}
-}
-
-// Counting up by compare and swap loses no step.
-func TestReplaceLosesNoUpdate(t *testing.T) {
-	dir := t.TempDir()
-	if _, err := open(t, dir).PutIfAbsent(t.Context(), "n", []byte("0")); err != nil {
-		t.Fatal(err)
-	}
-	const each = 5
-	contest(t, dir, 4, func(o *Objects, _ int) error {
-		for done := 0; done < each; {
-			body, tag, err := o.Get(t.Context(), "n")
-			if err != nil {
-				return err
-			}
-			var n int
-			if _, err := fmt.Sscan(string(body), &n); err != nil {
-				return err
-			}
-			_, err = o.ReplaceIf(t.Context(), "n", fmt.Appendf(nil, "%d", n+1), tag)
-			if err == nil {
-				done++
-			} else if stoker.KindOf(err) != stoker.KindHeld {
-				return err
-			}
-		}
-		return nil
-	})
-	want(t, open(t, dir), "n", fmt.Sprint(4*each))
-}
-
-// A replace that is under way does not bring a deleted object back.
-func TestDeletedStaysDeleted(t *testing.T) {
-	dir := t.TempDir()
-	a, b := open(t, dir), open(t, dir)
-	for range 30 {
-		tag, err := a.PutIfAbsent(t.Context(), "x", []byte("1"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			if _, err := a.ReplaceIf(t.Context(), "x", []byte("2"), tag); err != nil {
-				wantKind(t, "replace", err, stoker.KindNotExist)
-			}
-		})
-		wg.Go(func() {
-			if err := b.Delete(t.Context(), "x"); err != nil {
-				t.Error(err)
-			}
-		})
-		wg.Wait()
-		if body, _, err := b.Get(t.Context(), "x"); stoker.KindOf(err) != stoker.KindNotExist || err == nil {
-			t.Fatalf("%q came back (%v)", body, err)
-		}
-	}
-}
-
 func TestEndedContextWritesNothing(t *testing.T) {
 	o := open(t, t.TempDir())
 	tag, err := o.PutIfAbsent(t.Context(), "x", []byte("1"))
@@ -370,4 +196,31 @@ func TestFoldersThatCannotBe(t *testing.T) {
 	}
 	_, err = o.PutIfAbsent(t.Context(), "x", nil)
 	wantKind(t, "a folder without write permission", err, stoker.KindDenied)
+}
+
+// A replace that is under way does not bring a deleted object back.
+func TestDeletedStaysDeleted(t *testing.T) {
+	dir := t.TempDir()
+	a, b := open(t, dir), open(t, dir)
+	for range 30 {
+		tag, err := a.PutIfAbsent(t.Context(), "x", []byte("1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := a.ReplaceIf(t.Context(), "x", []byte("2"), tag); err != nil {
+				wantKind(t, "replace", err, stoker.KindNotExist)
+			}
+		})
+		wg.Go(func() {
+			if err := b.Delete(t.Context(), "x"); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Wait()
+		if body, _, err := b.Get(t.Context(), "x"); stoker.KindOf(err) != stoker.KindNotExist || err == nil {
+			t.Fatalf("%q came back (%v)", body, err)
+		}
+	}
 }
