@@ -133,7 +133,11 @@ func (s *submission) run(ctx context.Context) error {
 	if err := s.settled(st); err != nil {
 		return err
 	}
-	if err := s.mountAll(ctx, st); err != nil {
+	err = s.mountAll(ctx, st)
+	if err == nil {
+		err = s.stillClaimed(ctx)
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return errInterrupted
 		}
@@ -153,7 +157,7 @@ func (s *submission) settled(st *api.JobStatus) error {
 	case api.JobFailed:
 		return jobError(st)
 	case api.JobReleased:
-		return stoker.Errorf(stoker.KindIncomplete, "job", st.Job, "its claim was cancelled before its data was ready")
+		return cancelledEarly(st.Job)
 	case api.JobDegraded:
 		if st.Error != nil {
 			s.a.console.Note("starting without all of the data: %s", st.Error.Message)
@@ -162,6 +166,21 @@ func (s *submission) settled(st *api.JobStatus) error {
 		}
 	}
 	return nil
+}
+
+// stillClaimed fails if the claim was cancelled while the views were made. A
+// controller that does not answer is not waited for: its claims live on.
+func (s *submission) stillClaimed(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
+	defer cancel()
+	if err := s.c.Renew(ctx, s.req.Job, false); stoker.KindOf(err) == stoker.KindNotExist {
+		return cancelledEarly(s.req.Job)
+	}
+	return nil
+}
+
+func cancelledEarly(job string) error {
+	return stoker.Errorf(stoker.KindIncomplete, "job", job, "its claim was cancelled before its command began")
 }
 
 // renew keeps the claim alive until the submission ends. Closing the channel

@@ -176,21 +176,39 @@ func TestSubmitPassesSignalsOn(t *testing.T) {
 // While the command runs the claim is renewed, and the controller told that
 // it runs.
 func TestSubmitTellsThatItRuns(t *testing.T) {
-	c, n := submitRoutes(job(api.JobReady))
+	c, nodes := submitRoutes(job(api.JobReady))
+	n := 0
 	file := filepath.Join(t.TempDir(), "told")
 	c["POST /v1/jobs/{job}/renew"] = func(w http.ResponseWriter, r *http.Request) {
-		write(t, file, "")
+		if n++; n == 2 { // the first asks whether the claim still stands
+			write(t, file, "")
+		}
 		done(w, r)
 	}
-	g := newRig(t, c, n)
+	g := newRig(t, c, nodes)
 	t.Setenv("TMPDIR", g.dir)
 	g.want(0, "submit", "--dataset", "data", "--job-id", "j", "--", "sh", "-c", `while [ ! -e "$0" ]; do sleep 0.02; done`, file)
 	var req api.RenewRequest
-	g.body("controller POST /v1/jobs/j/renew", 0, &req)
+	g.body("controller POST /v1/jobs/j/renew", 1, &req)
 	if !req.Started {
 		t.Error("not told that it runs")
 	}
 	g.tidy("j")
+}
+
+// A claim that was cancelled while the views were made begins no command; a
+// controller that does not answer keeps none from beginning.
+func TestSubmitOfACancelledClaim(t *testing.T) {
+	for kind, want := range map[stoker.Kind]int{stoker.KindNotExist: 4, stoker.KindTransient: 0} {
+		c, n := submitRoutes(job(api.JobReady))
+		c["POST /v1/jobs/{job}/renew"] = func(w http.ResponseWriter, _ *http.Request) {
+			api.WriteError(w, stoker.Errorf(kind, "job", "j", "for the test"))
+		}
+		g := newRig(t, c, n)
+		t.Setenv("TMPDIR", g.dir)
+		g.want(want, "submit", "--dataset", "data", "--job-id", "j", "--", "true")
+		g.tidy("j")
+	}
 }
 
 // Whatever goes wrong after the claim, it is released; the command does not run.

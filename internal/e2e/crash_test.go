@@ -240,9 +240,7 @@ func serviceDies(t *testing.T, role string, at float64) {
 	if cert.State != api.CertificateReady || cert.ResidentBytes != size {
 		t.Errorf("certificate %+v", cert)
 	}
-	if got := c.proxy.Bytes(); got != size {
-		t.Errorf("the S3 side sent %d bytes, the dataset has %d", got, size)
-	}
+	c.sent(size, cert.Refetched)
 	c.settled()
 	c.must("umount", dir)
 }
@@ -282,13 +280,21 @@ func redisForgets(t *testing.T, at float64) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	release()
-	done()
+	cert := done()
 	dir := t.TempDir()
 	c.must("mount", "data", dir)
 	sameTree(t, filepath.Join(c.root, "data"), dir)
 	c.must("umount", dir)
-	if got := c.proxy.Bytes(); got != size {
-		t.Errorf("the S3 side sent %d bytes, the dataset has %d", got, size)
+	c.sent(size, cert.Refetched)
+}
+
+// sent checks that the S3 side sent every byte once, but for what is said to
+// have been read twice: on a busy machine a worker may not answer in time.
+func (c *cluster) sent(size int64, r api.Refetched) {
+	c.t.Helper()
+	again := r.Lost + r.Retry + r.Hedge + r.Bypass
+	if got := c.proxy.Bytes(); got-again != size {
+		c.t.Errorf("the S3 side sent %d bytes, %d of them again (%+v); the dataset has %d", got, again, r, size)
 	}
 }
 

@@ -48,6 +48,9 @@ type directory struct {
 	whole   map[shardKey]wholeHolders               // +checklocks:mu
 	pending map[stoker.ID]map[uint32]placement.Mark // +checklocks:mu
 	gone    map[stoker.ID]map[uint32]bool           // +checklocks:mu
+
+	registered bool      // +checklocks:mu
+	forgot     time.Time // +checklocks:mu — when the index was last seen to have forgotten us
 }
 
 type shardKey struct {
@@ -90,6 +93,9 @@ func (d *directory) run(ctx context.Context, ready func()) {
 				known = d.renew(ctx)
 			}
 			if !known {
+				d.mu.Lock()
+				d.forgot = time.Now() // or it never knew us: then there is nobody to remember
+				d.mu.Unlock()
 				if known = d.register(ctx); known {
 					ready()
 				}
@@ -104,6 +110,9 @@ func (d *directory) register(ctx context.Context) bool {
 		d.log.Warn("not registered: the placement index does not answer", "error", err)
 		return false
 	}
+	d.mu.Lock()
+	d.registered = true
+	d.mu.Unlock()
 	d.refresh(ctx)
 	err := d.held(ctx, d.Announce)
 	if err != nil {
@@ -130,10 +139,29 @@ func (d *directory) refresh(ctx context.Context) {
 	if err != nil {
 		return // the last list serves on
 	}
-	slices.SortFunc(ws, func(a, b placement.Worker) int { return strings.Compare(a.ID, b.ID) })
+	self := d.self().Incarnation
+	here := slices.ContainsFunc(ws, func(w placement.Worker) bool { return w.Incarnation == self })
 	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.registered && !here {
+		d.forgot = time.Now()
+	}
+	if time.Since(d.forgot) < leaseTTL {
+		ws = joined(ws, d.workers)
+	}
+	slices.SortFunc(ws, func(a, b placement.Worker) int { return strings.Compare(a.ID, b.ID) })
 	d.workers, d.asked = ws, time.Now()
-	d.mu.Unlock()
+}
+
+// joined adds to the present workers those of before that have no other life
+// among them: an index that was emptied hears of them within their leases.
+func joined(now, before []placement.Worker) []placement.Worker {
+	for _, w := range before {
+		if !slices.ContainsFunc(now, func(x placement.Worker) bool { return x.ID == w.ID }) {
+			now = append(now, w)
+		}
+	}
+	return now
 }
 
 // search finds a worker among the live ones; one that is not known may have
