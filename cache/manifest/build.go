@@ -82,7 +82,7 @@ type collector struct {
 }
 
 func newCollector(o BuildOptions) *collector {
-	return &collector{roots: rootPlaces(o.Roots), rows: newSorter(o.TempDir, o.Memory/8*7), lost: newSorter(o.TempDir, o.Memory/16),
+	return &collector{roots: rootPlaces(o.Roots), rows: newSorter(o.TempDir, o.Memory/16*15), lost: newSorter(o.TempDir, o.Memory/16),
 		known: map[string]struct{}{}, most: max(o.Memory/16, minMemory)}
 }
 
@@ -120,7 +120,7 @@ func (c *collector) page(root int, objects []ufs.Object) error {
 			}
 			if err == nil {
 				key = appendPath(key[:0], path)
-				value = appendObject(value[:0], uint16(root), o, r.derives(o.Key, path))
+				value = appendListed(value[:0], uint16(root), o, r.derives(o.Key, path))
 				err = c.rows.add(key, value)
 			}
 		}
@@ -158,8 +158,8 @@ func (c *collector) dir(path string) error {
 	return nil
 }
 
-// overlap is the error of two objects with one path.
-func overlap(path, a, b []byte) error {
+// samePath is the error of two objects with one path.
+func samePath(path, a, b []byte) error {
 	return stoker.Errorf(stoker.KindInvalid, "manifest.build", string(path),
 		"roots overlap: %s and %s have the same path", a, b)
 }

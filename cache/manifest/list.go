@@ -66,11 +66,11 @@ func (l *lister) list(ctx context.Context) error {
 				return ctx.Err()
 			}
 			p, err := l.fs.List(ctx, o)
+			if err == nil {
+				err = l.page(p.Objects) // under the token, so that no pages pile up
+			}
 			<-l.parallel
 			if err != nil {
-				return err
-			}
-			if err := l.page(p.Objects); err != nil {
 				return err
 			}
 			for _, sub := range p.Prefixes {

@@ -279,26 +279,51 @@ func (m *Manifest) Path(r Row) string {
 	return string(out)
 }
 
-// Lookup finds a name in a directory.
+// Lookup finds a name in a directory: it halves the groups, whose first names
+// stand in full, and goes through one of them.
 func (m *Manifest) Lookup(dir Row, name []byte) (Row, bool) {
 	e := m.Entry(dir)
-	if e.Kind != Directory {
+	if e.Kind != Directory || e.Children == 0 {
 		return 0, false
 	}
-	var space [256]byte
-	lo, hi := e.FirstChild, e.FirstChild+Row(e.Children)
-	for lo < hi {
+	first, last := e.FirstChild, e.FirstChild+Row(e.Children-1)
+	lo, hi := first/groupRows, last/groupRows+1 // the group is in [lo, hi)
+	for hi-lo > 1 {
 		mid := lo + (hi-lo)/2
-		switch c := bytes.Compare(m.AppendName(space[:0], mid), name); {
-		case c == 0:
-			return mid, true
-		case c < 0:
-			lo = mid + 1
-		default:
+		if bytes.Compare(m.groupName(mid), name) <= 0 {
+			lo = mid
+		} else {
 			hi = mid
 		}
 	}
+	var space [256]byte
+	got, names, ok := space[:0], m.group(lo*groupRows), true
+	for i := range min(groupRows, last-lo*groupRows+1) {
+		if got, names, ok = nextName(got, 0, names, i == 0); !ok {
+			return 0, false
+		}
+		r := lo*groupRows + i
+		if r < first {
+			continue
+		}
+		switch c := bytes.Compare(got, name); {
+		case c == 0:
+			return r, true
+		case c > 0:
+			return 0, false
+		}
+	}
 	return 0, false
+}
+
+// groupName returns the first name of a group, where it lies.
+func (m *Manifest) groupName(group Row) []byte {
+	names := m.group(group * groupRows)
+	own, n := binary.Uvarint(names)
+	if n <= 0 || own > uint64(len(names)-n) {
+		return nil
+	}
+	return names[n : n+int(own)]
 }
 
 // LookupPath finds a slash-separated path below the root.

@@ -69,9 +69,9 @@ func appendSlashed(dst, path []byte) []byte {
 	return dst
 }
 
-// appendObject appends the value of an object's record. derived says that its
+// appendListed appends the value of an object's record. derived says that its
 // key is its root's prefix and its path below the root's folder.
-func appendObject(dst []byte, root uint16, o *ufs.Object, derived bool) []byte {
+func appendListed(dst []byte, root uint16, o *ufs.Object, derived bool) []byte {
 	at := len(dst)
 	dst = append(dst, make([]byte, recordFixed)...)
 	b := dst[at:]
@@ -92,15 +92,15 @@ func appendObject(dst []byte, root uint16, o *ufs.Object, derived bool) []byte {
 		dst = append(dst, plain[:]...)
 	case o.Version.Tag != "":
 		flags |= flagTag
-		dst = appendString(dst, o.Version.Tag)
+		dst = appendPart(dst, o.Version.Tag)
 	}
 	if o.Link != "" {
 		flags |= recordLink
-		dst = appendString(dst, o.Link)
+		dst = appendPart(dst, o.Link)
 	}
 	if !derived {
 		flags |= recordKey
-		dst = appendString(dst, o.Key)
+		dst = appendPart(dst, o.Key)
 	}
 	dst[at+atFlags] = flags
 	return dst
@@ -117,7 +117,7 @@ func plainETag(tag string) (plain [16]byte, ok bool) {
 	return plain, true
 }
 
-func appendString(dst []byte, s string) []byte {
+func appendPart(dst []byte, s string) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
 }
 
@@ -136,7 +136,7 @@ type object struct {
 	link  []byte // "" = no link
 }
 
-// decode reads a record that appendObject made. prefixes are the roots' key
+// decode reads a record that appendListed made. prefixes are the roots' key
 // prefixes; folders where they are joined.
 func (o *object) decode(key, value []byte, roots []rootPlace) {
 	flags := value[atFlags]
@@ -152,20 +152,20 @@ func (o *object) decode(key, value []byte, roots []rootPlace) {
 		o.etag, rest = rest[:16], rest[16:]
 		o.tag = append(hex.AppendEncode(append(o.tag, '"'), o.etag), '"')
 	case flags&flagTag != 0:
-		o.tag, rest = cutString(o.tag, rest)
+		o.tag, rest = cutPart(o.tag, rest)
 	}
 	if flags&recordLink != 0 {
-		o.link, rest = cutString(o.link, rest)
+		o.link, rest = cutPart(o.link, rest)
 	}
 	if flags&recordKey != 0 {
-		o.key, _ = cutString(o.key[:0], rest)
+		o.key, _ = cutPart(o.key[:0], rest)
 		return
 	}
 	r := &roots[o.root]
 	o.key = append(append(o.key[:0], r.prefix...), o.path[r.skip:]...)
 }
 
-func cutString(dst, b []byte) (s, rest []byte) {
+func cutPart(dst, b []byte) (s, rest []byte) {
 	n, at := binary.Uvarint(b)
 	return append(dst, b[at:at+int(n)]...), b[at+int(n):]
 }

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"stoker.dev"
 )
 
@@ -19,8 +21,8 @@ import (
 const (
 	defaultMemory = 64 << 20
 	minMemory     = 64 << 10
-	smallChunk    = 64 << 10
-	largeChunk    = 1 << 20
+	maxMemory     = 1 << 30
+	smallChunk    = 64 << 10  // of file reads and writes
 	spoolMemory   = 512 << 10 // of each section, before it goes to a file
 	recordHead    = 8         // lengths of key and value, u32 each
 )
@@ -61,7 +63,7 @@ type sorter struct {
 }
 
 func newSorter(dir string, memory int) *sorter {
-	return &sorter{dir: dir, memory: max(memory, minMemory)}
+	return &sorter{dir: dir, memory: min(max(memory, minMemory), maxMemory)}
 }
 
 // add takes a record; key and value are copied.
@@ -69,25 +71,25 @@ func (s *sorter) add(key, value []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.n++
-	if s.recs.bytes > 0 && s.recs.bytes+recordHead+len(key)+len(value) > s.memory {
-		if err := s.spill(); err != nil {
-			return err
-		}
+	ok, err := s.recs.add(key, value, s.memory)
+	if err != nil || ok {
+		return err
 	}
-	s.recs.add(key, value)
-	return nil
+	if err := s.spill(); err != nil {
+		return err
+	}
+	if ok, err = s.recs.add(key, value, s.memory); err == nil && !ok {
+		err = s.write(appendRecord(nil, key, value)) // larger than the buffer: a run of its own
+		s.runs = append(s.runs, s.size)
+	}
+	return err
 }
 
 // spill writes the buffer as a run.
 //
 // +checklocks:s.mu
-func (s *sorter) spill() (err error) {
-	if s.file == nil {
-		if s.file, err = tempFile(s.dir); err != nil {
-			return err
-		}
-	}
-	m := newMerger(s.recs.sources())
+func (s *sorter) spill() error {
+	m := newMerger(s.recs.stretches())
 	out := make([]byte, 0, smallChunk)
 	for m.ok() {
 		key, value := m.head()
@@ -96,10 +98,9 @@ func (s *sorter) spill() (err error) {
 			return err
 		}
 		if len(out) >= smallChunk/2 || !m.ok() {
-			if _, err := s.file.Write(out); err != nil {
-				return tempError(s.dir, err)
+			if err := s.write(out); err != nil {
+				return err
 			}
-			s.size += int64(len(out))
 			out = out[:0]
 		}
 	}
@@ -108,11 +109,28 @@ func (s *sorter) spill() (err error) {
 	return nil
 }
 
+// write appends to the file of runs.
+//
+// +checklocks:s.mu
+func (s *sorter) write(b []byte) (err error) {
+	if s.file == nil {
+		if s.file, err = tempFile(s.dir); err != nil {
+			return err
+		}
+	}
+	n, err := s.file.Write(b)
+	s.size += int64(n)
+	if err != nil {
+		return tempError(s.dir, err)
+	}
+	return nil
+}
+
 // sorted returns all records in order, and how many there are.
 func (s *sorter) sorted() (*merger, int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sources := s.recs.sources()
+	sources := s.recs.stretches()
 	each := min(max(s.memory/(len(s.runs)+1), 8<<10), 256<<10)
 	from := int64(0)
 	for _, to := range s.runs {
@@ -132,7 +150,8 @@ func (s *sorter) close() {
 	if s.file != nil {
 		_ = s.file.Close() // it has no name: nobody will read it
 	}
-	s.recs = records{}
+	s.file = nil
+	s.recs.free()
 }
 
 func appendRecord(dst, key, value []byte) []byte {
@@ -155,71 +174,58 @@ func compareRecords(ak, av, bk, bv []byte) int {
 }
 
 // records is a buffer of records in the order of their coming. It knows which
-// stretches came in order already: pages of a listing do.
+// stretches came in order already: pages of a listing do. The bytes lie outside
+// Go's heap, which would else grow to twice as much.
 type records struct {
-	chunks [][]byte
-	used   int // chunks that hold something
-	at     []place
+	arena  []byte // mapped; pages that were never used take no memory
+	size   int    // bytes used
+	at     []uint32
 	starts []int // of stretches in order, indexes into at
-	bytes  int
 }
 
-// place is where a record lies.
-type place struct{ chunk, off uint32 }
-
-func (r *records) add(key, value []byte) {
+// add takes a record, unless it makes the buffer larger than most bytes.
+func (r *records) add(key, value []byte, most int) (ok bool, err error) {
 	n := recordHead + len(key) + len(value)
-	if r.used == 0 || cap(r.chunks[r.used-1])-len(r.chunks[r.used-1]) < n {
-		r.grow(n)
+	if r.size+n+4*(len(r.at)+1) > most {
+		return false, nil
 	}
-	c := &r.chunks[r.used-1]
-	p := place{uint32(r.used - 1), uint32(len(*c))}
-	*c = appendRecord(*c, key, value)
+	if r.arena == nil {
+		if r.arena, err = unix.Mmap(-1, 0, most, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE); err != nil {
+			return false, stoker.Errorf(stoker.KindInternal, "manifest.build", "", "no memory: %w", err)
+		}
+	}
+	p := uint32(r.size)
+	appendRecord(r.arena[:r.size], key, value)
+	r.size += n
 	if last := len(r.at) - 1; last < 0 || r.compare(r.at[last], p) > 0 {
 		r.starts = append(r.starts, len(r.at))
 	}
 	r.at = append(r.at, p)
-	r.bytes += n + 8
-}
-
-// grow makes the next chunk ready, one of an earlier use if it is large enough.
-func (r *records) grow(n int) {
-	r.used++
-	if r.used <= len(r.chunks) && cap(r.chunks[r.used-1]) >= n {
-		return
-	}
-	size := largeChunk
-	if r.used == 1 {
-		size = smallChunk
-	}
-	c := make([]byte, 0, max(size, n))
-	if r.used <= len(r.chunks) {
-		r.chunks[r.used-1] = c
-	} else {
-		r.chunks = append(r.chunks, c)
-	}
+	return true, nil
 }
 
 // reset empties the buffer and keeps its memory.
-func (r *records) reset() {
-	for i := range r.chunks {
-		r.chunks[i] = r.chunks[i][:0]
+func (r *records) reset() { r.size, r.at, r.starts = 0, r.at[:0], r.starts[:0] }
+
+// free gives the memory back; nothing that the buffer returned is valid any more.
+func (r *records) free() {
+	if r.arena != nil {
+		_ = unix.Munmap(r.arena) // it is a mapping
 	}
-	r.used, r.bytes = 0, 0
-	r.at, r.starts = r.at[:0], r.starts[:0]
+	*r = records{}
 }
 
-func (r *records) get(p place) (key, value []byte) { return parseRecord(r.chunks[p.chunk][p.off:]) }
+func (r *records) get(p uint32) (key, value []byte) { return parseRecord(r.arena[p:]) }
 
-func (r *records) compare(a, b place) int {
+func (r *records) compare(a, b uint32) int {
 	ak, av := r.get(a)
 	bk, bv := r.get(b)
 	return compareRecords(ak, av, bk, bv)
 }
 
-// sources returns the buffer as sorted runs: the stretches that came in order,
-// or one, sorted here, where they are too short to be worth merging.
-func (r *records) sources() []stretch {
+// stretches returns the buffer as sorted runs: the stretches that came in
+// order, or one, sorted here, where they are too short to be worth merging.
+func (r *records) stretches() []stretch {
 	if len(r.starts) > 1 && len(r.starts) > len(r.at)/16 {
 		slices.SortFunc(r.at, r.compare)
 		r.starts = append(r.starts[:0], 0)
@@ -244,7 +250,7 @@ type stretch interface {
 // bufferSource is a run in memory.
 type bufferSource struct {
 	r  *records
-	at []place
+	at []uint32
 }
 
 func (b *bufferSource) head() (key, value []byte) {

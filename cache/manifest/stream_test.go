@@ -61,7 +61,6 @@ func firstDifference(a, b []byte) int {
 func oddTree(r *rand.Rand, files int) *source {
 	s := newSource()
 	s.pageKeys = 1 + r.IntN(200)
-	s.shuffle = rand.New(rand.NewPCG(r.Uint64(), 1))
 	for _, o := range randomTree(r, files) {
 		s.object(o, o.Version)
 		switch r.IntN(12) {

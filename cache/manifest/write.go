@@ -101,7 +101,7 @@ func (w *writer) record(key, value []byte) error {
 		if len(w.value) > 0 {
 			path, mine := bytes.Clone(w.obj.path), bytes.Clone(w.obj.key)
 			w.obj.decode(key, w.value, w.c.roots)
-			return overlap(path, w.obj.key, mine)
+			return samePath(path, w.obj.key, mine)
 		}
 		w.value = append(w.value[:0], value...)
 		return w.c.lost.add(w.obj.key, []byte("file with the name of a folder"))
