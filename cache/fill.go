@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -146,7 +147,7 @@ func (s *Set) firstMissing(n uint32, from, to int) int {
 // fillOne waits until block is here. If the disk has no space for it, its
 // bytes are returned instead.
 func (s *Set) fillOne(ctx context.Context, n uint32, block, to int) ([]byte, error) {
-	for {
+	for try := 0; ; try++ {
 		f := s.joinFlight(n, block, to, why{prio: guard.Demand})
 		if f == nil {
 			return nil, s.c.stopped()
@@ -156,11 +157,18 @@ func (s *Set) fillOne(ctx context.Context, n uint32, block, to int) ([]byte, err
 		if f.ahead && err != nil && ctx.Err() == nil {
 			continue
 		}
+		if errors.Is(err, errEnded) && try < writeTries && s.c.stop.Err() == nil {
+			continue
+		}
 		if mem != nil || here || err != nil {
 			return mem, err
 		}
 	}
 }
+
+// errEnded: a flight has ended without a block, and without a reason why it
+// could not be had. It was stopped, or what it brought in went with a disk.
+var errEnded = errors.New("the fill was stopped")
 
 // stopped is nil while the cache is open.
 func (c *Cache) stopped() error {
@@ -217,7 +225,7 @@ func (s *Set) failure(n uint32, f *flight, block int) error {
 	if err := f.failed[row]; err != nil {
 		return err
 	}
-	return stoker.Errorf(stoker.KindTransient, "cache.fill", s.man.Path(row), "the fill was stopped")
+	return stoker.Errorf(stoker.KindTransient, "cache.fill", s.man.Path(row), "%w", errEnded)
 }
 
 // deliver puts the bytes of a block where its waiters find them: on the disk,

@@ -108,7 +108,23 @@ func (s *Store) fetch(ctx context.Context, id stoker.ID) (*Manifest, error) {
 	} else if err == nil {
 		_ = m.Close()
 	}
-	f, err := os.CreateTemp(s.dir, ".new-")
+	m, err := s.keep(ctx, s.dir, id)
+	if k := stoker.KindOf(err); err == nil || k == stoker.KindNotExist || k == stoker.KindCorrupt || ctx.Err() != nil {
+		return m, err
+	}
+	// The disk, perhaps: a copy without a name, elsewhere, will do.
+	aside, derr := os.MkdirTemp("", "stoker-manifest-")
+	if derr != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(aside)
+	return s.keep(ctx, aside, id)
+}
+
+// keep makes a verified copy in dir and opens it.
+func (s *Store) keep(ctx context.Context, dir string, id stoker.ID) (*Manifest, error) {
+	path := filepath.Join(dir, id.String())
+	f, err := os.CreateTemp(dir, ".new-")
 	if err != nil {
 		return nil, stoker.Errorf(stoker.KindInternal, "manifest.load", id.Short(), "%w", err)
 	}

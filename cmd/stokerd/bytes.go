@@ -5,6 +5,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"stoker.dev/cache/store"
 )
 
 // byteSize is a flag in bytes: 2GiB, 500MB, 1048576.
@@ -30,3 +32,44 @@ func (b *byteSize) String() string { return strconv.FormatInt(int64(*b), 10) }
 
 // Type implements pflag.Value.
 func (b *byteSize) Type() string { return "bytes" }
+
+// folderList is a flag that names cache folders: FOLDER=BYTES, given again for
+// each, or several with commas between them.
+type folderList []store.Folder
+
+// Set implements pflag.Value.
+func (l *folderList) Set(s string) error {
+	for one := range strings.SplitSeq(s, ",") {
+		cut := strings.LastIndex(one, "=")
+		if cut <= 0 {
+			return fmt.Errorf("%q is no cache folder; write FOLDER=BYTES, as in /nvme0/stoker=500GiB", one)
+		}
+		var bytes byteSize
+		if err := bytes.Set(one[cut+1:]); err != nil {
+			return err
+		}
+		*l = append(*l, store.Folder{Dir: one[:cut], CapacityBytes: int64(bytes)})
+	}
+	return nil
+}
+
+// String implements pflag.Value.
+func (l *folderList) String() string {
+	parts := make([]string, len(*l))
+	for i, f := range *l {
+		parts[i] = fmt.Sprintf("%s=%d", f.Dir, f.CapacityBytes)
+	}
+	return strings.Join(parts, ",")
+}
+
+// Type implements pflag.Value.
+func (l *folderList) Type() string { return "folder=bytes" }
+
+// folders returns them with paths that outlive a change of folder.
+func (l *folderList) folders() []store.Folder {
+	var out []store.Folder
+	for _, f := range *l {
+		out = append(out, store.Folder{Dir: absolute(f.Dir), CapacityBytes: f.CapacityBytes})
+	}
+	return out
+}

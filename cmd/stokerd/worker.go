@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"stoker.dev/internal/worker"
@@ -10,6 +12,7 @@ type workerFlags struct {
 	sharedFlags
 	cacheDir, socket, listen, advertise string
 	capacity                            byteSize
+	dirs                                folderList
 	streams                             int
 }
 
@@ -19,12 +22,14 @@ func workerCommand() *cobra.Command {
 		Use:   "worker",
 		Short: "the daemon of a node: cache, peer server, mounts",
 		Example: `  stokerd worker --cache-dir /nvme/stoker --capacity 2TiB --redis redis:6379 --store /shared/stoker
+  stokerd worker --dir /nvme0/stoker=500GiB --dir /nvme1/stoker=1TiB --redis redis:6379 --store /shared/stoker
   STOKER_CAPACITY=500GiB stokerd worker --config /etc/stoker/stokerd.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runWorker(cmd, &f) },
 	}
 	cmd.Flags().StringVar(&f.cacheDir, "cache-dir", "", "folder of the cache, made 0700")
 	cmd.Flags().Var(&f.capacity, "capacity", "most bytes below the cache folder, index included")
+	cmd.Flags().Var(&f.dirs, "dir", "FOLDER=BYTES: a cache folder and its limit, once for each disk, instead of --cache-dir and --capacity")
 	cmd.Flags().StringVar(&f.socket, "socket", "/run/stoker/worker.sock", "Unix socket for processes of this node")
 	cmd.Flags().StringVar(&f.listen, "listen", "127.0.0.1:0", "host:port for controllers and other workers; off loopback it needs --token-file")
 	cmd.Flags().StringVar(&f.advertise, "advertise", "", "base URL by which others reach --listen (default http:// and its address)")
@@ -37,13 +42,19 @@ func runWorker(cmd *cobra.Command, f *workerFlags) error {
 	if err := f.networks.own(f.advertise, f.listen); err != nil {
 		return err
 	}
-	d, err := f.open(cmd, map[string]string{"cache-dir": f.cacheDir})
+	need := map[string]string{}
+	if len(f.dirs) == 0 {
+		need["cache-dir"] = f.cacheDir
+	} else if f.cacheDir != "" || cmd.Flags().Changed("capacity") {
+		return usage{errors.New("--dir has the capacity of each folder; it goes with neither --cache-dir nor --capacity")}
+	}
+	d, err := f.open(cmd, need)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = d.index.Close() }()
 	w, err := worker.Open(worker.Options{
-		Dir: absolute(f.cacheDir), CapacityBytes: int64(f.capacity), Objects: d.objects, Index: d.index,
+		Dir: absolute(f.cacheDir), CapacityBytes: int64(f.capacity), Folders: f.dirs.folders(), Objects: d.objects, Index: d.index,
 		Socket: absolute(f.socket), Listen: f.listen, Advertise: f.advertise, Tokens: d.tokens,
 		Streams: f.streams, Version: version, Log: d.log,
 	})

@@ -150,9 +150,20 @@ type WorkerInfo struct {
 	CapacityBytes int64              `json:"capacityBytes"`
 	UsedBytes     int64              `json:"usedBytes"`
 	ReservedBytes int64              `json:"reservedBytes"`
-	FreeableBytes int64              `json:"freeableBytes"` // of usedBytes: held by nobody
+	FreeableBytes int64              `json:"freeableBytes"`   // of usedBytes: held by nobody
+	Disks         []DiskInfo         `json:"disks,omitempty"` // its cache folders; none if it did not answer
 	// Reads counts since the worker started; nil if it did not answer.
 	Reads *ReadCounters `json:"reads,omitempty"`
+}
+
+// DiskInfo is a cache folder of a worker. Only what is in service counts in
+// the worker's capacityBytes and usedBytes.
+type DiskInfo struct {
+	Dir           string `json:"dir"`
+	State         string `json:"state"`            // ok | full | readonly | failed: the last two are out of service
+	Reason        string `json:"reason,omitempty"` // why it is not ok
+	CapacityBytes int64  `json:"capacityBytes"`    // as configured
+	UsedBytes     int64  `json:"usedBytes"`
 }
 
 // DatasetInfo is one element of `stoker dataset ls -o json`.

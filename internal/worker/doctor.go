@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stoker.dev"
+	"stoker.dev/cache/store"
 	"stoker.dev/internal/api"
 )
 
@@ -27,7 +28,7 @@ func (w *Worker) doctor(rw http.ResponseWriter, r *http.Request) error {
 
 func (w *Worker) probes() []api.Probe {
 	return []api.Probe{
-		{Name: "cache-folder", Hint: "its file system hangs: see dmesg", Run: func(context.Context) api.Check { return checkFolder(w.o.Dir) }},
+		{Name: "cache-folder", Hint: "its file system hangs: see dmesg", Run: func(context.Context) api.Check { return w.checkFolders() }},
 		{Name: "cache-space", Hint: "its file system hangs: see dmesg", Run: func(context.Context) api.Check { return w.checkSpace() }},
 		{Name: "descriptors", Run: func(context.Context) api.Check { return w.checkFiles() }},
 		{Name: "index", Hint: redisHint, Run: w.checkIndex},
@@ -38,10 +39,42 @@ func (w *Worker) probes() []api.Probe {
 
 const redisHint = "start Redis, or say where it is with --redis; reads of what is resident go on without it"
 
+// checkFolders tries every cache folder; the worst is what counts.
+func (w *Worker) checkFolders() api.Check {
+	var all []api.Check
+	for _, f := range w.store.Folders() {
+		c := checkFolder(f.Dir)
+		switch f.State {
+		case store.Readonly, store.Failed:
+			c = api.Fail("mend or replace the disk; once it can be written again it is used again within a minute, or after a restart of the worker",
+				"%s: out of service (%s) since %s: %s", f.Dir, f.State, f.Since.UTC().Format(time.RFC3339), f.Reason)
+		case store.Full:
+			c = api.Warn("make room on its disk, or lower its capacity", "%s: its disk is full of others' files: %s of %s can be used",
+				f.Dir, api.HumanBytes(f.LimitBytes), api.HumanBytes(f.CapacityBytes))
+		}
+		all = append(all, c)
+	}
+	return worstOf(all)
+}
+
+// worstOf makes one check of several: what all say, with the state and the
+// hint of the worst.
+func worstOf(all []api.Check) api.Check {
+	out, details := all[0], make([]string, len(all))
+	for i, c := range all {
+		if api.WorseOf(out.State, c.State) != out.State {
+			out = c
+		}
+		details[i] = c.Detail
+	}
+	out.Detail = strings.Join(details, "; ")
+	return out
+}
+
 // checkFolder writes a file that has no name: nothing stays behind, whatever
 // happens. Where the file system has no such files, one with a name.
 func checkFolder(dir string) api.Check {
-	const hint = "see that the file system of --cache-dir is mounted, not full and not read-only"
+	const hint = "see that the file system of the cache folder is mounted, not full and not read-only"
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	var f *os.File
 	if err == nil {
@@ -65,19 +98,39 @@ func checkFolder(dir string) api.Check {
 	return api.Ok("%s: written and synced in %s", dir, api.RoundTrip(time.Since(began)))
 }
 
-// checkSpace compares what the worker may still use with what the file system
-// has.
+// checkSpace compares what the worker may still use with what the file systems
+// have. Folders that share one share its space.
 func (w *Worker) checkSpace() api.Check {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(w.o.Dir, &fs); err != nil {
-		return api.Fail("see that the file system of --cache-dir is mounted", "%s: %v", w.o.Dir, err)
+	type space struct {
+		dirs         []string
+		free, wanted int64
+	}
+	disks := map[unix.Fsid]*space{}
+	for _, f := range w.store.Folders() {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(f.Dir, &fs); err != nil {
+			return api.Fail("see that the file system of the cache folder is mounted", "%s: %v", f.Dir, err)
+		}
+		d := disks[fs.Fsid]
+		if d == nil {
+			d = &space{free: int64(fs.Bavail) * fs.Bsize}
+			disks[fs.Fsid] = d
+		}
+		d.dirs, d.wanted = append(d.dirs, f.Dir), d.wanted+max(0, f.LimitBytes-f.UsedBytes)
 	}
 	u := w.store.Usage()
-	free, wanted := int64(fs.Bavail)*fs.Bsize, max(0, u.CapacityBytes-u.UsedBytes)
+	free, short, where := int64(0), int64(0), ""
+	for _, d := range disks {
+		free += d.free
+		if d.free < d.wanted {
+			short += d.wanted - d.free
+			where = strings.Join(d.dirs, " and ")
+		}
+	}
 	detail := fmt.Sprintf("%s of %s used, the file system has %s free", api.HumanBytes(u.UsedBytes), api.HumanBytes(u.CapacityBytes), api.HumanBytes(free))
-	if free < wanted {
+	if short > 0 {
 		return api.Warn("lower --capacity, or make room: loads will fail for want of space before the capacity is reached",
-			"%s: %s less than --capacity promises", detail, api.HumanBytes(wanted-free))
+			"%s: %s less than --capacity promises for %s", detail, api.HumanBytes(short), where)
 	}
 	return api.Ok("%s", detail)
 }
@@ -95,7 +148,7 @@ func (w *Worker) checkFiles() api.Check {
 		return api.Warn(hint, "the open files are not known: %v", err)
 	}
 	const own = 256 // sockets, mounts, manifests
-	need := uint64(w.o.CapacityBytes/stoker.ExtentBytes) + own
+	need := uint64(w.store.Usage().CapacityBytes/stoker.ExtentBytes) + own
 	detail := fmt.Sprintf("%d of %d open", len(open), l.Cur)
 	switch {
 	case uint64(len(open))+own/4 > l.Cur:

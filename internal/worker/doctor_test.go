@@ -1,7 +1,11 @@
 package worker
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,8 +13,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"stoker.dev"
 	"stoker.dev/cache/placement"
+	"stoker.dev/cache/store"
 	"stoker.dev/internal/api"
 	"stoker.dev/ufs/folder"
 )
@@ -105,5 +112,47 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 	}
 	if got := checkFolder(filepath.Join(t.TempDir(), "gone")); got.State != api.CheckFail || !strings.Contains(got.Detail, "cannot be written") {
 		t.Errorf("%+v", got)
+	}
+}
+
+// A cache folder that fails is told of: by doctor, by the worker's status and
+// by a metric, and its capacity is not counted.
+func TestDoctorNamesABadDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can mount")
+	}
+	root := t.TempDir()
+	bad, good := filepath.Join(root, "bad"), filepath.Join(root, "good")
+	if err := errors.Join(os.Mkdir(bad, 0o700), unix.Mount("tmpfs", bad, "tmpfs", 0, "size=64m")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(bad, unix.MNT_DETACH) })
+	w := openWorker(t, func(o *Options) {
+		o.Dir, o.CapacityBytes = "", 0
+		o.Folders = []store.Folder{{Dir: bad, CapacityBytes: 32 << 20}, {Dir: good, CapacityBytes: 64 << 20}}
+	})
+	defer w.close()
+	if c := w.checkFolders(); c.State != api.CheckOK || !strings.Contains(c.Detail, bad) || !strings.Contains(c.Detail, good) {
+		t.Errorf("%+v", c)
+	}
+	if c := w.self(); c.CapacityBytes != 96<<20 {
+		t.Errorf("capacity %d of two folders", c.CapacityBytes)
+	}
+	if err := unix.Mount("tmpfs", bad, "tmpfs", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	w.store.Probe()
+	if c := w.checkFolders(); c.State != api.CheckFail || !strings.Contains(c.Detail, bad+": out of service (readonly)") || c.Hint == "" {
+		t.Errorf("%+v", c)
+	}
+	info, err := w.info(t.Context())
+	if err != nil || info.CapacityBytes != 64<<20 || info.Disks[0].State != "readonly" || info.Disks[0].Reason == "" || info.Disks[1].State != "ok" {
+		t.Errorf("%+v, %v", info, err)
+	}
+	var out bytes.Buffer
+	rec := httptest.NewRecorder()
+	w.metrics.Handler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if _, err := out.ReadFrom(rec.Body); err != nil || !strings.Contains(out.String(), `stoker_disks{state="readonly"} 1`) {
+		t.Errorf("the metric does not say so: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"stoker.dev/cache/manifest"
+	"stoker.dev/cache/store"
 	"stoker.dev/fuse/tree"
 	"stoker.dev/internal/metrics"
 )
@@ -39,7 +40,8 @@ func (w *Worker) readMetrics(s *metrics.Samples) {
 	s.Counter("stoker_ufs_hedged_bytes_total", "Bytes that the slower of two requests brought.", c.UFS.HedgedBytes.Load())
 	s.Counter("stoker_ufs_bypass_requests_total", "Of the data requests: those past an owner that did not answer.", c.Bypass.Requests.Load())
 	s.Counter("stoker_ufs_bypass_bytes_total", "Of the bytes from the under file system: those past an owner that did not answer.", c.Bypass.Bytes.Load())
-	s.Counter("stoker_corrupt_blocks_total", "Blocks on disk that did not match their checksum.", c.Corrupt.Load())
+	s.Counter("stoker_corrupt_blocks_total", "Blocks on disk that could not be read, or did not match their checksum.", c.Corrupt.Load())
+	s.Counter("stoker_disk_lost_bytes_total", "Bytes of objects that were here and went with their disk.", c.LostBytes.Load())
 	s.Counter("stoker_fuse_reads_total", "READ requests of the kernel: misses of the page cache.", w.views.reads.Load())
 }
 
@@ -49,6 +51,14 @@ func (w *Worker) spaceMetrics(s *metrics.Samples) {
 	s.Gauge("stoker_cache_capacity_bytes", "Most bytes below the cache folder.", float64(u.CapacityBytes))
 	s.Gauge("stoker_cache_used_bytes", "Bytes that shards and documents take.", float64(u.UsedBytes))
 	s.Gauge("stoker_cache_reserved_bytes", "Bytes promised to loads and not yet used.", float64(u.ReservedBytes))
+	const disks, disksHelp = "stoker_disks", "Cache folders by state: readonly and failed ones are out of service."
+	count := map[store.State]int{}
+	for _, f := range w.store.Folders() {
+		count[f.State]++
+	}
+	for _, state := range []store.State{store.InService, store.Full, store.Readonly, store.Failed} {
+		s.Gauge(disks, disksHelp, float64(count[state]), "state", string(state))
+	}
 	loads, flights := w.cache.Running()
 	s.Gauge("stoker_loads_running", "Parts of plans that are being loaded.", float64(loads))
 	s.Gauge("stoker_flights_running", "Fetches of runs of blocks under way.", float64(flights))

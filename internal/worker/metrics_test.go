@@ -169,6 +169,9 @@ func TestMetricsOfReads(t *testing.T) {
 	w.do(t, http.MethodPut, "/v1/leases", api.LeaseRequest{Leases: []api.Lease{{Holder: "j1", Manifest: id, TTLSeconds: 60}}})
 	w.do(t, http.MethodGet, "/v1/manifests/"+id.String()+"/shards/0/blocks?from=0&to=2", nil)
 	over := series(t, http.DefaultClient, w.address+"/metrics") // by TCP, without a token, on loopback
+	for over["stoker_flights_running"] != 0 {                   // who has read need not wait for the shard to be sealed
+		over = series(t, http.DefaultClient, w.address+"/metrics")
+	}
 	wantSeries(t, "mounted", over, map[string]float64{
 		`stoker_read_bytes_total{source="ufs"}`: objects * size, `stoker_read_bytes_total{source="local"}`: objects * size,
 		`stoker_read_bytes_total{source="peer"}`: 0, `stoker_ufs_bytes_total`: objects * size, `stoker_ufs_requests_total`: objects,

@@ -29,11 +29,12 @@ import (
 	"stoker.dev/ufs/mounts"
 )
 
-// Options configure a worker. Dir, CapacityBytes, Objects, Index and Socket
-// are needed.
+// Options configure a worker. Dir and CapacityBytes, or Folders, and Objects,
+// Index and Socket are needed.
 type Options struct {
 	Dir           string          // cache folder, made 0700
 	CapacityBytes int64           // hard limit of what lies below Dir
+	Folders       []store.Folder  // several cache folders, instead of Dir
 	Objects       ufs.Objects     // the manifest store
 	Index         placement.Index // where the others are found
 	Socket        string          // path of the Unix socket
@@ -77,10 +78,10 @@ func Open(o Options) (*Worker, error) {
 
 func (w *Worker) open() (err error) {
 	raiseFileLimit(w.o.Log)
-	if w.store, err = store.Open(store.Options{Dir: w.o.Dir, CapacityBytes: w.o.CapacityBytes, Log: w.o.Log}); err != nil {
+	if w.store, err = store.Open(store.Options{Dir: w.o.Dir, CapacityBytes: w.o.CapacityBytes, Folders: w.o.Folders, Log: w.o.Log}); err != nil {
 		return err
 	}
-	manifestDir := filepath.Join(w.o.Dir, "manifests")
+	manifestDir := filepath.Join(w.store.Dir(), "manifests")
 	if err := os.MkdirAll(manifestDir, 0o700); err != nil {
 		return stoker.Errorf(stoker.KindInternal, "worker", manifestDir, "%w", err)
 	}
@@ -153,6 +154,7 @@ func (w *Worker) Run(ctx context.Context, ready func()) error {
 		w.directory.run(ctx, ready)
 	})
 	tending.Go(func() { w.endViews(ctx) })
+	tending.Go(func() { w.tryDisks(ctx) })
 	var err error
 	select {
 	case <-ctx.Done():
@@ -200,6 +202,25 @@ func (w *Worker) endViews(ctx context.Context) {
 	}
 }
 
+// tryDisks tries the cache folders now and then: a disk that has failed is
+// found before a job meets it, and one that works again comes back.
+func (w *Worker) tryDisks(ctx context.Context) {
+	tick := time.NewTicker(tryEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			w.store.Probe()
+		}
+	}
+}
+
+// tryEvery is how soon a disk that has failed is found at the latest; three
+// times that is how long it must work before it is used again.
+const tryEvery = 10 * time.Second
+
 // viewGrace is how long a job's view may stand without a lease, and at most
 // twice that.
 const viewGrace = 10 * time.Second
@@ -245,7 +266,17 @@ func (w *Worker) info(ctx context.Context) (api.WorkerInfo, error) {
 	return api.WorkerInfo{
 		ID: s.ID, Incarnation: s.Incarnation, Address: s.Address, Socket: s.Socket, PID: s.PID, State: "live",
 		CapacityBytes: s.CapacityBytes, UsedBytes: s.UsedBytes, ReservedBytes: s.ReservedBytes, FreeableBytes: free,
+		Disks: w.disks(),
 	}, nil
+}
+
+// disks tells how the cache folders are.
+func (w *Worker) disks() []api.DiskInfo {
+	var out []api.DiskInfo
+	for _, f := range w.store.Folders() {
+		out = append(out, api.DiskInfo{Dir: f.Dir, State: string(f.State), Reason: f.Reason, CapacityBytes: f.CapacityBytes, UsedBytes: f.UsedBytes})
+	}
+	return out
 }
 
 // raiseFileLimit lets the worker hold as many shard files open as it may.
