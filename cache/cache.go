@@ -65,7 +65,10 @@ type Options struct {
 	Directory Directory
 	Fetcher   Fetcher
 	Streams   int // UFS streams that one load keeps busy; 0 = 16
-	Log       *slog.Logger
+	// MemoryBytes is what the whole process may use. Fills, and answers to
+	// peers, hold at most half of it; those beyond wait. 0 = 256 MiB.
+	MemoryBytes int64
+	Log         *slog.Logger
 }
 
 // Counters say where the bytes of reads and loads came from.
@@ -86,6 +89,7 @@ type Cache struct {
 	loads    loads
 	accounts accounts
 	gone     mourning
+	memory   *memory
 
 	mu       sync.Mutex
 	sets     map[stoker.ID]*Set     // +checklocks:mu
@@ -109,7 +113,7 @@ func New(o Options) (*Cache, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Cache{o: o, sets: map[stoker.ID]*Set{}, sums: map[stoker.ID]*[]int64{}, following: make(chan struct{}, followMost)}
+	c := &Cache{o: o, sets: map[stoker.ID]*Set{}, sums: map[stoker.ID]*[]int64{}, memory: newMemory(o.MemoryBytes), following: make(chan struct{}, followMost)}
 	// Flights and loads outlive the requests that start them; Close ends them.
 	c.stop, c.end = context.WithCancel(context.Background())
 	c.fills.runs = map[stoker.ID][]*flight{}

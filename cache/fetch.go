@@ -23,6 +23,9 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 		s.failAll(n, f, err)
 		return
 	}
+	if f.memory && !s.narrow(ctx, n, f, w) {
+		return
+	}
 	for _, p := range s.c.o.Directory.Holders(ctx, s.id, n) {
 		if s.fromPeer(ctx, n, f, p, false) {
 			if p.Whole {

@@ -33,12 +33,18 @@ type flight struct {
 	done     chan struct{} // closed by run
 	waiters  int           // guarded by fills.mu
 	served   bool          // guarded by fills.mu: somebody got a block from it
+	ended    bool          // guarded by fills.mu: run is over
 	memory   bool          // there was no space when it began; only its own goroutine looks
+
+	share   *share // of its blocks in memory; set before the first
+	granted int64  // bytes of it that the flight has
 
 	mu      sync.Mutex
 	changed chan struct{}          // +checklocks:mu — closed and replaced when blocks came in
 	failed  map[manifest.Row]error // +checklocks:mu — objects that could not be read
-	mem     map[int][]byte         // +checklocks:mu — blocks for which the disk has no space
+	mem     map[int][]byte         // +checklocks:mu — blocks for which the disk has no space, until the last waiter has left
+	held    int64                  // +checklocks:mu — what they take
+	short   bool                   // +checklocks:mu — a block found no space on any disk
 }
 
 // why says on whose behalf a fill runs.
@@ -97,13 +103,24 @@ func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
 	go func() {
 		defer c.busy.Done()
 		defer cancel()
-		s.fly(ctx, n, f, w)
+		share := s.admit(ctx, n, w)
+		if share != nil {
+			s.fly(ctx, n, f, w)
+		}
 		c.fills.mu.Lock()
 		c.fills.runs[id] = slices.DeleteFunc(c.fills.runs[id], func(g *flight) bool { return g == f })
 		if len(c.fills.runs[id]) == 0 {
 			delete(c.fills.runs, id)
 		}
+		f.ended = true
+		left := f.waiters == 0
 		c.fills.mu.Unlock()
+		if left {
+			c.memory.letGo(f)
+		}
+		if share != nil {
+			c.memory.release(share, flightBytes)
+		}
 		close(f.done)
 		if w.ahead {
 			<-c.following
@@ -123,10 +140,14 @@ func (c *Cache) leave(f *flight, served bool) {
 	c.fills.mu.Lock()
 	f.waiters--
 	f.served = f.served || served
-	stop := f.waiters == 0 && !f.served
+	last, ended := f.waiters == 0, f.ended
+	stop := last && !f.served
 	c.fills.mu.Unlock()
 	if stop {
 		f.cancel()
+	}
+	if last && ended {
+		c.memory.letGo(f)
 	}
 }
 
@@ -145,25 +166,41 @@ func (s *Set) firstMissing(n uint32, from, to int) int {
 }
 
 // fillOne waits until block is here. If the disk has no space for it, its
-// bytes are returned instead.
-func (s *Set) fillOne(ctx context.Context, n uint32, block, to int) ([]byte, error) {
-	for try := 0; ; try++ {
-		f := s.joinFlight(n, block, to, why{prio: guard.Demand})
+// bytes from skip on are copied to p instead; copied says how many.
+func (s *Set) fillOne(ctx context.Context, n uint32, block, to int, w why, skip int, p []byte) (copied int, err error) {
+	for try := 0; ; {
+		f := s.joinFlight(n, block, to, w)
 		if f == nil {
-			return nil, s.c.stopped()
+			return 0, s.c.stopped()
 		}
 		mem, here, err := s.await(ctx, n, f, block)
+		if mem != nil { // valid until leave
+			copied = copy(p, mem[min(skip, len(mem)):])
+		}
+		ahead, beyond := f.ahead, err != nil && ctx.Err() == nil && block >= s.endOf(f)
 		s.c.leave(f, err == nil)
-		if f.ahead && err != nil && ctx.Err() == nil {
+		if ahead && err != nil && ctx.Err() == nil {
 			continue
 		}
-		if errors.Is(err, errEnded) && try < writeTries && s.c.stop.Err() == nil {
-			continue
+		if errors.Is(err, errEnded) && s.c.stop.Err() == nil {
+			if beyond { // it was cut short: the next one begins here
+				continue
+			}
+			if try++; try < writeTries {
+				continue
+			}
 		}
 		if mem != nil || here || err != nil {
-			return mem, err
+			return copied, err
 		}
 	}
+}
+
+// endOf returns where a flight ends: before there, if it was narrowed.
+func (s *Set) endOf(f *flight) int {
+	s.c.fills.mu.Lock()
+	defer s.c.fills.mu.Unlock()
+	return f.to
 }
 
 // errEnded: a flight has ended without a block, and without a reason why it
@@ -225,6 +262,9 @@ func (s *Set) failure(n uint32, f *flight, block int) error {
 	if err := f.failed[row]; err != nil {
 		return err
 	}
+	if f.short {
+		return stoker.Errorf(stoker.KindNoSpace, "cache.fill", s.man.Path(row), "%w: no cache folder takes it", errEnded)
+	}
 	return stoker.Errorf(stoker.KindTransient, "cache.fill", s.man.Path(row), "%w", errEnded)
 }
 
@@ -235,17 +275,15 @@ func (s *Set) deliver(n uint32, f *flight, block int, off int64, data []byte) er
 	if err != nil {
 		return err
 	}
-	f.mu.Lock()
-	if !onDisk {
-		if f.mem == nil {
-			f.mem = map[int][]byte{}
-		}
-		f.mem[block] = append([]byte(nil), data...)
+	if !onDisk && !s.keep(f, block, data) {
+		err = errEnded // who waits for it tries again, and waits for memory then
 	}
+	f.mu.Lock()
+	f.short = f.short || !onDisk
 	close(f.changed)
 	f.changed = make(chan struct{})
 	f.mu.Unlock()
-	return nil
+	return err
 }
 
 // fail notes that an object could not be read.

@@ -3,7 +3,6 @@ package cache
 import (
 	"context"
 	"errors"
-	"sync"
 	"syscall"
 
 	"stoker.dev"
@@ -15,8 +14,6 @@ import (
 // that a sequential reader meets every 16th block missing, not each one.
 // Objects up to this size come in whole.
 const demandWindow = 4 << 20 / stoker.BlockBytes
-
-var blockPool = sync.Pool{New: func() any { b := make([]byte, stoker.BlockBytes); return &b }}
 
 // ReadAt reads from the file of a row: len(p) bytes from off, fewer only at
 // its end. Blocks that are not here are brought in first; what is read is
@@ -76,12 +73,12 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 		if attempt == 2 {
 			return 0, err
 		}
-		mem, err := s.demand(ctx, n, block)
+		copied, err := s.demand(ctx, n, block, skip, want)
 		if err != nil {
 			return 0, err
 		}
-		if mem != nil { // there is no space: the bytes are only in memory
-			return copy(want, mem[min(skip, len(mem)):]), nil
+		if copied > 0 { // there is no space: the bytes were only in memory
+			return copied, nil
 		}
 	}
 }
@@ -111,21 +108,21 @@ func (s *Set) readLocal(n uint32, block int, off int64, length, skip int, p []by
 var errMissing = &stoker.Error{Op: "cache.read", Kind: stoker.KindNotExist}
 
 // demand brings in the block that a reader waits for, and what the reader
-// will probably want with it.
-func (s *Set) demand(ctx context.Context, n uint32, block int) ([]byte, error) {
+// will probably want with it. copied: see fillOne.
+func (s *Set) demand(ctx context.Context, n uint32, block, skip int, p []byte) (copied int, err error) {
 	sl := s.shard(n)
 	m := memberOf(sl.members, block)
 	sl.mu.RUnlock()
 	from, to := int(m.FirstBlock), int(m.FirstBlock)+manifest.BlocksOf(m.Bytes)
 	if to-from > demandWindow {
 		window := from + (block-from)/demandWindow*demandWindow
-		return s.fillOne(ctx, n, block, min(to, window+demandWindow))
+		return s.fillOne(ctx, n, block, min(to, window+demandWindow), why{prio: guard.Demand}, skip, p)
 	}
-	mem, err := s.fillOne(ctx, n, block, to)
-	if mem == nil && err == nil {
+	copied, err = s.fillOne(ctx, n, block, to, why{prio: guard.Demand}, skip, p)
+	if copied == 0 && err == nil {
 		s.follow(n, block)
 	}
-	return mem, err
+	return copied, err
 }
 
 // A shard that another worker holds whole is copied ahead of demand once

@@ -16,6 +16,7 @@ type run struct {
 	n       uint32
 	to      int
 	through bool
+	share   *share
 }
 
 // OpenRun implements peer.Blocks.
@@ -37,7 +38,15 @@ func (c *Cache) OpenRun(ctx context.Context, id stoker.ID, n uint32, from, to in
 			return nil, stoker.Errorf(stoker.KindNotExist, "peer.serve", id.Short(), "shard %d is not here", n)
 		}
 	}
-	return &run{s, n, to, through}, nil
+	share := &c.memory.serve
+	if through {
+		share = &c.memory.through
+	}
+	if err := c.memory.acquire(ctx, share, answerBytes); err != nil {
+		_ = s.Close()
+		return nil, err
+	}
+	return &run{s, n, to, through, share}, nil
 }
 
 // Block implements peer.Run.
@@ -59,13 +68,9 @@ func (r *run) Block(ctx context.Context, block int, buf []byte) ([]byte, error) 
 		return nil, nil
 	}
 	// The asker believes that this worker owns the shard, so it asks no other.
-	f := r.s.joinFlight(r.n, block, r.to, why{direct: true, prio: guard.Demand})
-	if f != nil {
-		mem, _, err := r.s.await(ctx, r.n, f, block)
-		r.s.c.leave(f, err == nil)
-		if err != nil || mem != nil {
-			return mem, err
-		}
+	copied, err := r.s.fillOne(ctx, r.n, block, r.to, why{direct: true, prio: guard.Demand}, 0, buf)
+	if err != nil || copied > 0 {
+		return buf[:copied], err
 	}
 	if err := r.s.readLocal(r.n, block, off, length, 0, buf[:length]); err != nil {
 		return nil, err
@@ -75,4 +80,7 @@ func (r *run) Block(ctx context.Context, block int, buf []byte) ([]byte, error) 
 }
 
 // Close implements peer.Run.
-func (r *run) Close() error { return r.s.Close() }
+func (r *run) Close() error {
+	r.s.c.memory.release(r.share, answerBytes)
+	return r.s.Close()
+}

@@ -113,7 +113,9 @@ func (c *Client) failed(ctx context.Context, base string, err error) error {
 
 // readFrames hands out the blocks of a response after checking each.
 func readFrames(r io.Reader, from, to int, alive func(), got func(int, []byte) error) error {
-	br := bufio.NewReaderSize(r, 64<<10)
+	br := readers.Get().(*bufio.Reader)
+	br.Reset(r)
+	defer func() { br.Reset(nil); readers.Put(br) }()
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
 	var head [headerBytes]byte

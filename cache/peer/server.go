@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"net/http"
 	"strconv"
+	"sync"
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
@@ -31,6 +32,13 @@ type Blocks interface {
 	// for their owner.
 	OpenRun(ctx context.Context, id stoker.ID, n uint32, from, to int, through bool) (Run, error)
 }
+
+// Buffered ends of the connection are used again: an answer of a small object
+// would else cost 64 KiB of garbage on both sides.
+var (
+	writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 64<<10) }}
+	readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 64<<10) }}
+)
 
 // Handler serves GET /v1/manifests/{manifest}/shards/{shard}/blocks for the
 // worker with the given incarnation.
@@ -67,7 +75,9 @@ func serve(w http.ResponseWriter, r *http.Request, inc stoker.Incarnation, block
 	}
 	defer func() { _ = run.Close() }()
 	w.Header().Set("Content-Type", "application/octet-stream")
-	bw := bufio.NewWriterSize(w, 64<<10)
+	bw := writers.Get().(*bufio.Writer)
+	bw.Reset(w)
+	defer func() { bw.Reset(nil); writers.Put(bw) }()
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
 	for block := from; block < to; block++ {
