@@ -314,6 +314,7 @@ func (s *Set) create(n uint32) error {
 		sl.members = s.man.Members(n, nil)
 	}
 	sl.mu.Unlock()
+	s.c.fills.forget(s.c.memory, d.ID)
 	s.c.o.Directory.Announce(s.id, n, false)
 	return nil
 }

@@ -33,10 +33,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // cluster is several caches in one process that reach each other over real
 // HTTP on loopback, above one UFS in memory.
 type cluster struct {
-	t     *testing.T
-	ufs   *countingFS
-	store *manifest.Store
-	nodes []*node
+	t       testing.TB
+	ufs     *countingFS
+	openUFS func() ufs.FS // instead of ufs, if not nil
+	memory  int64         // of each node
+	store   *manifest.Store
+	nodes   []*node
 }
 
 type node struct {
@@ -139,7 +141,7 @@ func (f testFetcher) Fetch(ctx context.Context, p Peer, id stoker.ID, n uint32, 
 	return f.Client.Fetch(ctx, p.Address, p.Incarnation, id, n, from, to, through, got)
 }
 
-func newCluster(t *testing.T, nodes int, capacity int64) *cluster {
+func newCluster(t testing.TB, nodes int, capacity int64) *cluster {
 	t.Helper()
 	c := &cluster{t: t, ufs: &countingFS{FS: memufs.New()}}
 	objs, err := folder.Open(t.TempDir())
@@ -155,6 +157,9 @@ func newCluster(t *testing.T, nodes int, capacity int64) *cluster {
 
 // open guards the one UFS, as the daemons do: the guard counts.
 func (c *cluster) open(context.Context, ufs.Location) (ufs.FS, string, error) {
+	if c.openUFS != nil {
+		return guard.New(c.openUFS(), guard.Options{}), "", nil
+	}
 	return guard.New(c.ufs, guard.Options{}), "", nil
 }
 
@@ -170,7 +175,7 @@ func (c *cluster) addFolders(i int, folders ...store.Folder) {
 	}
 	n := &node{store: st, dir: &fakeDirectory{c: c, self: i, held: map[uint32]bool{}}}
 	client := peer.New(peer.Options{})
-	n.cache, err = New(Options{Store: st, Manifests: c.store, Open: c.open, Directory: n.dir, Fetcher: testFetcher{client}})
+	n.cache, err = New(Options{Store: st, Manifests: c.store, Open: c.open, Directory: n.dir, Fetcher: testFetcher{client}, MemoryBytes: c.memory})
 	if err != nil {
 		t.Fatal(err)
 	}

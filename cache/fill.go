@@ -22,6 +22,7 @@ import (
 type fills struct {
 	mu   sync.Mutex
 	runs map[stoker.ID][]*flight // +checklocks:mu — by shard
+	kept []*flight               // +checklocks:mu — of those, ended ones: see memory.go; oldest first
 }
 
 // flight brings in the missing blocks of [from, to) of one shard.
@@ -34,6 +35,8 @@ type flight struct {
 	waiters  int           // guarded by fills.mu
 	served   bool          // guarded by fills.mu: somebody got a block from it
 	ended    bool          // guarded by fills.mu: run is over
+	kept     bool          // guarded by fills.mu: and it is in fills.kept
+	id       stoker.ID     // of the shard; set when kept
 	memory   bool          // there was no space when it began; only its own goroutine looks
 
 	share   *share // of its blocks in memory; set before the first
@@ -108,12 +111,12 @@ func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
 			s.fly(ctx, n, f, w)
 		}
 		c.fills.mu.Lock()
-		c.fills.runs[id] = slices.DeleteFunc(c.fills.runs[id], func(g *flight) bool { return g == f })
-		if len(c.fills.runs[id]) == 0 {
-			delete(c.fills.runs, id)
-		}
 		f.ended = true
-		left := f.waiters == 0
+		left := false
+		if !c.fills.keepLocked(c.memory, id, f) {
+			c.fills.removeLocked(id, f)
+			left = f.waiters == 0
+		}
 		c.fills.mu.Unlock()
 		if left {
 			c.memory.letGo(f)
@@ -132,6 +135,14 @@ func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
 	return f
 }
 
+// removeLocked takes a flight out of the table.
+func (fs *fills) removeLocked(id stoker.ID, f *flight) {
+	fs.runs[id] = slices.DeleteFunc(fs.runs[id], func(g *flight) bool { return g == f })
+	if len(fs.runs[id]) == 0 {
+		delete(fs.runs, id)
+	}
+}
+
 // leave ends the caller's waiting. The flight goes on for those who still
 // wait, and to its end once somebody got a block from it: stopping it then
 // would waste what its request has brought so far. Otherwise the last one out
@@ -140,7 +151,7 @@ func (c *Cache) leave(f *flight, served bool) {
 	c.fills.mu.Lock()
 	f.waiters--
 	f.served = f.served || served
-	last, ended := f.waiters == 0, f.ended
+	last, ended := f.waiters == 0, f.ended && !f.kept
 	stop := last && !f.served
 	c.fills.mu.Unlock()
 	if stop {

@@ -224,6 +224,7 @@ func (c *Cache) Mounted(id stoker.ID, dataset string, delta int) error {
 	c.holds.mu.Lock()
 	defer c.holds.mu.Unlock()
 	c.holds.known[id].mounts += delta
+	c.fills.forget(c.memory, stoker.ID{})
 	return nil
 }
 
@@ -262,6 +263,7 @@ func (c *Cache) PutLeases(r api.LeaseRequest) error {
 	if !changed {
 		return nil
 	}
+	c.fills.forget(c.memory, stoker.ID{})
 	return h.saveLeasesLocked(c.o.Store)
 }
 
@@ -376,6 +378,7 @@ func (c *Cache) drop(ctx context.Context, id stoker.ID) (api.EvictReport, error)
 		r.Shards, r.Bytes = r.Shards+1, r.Bytes+bytes
 	}
 	c.o.Directory.Withdraw(id, gone)
+	c.fills.forget(c.memory, stoker.ID{})
 	if cerr := s.Close(); err == nil {
 		err = cerr
 	}

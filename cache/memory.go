@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -26,7 +27,7 @@ type memory struct {
 	flights, blocks, ownerFlights, ownerBlocks, through share
 	serve                                               share
 
-	used, waits atomic.Int64
+	used, waits, blocked atomic.Int64
 }
 
 // share is a part of the budget.
@@ -134,11 +135,68 @@ func (s *Set) narrow(ctx context.Context, n uint32, f *flight, w why) bool {
 	if f.share = &m.blocks; s.owns(ctx, n, w) {
 		f.share = &m.ownerBlocks
 	}
-	if m.acquire(ctx, f.share, need) != nil {
-		return false
+	if !s.c.fills.room(m, f.share, need) {
+		defer m.blocked.Add(-1)
+		if m.acquire(ctx, f.share, need) != nil {
+			return false
+		}
 	}
 	f.granted = need
 	return true
+}
+
+// An ended flight that holds all its blocks in memory is kept while nobody
+// waits for what it holds: who reads on finds the next block there. Else a
+// reader in small pieces would fetch the rest of an object for each of them.
+
+// room takes need bytes of a share, from kept flights if it must. false: the
+// caller has to wait for them, and is counted as blocked.
+func (fs *fills) room(m *memory, s *share, need int64) bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for !m.try(s, need) {
+		if len(fs.kept) == 0 {
+			m.blocked.Add(1)
+			return false
+		}
+		fs.dropLocked(m, 0)
+	}
+	return true
+}
+
+// keepLocked decides whether a flight that has just ended is kept.
+func (fs *fills) keepLocked(m *memory, id stoker.ID, f *flight) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.memory || len(f.failed) > 0 || len(f.mem) != f.to-f.from || m.blocked.Load() > 0 {
+		return false
+	}
+	f.kept, f.id = true, id
+	fs.kept = append(fs.kept, f)
+	return true
+}
+
+// dropLocked ends the keeping of the i-th kept flight.
+func (fs *fills) dropLocked(m *memory, i int) {
+	f := fs.kept[i]
+	fs.kept = slices.Delete(fs.kept, i, i+1)
+	f.kept = false
+	fs.removeLocked(f.id, f)
+	if f.waiters == 0 {
+		m.letGo(f)
+	}
+}
+
+// forget drops what is kept of a shard that has got a file; of all shards, with
+// the zero id, when there may be space that there was not before.
+func (fs *fills) forget(m *memory, id stoker.ID) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for i := len(fs.kept) - 1; i >= 0; i-- {
+		if id.IsZero() || fs.kept[i].id == id {
+			fs.dropLocked(m, i)
+		}
+	}
 }
 
 // blockCost is what a block takes in memory.
@@ -170,11 +228,11 @@ func (s *Set) keep(f *flight, block int, data []byte) bool {
 	if f.mem == nil {
 		f.mem = map[int][]byte{}
 	}
-	buf := make([]byte, 0, len(data))
 	if len(data) > pooledBytes {
-		buf = (*blockPool.Get().(*[]byte))[:0]
+		f.mem[block] = append((*blockPool.Get().(*[]byte))[:0], data...)
+	} else {
+		f.mem[block] = append(make([]byte, 0, len(data)), data...)
 	}
-	f.mem[block] = append(buf, data...)
 	return true
 }
 

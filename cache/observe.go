@@ -21,7 +21,11 @@ func (c *Cache) Running() (loads, flights int) {
 	c.fills.mu.Lock()
 	defer c.fills.mu.Unlock()
 	for _, of := range c.fills.runs {
-		flights += len(of)
+		for _, f := range of {
+			if !f.ended {
+				flights++
+			}
+		}
 	}
 	return loads, flights
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"time"
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
@@ -14,6 +15,10 @@ import (
 
 // maxRun bounds one request: 128 MiB of blocks, the largest shard there is.
 const maxRun = 32768
+
+// slowest is how long a peer may take for a block: after twice the time in
+// which an asker gives up.
+const slowest = 40 * time.Second
 
 // Run is a run of blocks that is being served.
 type Run interface {
@@ -80,12 +85,15 @@ func serve(w http.ResponseWriter, r *http.Request, inc stoker.Incarnation, block
 	defer func() { bw.Reset(nil); writers.Put(bw) }()
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
+	conn := http.NewResponseController(w)
 	for block := from; block < to; block++ {
+		_ = conn.SetWriteDeadline(time.Now().Add(slowest)) // an asker that hangs must not keep what the answer holds
 		if err := sendBlock(r.Context(), bw, run, block, *b); err != nil {
 			return nil // the answer has begun: breaking off tells the asker
 		}
 	}
-	_ = bw.Flush() // as above
+	_ = bw.Flush()                         // as above
+	_ = conn.SetWriteDeadline(time.Time{}) // the connection serves others
 	return nil
 }
 
