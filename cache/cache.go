@@ -76,6 +76,7 @@ type Counters struct {
 	LocalBytes, PeerBytes, ServedBytes atomic.Int64
 	Corrupt                            atomic.Int64 // blocks that could not be read, or whose checksum did not match
 	LostBytes                          atomic.Int64 // of objects that were here and went with their disk
+	ScrubbedBytes, ScrubPasses         atomic.Int64 // read by scrubs; passes that came to their end
 	UFS                                guard.Count  // all data requests
 	Bypass                             guard.Count  // those past an owner that did not answer
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -14,10 +16,11 @@ type workerFlags struct {
 	capacity                            byteSize
 	dirs                                folderList
 	streams                             int
+	memory, scrubRate                   byteSize
 }
 
 func workerCommand() *cobra.Command {
-	f := workerFlags{capacity: 100 << 30}
+	f := workerFlags{capacity: 100 << 30, scrubRate: 10 << 20}
 	cmd := &cobra.Command{
 		Use:   "worker",
 		Short: "the daemon of a node: cache, peer server, mounts",
@@ -35,6 +38,8 @@ func workerCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.advertise, "advertise", "", "base URL by which others reach --listen (default http:// and its address)")
 	f.add(cmd)
 	cmd.Flags().IntVar(&f.streams, "streams", 16, "UFS requests that one load keeps in flight")
+	cmd.Flags().Var(&f.memory, "memory", "most bytes of memory that the worker uses, at least 64MiB (default 0: an eighth of what is here, at most 1GiB)")
+	cmd.Flags().Var(&f.scrubRate, "scrub-rate", "bytes per second that are read from the cache folders to find bits that went wrong; 0 = none")
 	return cmd
 }
 
@@ -48,15 +53,25 @@ func runWorker(cmd *cobra.Command, f *workerFlags) error {
 	} else if f.cacheDir != "" || cmd.Flags().Changed("capacity") {
 		return usage{errors.New("--dir has the capacity of each folder; it goes with neither --cache-dir nor --capacity")}
 	}
+	if f.memory == 0 {
+		f.memory = byteSize(worker.AutoMemory())
+	} else if f.memory < worker.MinMemory {
+		return usage{errors.New("--memory: a worker needs at least 64MiB")}
+	}
 	d, err := f.open(cmd, need)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = d.index.Close() }()
+	// The collector keeps the heap below this; what fills take is bounded by
+	// the worker itself. An eighth is for what the collector does not see.
+	if os.Getenv("GOMEMLIMIT") == "" || cmd.Flags().Changed("memory") {
+		debug.SetMemoryLimit(int64(f.memory) - int64(f.memory)/8)
+	}
 	w, err := worker.Open(worker.Options{
 		Dir: absolute(f.cacheDir), CapacityBytes: int64(f.capacity), Folders: f.dirs.folders(), Objects: d.objects, Index: d.index,
 		Socket: absolute(f.socket), Listen: f.listen, Advertise: f.advertise, Tokens: d.tokens,
-		Streams: f.streams, Version: version, Log: d.log,
+		Streams: f.streams, MemoryBytes: int64(f.memory), ScrubRate: int64(f.scrubRate), Version: version, Log: d.log,
 	})
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ var aboutTheDaemon = []string{
 	"not registered: the placement index does not answer", "not all that is here was announced", "lease not renewed: the placement index does not answer",
 	"search attributes are missing: let an operator of Temporal add StokerDataset (KeywordList), StokerJob and StokerPhase (Keyword)",
 	"search attributes are gone; going on without them",
+	"a restart would scrub some shards again",
 	"leases are not renewed", "leases are not renewed: Temporal does not say who holds what", "Temporal does not answer; trying again",
 }
 

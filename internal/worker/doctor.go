@@ -30,6 +30,7 @@ func (w *Worker) probes() []api.Probe {
 	return []api.Probe{
 		{Name: "cache-folder", Hint: "its file system hangs: see dmesg", Run: func(context.Context) api.Check { return w.checkFolders() }},
 		{Name: "cache-space", Hint: "its file system hangs: see dmesg", Run: func(context.Context) api.Check { return w.checkSpace() }},
+		{Name: "memory", Run: func(context.Context) api.Check { return w.checkMemory() }},
 		{Name: "descriptors", Run: func(context.Context) api.Check { return w.checkFiles() }},
 		{Name: "index", Hint: redisHint, Run: w.checkIndex},
 		{Name: "privilege", Run: func(context.Context) api.Check { return checkPrivilege() }},

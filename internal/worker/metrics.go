@@ -42,6 +42,8 @@ func (w *Worker) readMetrics(s *metrics.Samples) {
 	s.Counter("stoker_ufs_bypass_bytes_total", "Of the bytes from the under file system: those past an owner that did not answer.", c.Bypass.Bytes.Load())
 	s.Counter("stoker_corrupt_blocks_total", "Blocks on disk that could not be read, or did not match their checksum.", c.Corrupt.Load())
 	s.Counter("stoker_disk_lost_bytes_total", "Bytes of objects that were here and went with their disk.", c.LostBytes.Load())
+	s.Counter("stoker_scrubbed_bytes_total", "Bytes of sealed shards that scrubs read and compared.", c.ScrubbedBytes.Load())
+	s.Counter("stoker_scrub_passes_total", "Scrubs that came to their end: each read all sealed shards.", c.ScrubPasses.Load())
 	s.Counter("stoker_fuse_reads_total", "READ requests of the kernel: misses of the page cache.", w.views.reads.Load())
 }
 
@@ -59,6 +61,10 @@ func (w *Worker) spaceMetrics(s *metrics.Samples) {
 	for _, state := range []store.State{store.InService, store.Full, store.Readonly, store.Failed} {
 		s.Gauge(disks, disksHelp, float64(count[state]), "state", string(state))
 	}
+	used, limit, waits := w.cache.MemoryUse()
+	s.Gauge("stoker_memory_limit_bytes", "What the worker may use: half of it for fills and answers to peers.", float64(limit))
+	s.Gauge("stoker_memory_granted_bytes", "What fills and answers to peers have of it.", float64(used))
+	s.Counter("stoker_memory_waits_total", "Fills and answers that had to wait for memory.", waits)
 	loads, flights := w.cache.Running()
 	s.Gauge("stoker_loads_running", "Parts of plans that are being loaded.", float64(loads))
 	s.Gauge("stoker_flights_running", "Fetches of runs of blocks under way.", float64(flights))

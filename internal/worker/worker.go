@@ -42,6 +42,8 @@ type Options struct {
 	Advertise     string          // base URL by which others reach Listen; "" = made from it
 	Tokens        *api.Tokens     // who may come in by TCP, and this worker's own token; nil = loopback only
 	Streams       int             // UFS streams of one load; 0 = 16
+	MemoryBytes   int64           // of the process; fills and answers to peers take half of it at most; 0 = AutoMemory
+	ScrubRate     int64           // bytes/s that a scrub of sealed shards reads; 0 = none
 	Version       string
 	Log           *slog.Logger
 }
@@ -67,6 +69,9 @@ type Worker struct {
 func Open(o Options) (*Worker, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.MemoryBytes <= 0 {
+		o.MemoryBytes = AutoMemory()
 	}
 	w := &Worker{o: o, incarnation: stoker.NewIncarnation()}
 	if err := w.open(); err != nil {
@@ -95,7 +100,7 @@ func (w *Worker) open() (err error) {
 	w.directory = newDirectory(w.o.Index, w.self, w.o.Log)
 	w.cache, err = cache.New(cache.Options{
 		Store: w.store, Manifests: w.manifests, Open: w.mounts.Open,
-		Directory: w.directory, Fetcher: fetcher{w.peers}, Streams: w.o.Streams, Log: w.o.Log,
+		Directory: w.directory, Fetcher: fetcher{w.peers}, Streams: w.o.Streams, MemoryBytes: w.o.MemoryBytes, Log: w.o.Log,
 	})
 	if err != nil {
 		return err
@@ -155,6 +160,9 @@ func (w *Worker) Run(ctx context.Context, ready func()) error {
 	})
 	tending.Go(func() { w.endViews(ctx) })
 	tending.Go(func() { w.tryDisks(ctx) })
+	if w.o.ScrubRate > 0 {
+		tending.Go(func() { w.cache.Scrub(ctx, cache.ScrubOptions{BytesPerSecond: w.o.ScrubRate, Every: scrubEvery}) })
+	}
 	var err error
 	select {
 	case <-ctx.Done():
@@ -216,6 +224,9 @@ func (w *Worker) tryDisks(ctx context.Context) {
 		}
 	}
 }
+
+// scrubEvery is how often each shard is read at most, however fast the scrub.
+const scrubEvery = 7 * 24 * time.Hour
 
 // tryEvery is how soon a disk that has failed is found at the latest; three
 // times that is how long it must work before it is used again.
