@@ -3,7 +3,7 @@
 // and a CRC32C for each block in an index beside it (docs/adr/0002). It never
 // exceeds the byte limit of a folder, survives kill -9 without losing what was
 // written, and power loss without ever claiming a block whose bytes were not
-// synced. Several folders are one store (docs/adr/0008): each shard lies in
+// synced. Several folders are one store (docs/adr/0010): each shard lies in
 // one of them, each document in all; one that fails is taken out of service.
 // It knows nothing of objects or manifests. All methods may be called from
 // any goroutine; one process owns a folder at a time.
