@@ -66,7 +66,7 @@ func (c *Cache) bury(ctx context.Context, gone map[stoker.ID]*store.Shard) {
 	}
 	c.holds.mu.Unlock()
 	c.mu.Lock()
-	for id := range c.sets {
+	for id := range c.sets { // read, and held by nobody
 		if _, known := ids[id]; !known {
 			ids[id] = false
 		}
