@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"stoker.dev"
@@ -203,5 +204,14 @@ func TestTempDirGoesAway(t *testing.T) {
 	wantKind(t, err, stoker.KindInternal)
 	if !strings.Contains(fmt.Sprint(err), o.TempDir) || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%v does not name the folder", err)
+	}
+}
+
+// A full disk is not called an error of stoker's own, and says what to do.
+func TestFullTempDir(t *testing.T) {
+	err := tempError("/scratch", &os.PathError{Op: "write", Path: "/scratch/manifest-1", Err: syscall.ENOSPC})
+	wantKind(t, err, stoker.KindNoSpace)
+	if !strings.Contains(fmt.Sprint(err), "free space") || !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("%v does not say what to do", err)
 	}
 }
