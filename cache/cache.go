@@ -104,6 +104,8 @@ type Cache struct {
 
 	room      sync.Mutex    // held by the read that makes room
 	following chan struct{} // holds one for each copy ahead of demand
+
+	readerWaits time.Duration // see there
 }
 
 // New makes the cache and reads back what it held before.
@@ -114,7 +116,8 @@ func New(o Options) (*Cache, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Cache{o: o, sets: map[stoker.ID]*Set{}, sums: map[stoker.ID]*[]int64{}, memory: newMemory(o.MemoryBytes), following: make(chan struct{}, followMost)}
+	c := &Cache{o: o, sets: map[stoker.ID]*Set{}, sums: map[stoker.ID]*[]int64{}, memory: newMemory(o.MemoryBytes),
+		following: make(chan struct{}, followMost), readerWaits: readerWaits}
 	// Flights and loads outlive the requests that start them; Close ends them.
 	c.stop, c.end = context.WithCancel(context.Background())
 	c.fills.runs = map[stoker.ID][]*flight{}

@@ -36,7 +36,8 @@ type cluster struct {
 	t       testing.TB
 	ufs     *countingFS
 	openUFS func() ufs.FS // instead of ufs, if not nil
-	memory  int64         // of each node
+	guard   guard.Options
+	memory  int64 // of each node
 	store   *manifest.Store
 	nodes   []*node
 }
@@ -158,9 +159,9 @@ func newCluster(t testing.TB, nodes int, capacity int64) *cluster {
 // open guards the one UFS, as the daemons do: the guard counts.
 func (c *cluster) open(context.Context, ufs.Location) (ufs.FS, string, error) {
 	if c.openUFS != nil {
-		return guard.New(c.openUFS(), guard.Options{}), "", nil
+		return guard.New(c.openUFS(), c.guard), "", nil
 	}
-	return guard.New(c.ufs, guard.Options{}), "", nil
+	return guard.New(c.ufs, c.guard), "", nil
 }
 
 func (c *cluster) add(i int, dir string, capacity int64) {

@@ -232,9 +232,9 @@ const readerWaits = 2 * time.Minute
 
 // await waits until the flight has brought in block, or has ended.
 func (s *Set) await(ctx context.Context, n uint32, f *flight, block int) (mem []byte, here bool, err error) {
-	silent := time.NewTimer(readerWaits)
+	silent := time.NewTimer(s.c.readerWaits)
 	defer silent.Stop()
-	for ; ; silent.Reset(readerWaits) {
+	for ; ; silent.Reset(s.c.readerWaits) {
 		f.mu.Lock()
 		changed := f.changed
 		mem = f.mem[block]
@@ -249,7 +249,7 @@ func (s *Set) await(ctx context.Context, n uint32, f *flight, block int) (mem []
 		case <-ctx.Done():
 			return nil, false, ctx.Err()
 		case <-silent.C:
-			return nil, false, stoker.Errorf(stoker.KindTransient, "cache.fill", s.id.Short(), "nothing of shard %d came for %v: is the store up?", n, readerWaits)
+			return nil, false, stoker.Errorf(stoker.KindTransient, "cache.fill", s.id.Short(), "nothing of shard %d came for %v: is the store up?", n, s.c.readerWaits)
 		case <-changed:
 		case <-f.done:
 			f.mu.Lock()

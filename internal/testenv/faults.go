@@ -19,7 +19,8 @@ type Fault struct {
 	Header http.Header // of that answer, or changed in the store's own
 
 	Reset bool // the connection is reset before the answer, or after After bytes if that is > 0
-	Cut   bool // the body ends after After bytes
+	Cut   bool // the connection ends after After bytes
+	End   bool // the body ends after After bytes, and says so before
 	Stall bool // nothing more comes after After bytes until the caller goes away
 	Flip  bool // the byte at After is another
 	After int64
@@ -105,7 +106,11 @@ func faulty(resp *http.Response) {
 	if n, err := strconv.ParseInt(f.Header.Get("Content-Length"), 10, 64); err == nil {
 		resp.ContentLength = n
 	}
-	if f.Reset || f.Cut || f.Stall || f.Flip {
+	if f.End {
+		resp.ContentLength = f.After
+		resp.Header.Set("Content-Length", strconv.FormatInt(f.After, 10))
+	}
+	if f.Reset || f.Cut || f.End || f.Stall || f.Flip {
 		resp.Body = &faultyBody{ReadCloser: resp.Body, ctx: resp.Request.Context(), f: f}
 	}
 }
@@ -123,6 +128,8 @@ func (b *faultyBody) Read(p []byte) (int, error) {
 		p = p[:min(int64(len(p)), left)]
 	} else if left == 0 {
 		switch {
+		case b.f.End:
+			return 0, io.EOF
 		case b.f.Cut:
 			return 0, io.ErrUnexpectedEOF
 		case b.f.Reset:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -36,6 +37,7 @@ func (p *Proxy) handler(backend string) http.Handler {
 			}
 			return nil
 		},
+		ErrorLog:     log.New(io.Discard, "", 0), // faults are meant
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
 	})
 }

@@ -82,6 +82,7 @@ func Open(ctx context.Context, o Options) (*FS, error) {
 		}
 		s.UsePathStyle = o.Location.PathStyle
 		s.Retryer = aws.NopRetryer{}
+		s.HTTPSignerV4 = storeTime{f}
 		s.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 		s.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 	})

@@ -6,6 +6,9 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+
 	"stoker.dev"
 )
 
@@ -28,6 +31,14 @@ func (f *FS) sign(ctx context.Context, req *http.Request, key string) (by string
 		return "", stoker.Errorf(stoker.KindInternal, "s3.get", key, "sign: %w", err)
 	}
 	return c.AccessKeyID, nil
+}
+
+// storeTime signs what the SDK sends by the store's clock, as sign does.
+type storeTime struct{ f *FS }
+
+// SignHTTP implements s3.HTTPSignerV4.
+func (s storeTime) SignHTTP(ctx context.Context, c aws.Credentials, r *http.Request, payload, service, region string, at time.Time, o ...func(*v4.SignerOptions)) error {
+	return s.f.signer.SignHTTP(ctx, c, r, payload, service, region, at.Add(time.Duration(s.f.skew.Load())), o...)
 }
 
 // expired has credentials that the store calls expired fetched anew, unless
