@@ -224,3 +224,41 @@ func TestWholeObjectIsChecked(t *testing.T) {
 		}
 	}
 }
+
+// Reads that hold bytes back wait for each other when there are too many.
+func TestHeldBytesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data := numbers(mostHeld)
+		h := crc32.NewIEEE()
+		_, _ = h.Write(data)
+		d := &driver{open: func(context.Context, int, request) (io.ReadCloser, error) {
+			return &summedPiece{piece{body: data}, h.Sum(nil)}, nil
+		}}
+		f := New(d, Options{MaxInFlight: 100})
+		begin := func() io.ReadCloser {
+			r, err := f.Open(t.Context(), "k", ufs.Version{Bytes: mostHeld}, 0, mostHeld)
+			if err == nil {
+				_, err = r.Read(make([]byte, 1))
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			return r
+		}
+		var held []io.ReadCloser
+		for range heldBytes / mostHeld {
+			held = append(held, begin())
+		}
+		next := make(chan io.ReadCloser, 1)
+		go func() { next <- begin() }()
+		synctest.Wait()
+		if len(next) != 0 {
+			t.Error("more is held than is allowed")
+		}
+		_ = held[0].Close()
+		_ = (<-next).Close()
+		for _, r := range held[1:] {
+			_ = r.Close()
+		}
+	})
+}

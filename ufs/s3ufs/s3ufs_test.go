@@ -193,9 +193,10 @@ func TestOddAnswers(t *testing.T) {
 			w.Header().Set("Content-Range", "bytes 0-9/100")
 			w.WriteHeader(206)
 		}, stoker.KindTransient, "Content-Range"},
-		"range ignored": {func(w http.ResponseWriter) { w.Header().Set("Content-Length", "100"); w.WriteHeader(200) }, stoker.KindInternal, "Range"},
-		"slow down":     {func(w http.ResponseWriter) { w.Header().Set("Retry-After", "7"); w.WriteHeader(503) }, stoker.KindTransient, "503"},
-		"precondition":  {func(w http.ResponseWriter) { w.WriteHeader(412) }, stoker.KindStale, "412"},
+		"another length": {func(w http.ResponseWriter) { ok(w); w.Header().Set("Content-Length", "20"); w.WriteHeader(206) }, stoker.KindTransient, "says 20"},
+		"range ignored":  {func(w http.ResponseWriter) { w.Header().Set("Content-Length", "100"); w.WriteHeader(200) }, stoker.KindInternal, "Range"},
+		"slow down":      {func(w http.ResponseWriter) { w.Header().Set("Retry-After", "7"); w.WriteHeader(503) }, stoker.KindTransient, "503"},
+		"precondition":   {func(w http.ResponseWriter) { w.WriteHeader(412) }, stoker.KindStale, "412"},
 		"clock skew": {func(w http.ResponseWriter) {
 			w.WriteHeader(403)
 			fmt.Fprint(w, "<Error><Code>RequestTimeTooSkewed</Code></Error>")
