@@ -268,3 +268,42 @@ func TestReaderGivesUpBeforeThePreload(t *testing.T) {
 	}
 	c.readAll(0, id, want)
 }
+
+// A worker that reads through for another one knows whether a reader waits
+// there, or a preload: that is not hedged.
+func TestPriorityCrossesToTheOwner(t *testing.T) {
+	for _, want := range []guard.Priority{guard.Demand, guard.Preload} {
+		c := newCluster(t, 2, 1<<30)
+		c.ufs.Put("f", bytes.Repeat([]byte("x"), 100_000))
+		id := c.freeze()
+		g := &gated{FS: c.ufs, gate: make(chan struct{}), first: make(chan struct{})}
+		c.openUFS = func() ufs.FS { return g }
+		node := c.nodes[1].cache
+		set, err := node.Open(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shard := set.Manifest().Shard(0)
+		f := (*flight)(nil)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			f = set.joinFlight(0, 0, int(shard.Blocks), why{prio: want})
+			<-f.done
+		}()
+		<-g.first
+		owner := c.nodes[0].cache
+		owner.fills.mu.Lock()
+		runs := owner.fills.runs[shard.ID]
+		if len(runs) != 1 || runs[0].urgency.Priority() != want {
+			t.Errorf("%d flights at the owner, want one of priority %d", len(runs), want)
+		}
+		owner.fills.mu.Unlock()
+		close(g.gate)
+		<-done
+		node.leave(f, true)
+		if err := set.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

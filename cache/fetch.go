@@ -6,6 +6,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
+	"stoker.dev/cache/peer"
 	"stoker.dev/ufs/guard"
 )
 
@@ -25,6 +26,9 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 	}
 	if f.memory && !s.narrow(ctx, n, f, w) {
 		return
+	}
+	if f.urgency.Priority() >= guard.Preload {
+		ctx = peer.Ordered(ctx)
 	}
 	for _, p := range s.c.o.Directory.Holders(ctx, s.id, n) {
 		if s.fromPeer(ctx, n, f, p, false) {

@@ -17,6 +17,7 @@ type run struct {
 	to      int
 	through bool
 	share   *share
+	prio    guard.Priority // of what is read through
 }
 
 // OpenRun implements peer.Blocks.
@@ -46,7 +47,11 @@ func (c *Cache) OpenRun(ctx context.Context, id stoker.ID, n uint32, from, to in
 		_ = s.Close()
 		return nil, err
 	}
-	return &run{s, n, to, through, share}, nil
+	prio := guard.Demand
+	if peer.IsOrdered(ctx) {
+		prio = guard.Preload
+	}
+	return &run{s, n, to, through, share, prio}, nil
 }
 
 // Block implements peer.Run.
@@ -68,7 +73,7 @@ func (r *run) Block(ctx context.Context, block int, buf []byte) ([]byte, error) 
 		return nil, nil
 	}
 	// The asker believes that this worker owns the shard, so it asks no other.
-	copied, err := r.s.fillOne(ctx, r.n, block, r.to, why{direct: true, prio: guard.Demand}, 0, buf)
+	copied, err := r.s.fillOne(ctx, r.n, block, r.to, why{direct: true, prio: r.prio}, 0, buf)
 	if err != nil || copied > 0 {
 		return buf[:copied], err
 	}

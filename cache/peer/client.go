@@ -71,6 +71,9 @@ func (c *Client) Fetch(ctx context.Context, base string, inc stoker.Incarnation,
 	if through {
 		url += "&through=1"
 	}
+	if IsOrdered(ctx) {
+		url += "&ordered=1"
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return stoker.Errorf(stoker.KindInvalid, "peer.fetch", base, "%w", err)

@@ -74,7 +74,11 @@ func serve(w http.ResponseWriter, r *http.Request, inc stoker.Incarnation, block
 	if err1 != nil || err2 != nil || from < 0 || to <= from || to-from > maxRun {
 		return stoker.Errorf(stoker.KindInvalid, "peer.serve", id.Short(), "blocks from %q to %q: want 0 <= from < to, at most %d", q.Get("from"), q.Get("to"), maxRun)
 	}
-	run, err := blocks.OpenRun(r.Context(), id, uint32(n), from, to, q.Get("through") == "1")
+	ctx := r.Context()
+	if q.Get("ordered") == "1" {
+		ctx = Ordered(ctx)
+	}
+	run, err := blocks.OpenRun(ctx, id, uint32(n), from, to, q.Get("through") == "1")
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@
 package peer
 
 import (
+	"context"
 	"encoding/binary"
 	"hash/crc32"
 )
@@ -20,6 +21,15 @@ const headerBytes = 12
 // to; a worker with another one refuses, so that nobody mistakes a successor
 // at the same address for the one that announced the blocks.
 const IncarnationHeader = "Stoker-Incarnation"
+
+type orderedKey struct{}
+
+// Ordered marks what is done on behalf of a preload: no reader waits. The mark
+// of a Fetch's context crosses to the context of the peer's OpenRun.
+func Ordered(ctx context.Context) context.Context { return context.WithValue(ctx, orderedKey{}, true) }
+
+// IsOrdered reports whether ctx has the mark.
+func IsOrdered(ctx context.Context) bool { return ctx.Value(orderedKey{}) != nil }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 

@@ -80,7 +80,7 @@ func (l *limiter) grantLocked() {
 	for len(l.queue) > 0 && l.out < int(l.limit) {
 		first := 0
 		for i, t := range l.queue {
-			if t.u.priority() < l.queue[first].u.priority() {
+			if t.u.Priority() < l.queue[first].u.Priority() {
 				first = i
 			}
 		}

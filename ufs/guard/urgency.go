@@ -45,7 +45,8 @@ func (u *Urgency) Join(p Priority) {
 	}
 }
 
-func (u *Urgency) priority() Priority {
+// Priority is that of the most urgent waiter so far.
+func (u *Urgency) Priority() Priority {
 	if u == nil || u.p.Load() == 0 {
 		return Prefetch
 	}
@@ -53,7 +54,7 @@ func (u *Urgency) priority() Priority {
 }
 
 // demand reports whether a reader waits.
-func (u *Urgency) demand() bool { return u.priority() == Demand }
+func (u *Urgency) demand() bool { return u.Priority() == Demand }
 
 type urgencyKey struct{}
 
