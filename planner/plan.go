@@ -30,6 +30,7 @@ type PlanWorker struct {
 
 const (
 	planMagic = "STKPLN1\n"
+	planKind  = 6 // bytes of it that every format has
 	maxString = 4096
 )
 
@@ -95,17 +96,21 @@ func (d *decoder) take(n int) []byte {
 
 func (d *decoder) str() string { return string(d.take(d.num(maxString))) }
 
-// DecodePlan reads what Encode made; anything else is Corrupt.
+// DecodePlan reads what Encode made; a whole plan of another format is Invalid,
+// anything else Corrupt.
 func DecodePlan(b []byte) (*Plan, error) {
 	corrupt := func(what string) (*Plan, error) {
 		return nil, stoker.Errorf(stoker.KindCorrupt, "plan.decode", "", "%s", what)
 	}
-	if len(b) < len(planMagic)+4 || string(b[:len(planMagic)]) != planMagic {
+	if len(b) < len(planMagic)+4 || string(b[:planKind]) != planMagic[:planKind] {
 		return corrupt("is no plan")
 	}
 	body := b[:len(b)-4]
 	if crc32.ChecksumIEEE(body) != binary.LittleEndian.Uint32(b[len(b)-4:]) {
 		return corrupt("is damaged")
+	}
+	if string(b[:len(planMagic)]) != planMagic {
+		return nil, stoker.Errorf(stoker.KindInvalid, "plan.decode", "", "has a format that this program does not know: upgrade it")
 	}
 	d := &decoder{b: body[len(planMagic):]}
 	p := &Plan{Dataset: d.str(), Generation: d.num(1 << 40)}

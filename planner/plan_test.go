@@ -287,3 +287,12 @@ func checkMended(t *testing.T, p *Plan, m Mending, shards []Shard, keep func(uin
 		}
 	}
 }
+
+// A plan of another format is told from a damaged one.
+func TestUnknownPlanFormatIsRefused(t *testing.T) {
+	b := (&Plan{Dataset: "d", Replicas: 1}).Encode()
+	copy(b, "STKPLN2\n")
+	if _, err := DecodePlan(sealed(b[:len(b)-4])); stoker.KindOf(err) != stoker.KindInvalid || err == nil {
+		t.Errorf("%v", err)
+	}
+}

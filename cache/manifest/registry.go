@@ -12,6 +12,7 @@ import (
 
 // Dataset is one entry of the registry: a name and its generations.
 type Dataset struct {
+	Format      int           `json:"format,omitempty"` // of this document; 0 and 1 are the same
 	Name        string        `json:"name"`
 	Owner       string        `json:"owner"`
 	Roots       []Root        `json:"roots"`
@@ -57,7 +58,10 @@ func ValidateName(name string) error {
 	return nil
 }
 
-const registryPrefix = "datasets/"
+const (
+	registryPrefix = "datasets/"
+	registryFormat = 1 // fields are added without a new one; whoever must know of a change needs one
+)
 
 func registryName(name string) string { return registryPrefix + name + ".json" }
 
@@ -76,7 +80,20 @@ func (s *Store) Dataset(ctx context.Context, name string) (*Dataset, string, err
 	if err := json.Unmarshal(body, &d); err != nil {
 		return nil, "", stoker.Errorf(stoker.KindCorrupt, "dataset", name, "%w", err)
 	}
+	if d.Format > registryFormat {
+		return nil, "", stoker.Errorf(stoker.KindInvalid, "dataset", name, "its entry has format %d, this program knows %d: upgrade it", d.Format, registryFormat)
+	}
 	return &d, tag, nil
+}
+
+// encode makes a registry entry's bytes, in the format of this program.
+func (d *Dataset) encode() ([]byte, error) {
+	d.Format = registryFormat
+	body, err := json.MarshalIndent(d, "", "  ")
+	if err != nil {
+		return nil, stoker.Errorf(stoker.KindInternal, "dataset", d.Name, "%w", err)
+	}
+	return body, nil
 }
 
 // Datasets reads all registry entries, sorted by name.
@@ -103,9 +120,9 @@ func (s *Store) CreateDataset(ctx context.Context, d *Dataset) error {
 	if err := ValidateName(d.Name); err != nil {
 		return err
 	}
-	body, err := json.MarshalIndent(d, "", "  ")
+	body, err := d.encode()
 	if err != nil {
-		return stoker.Errorf(stoker.KindInternal, "dataset", d.Name, "%w", err)
+		return err
 	}
 	_, err = s.objects.PutIfAbsent(ctx, registryName(d.Name), body)
 	return err
@@ -117,9 +134,9 @@ func (s *Store) UpdateDataset(ctx context.Context, d *Dataset, tag string) error
 	if err := ValidateName(d.Name); err != nil {
 		return err
 	}
-	body, err := json.MarshalIndent(d, "", "  ")
+	body, err := d.encode()
 	if err != nil {
-		return stoker.Errorf(stoker.KindInternal, "dataset", d.Name, "%w", err)
+		return err
 	}
 	_, err = s.objects.ReplaceIf(ctx, registryName(d.Name), body, tag)
 	return err

@@ -340,3 +340,26 @@ func TestDatasetNames(t *testing.T) {
 		}
 	}
 }
+
+// A registry entry of another format is refused by name, and not replaced.
+func TestUnknownRegistryFormatIsRefused(t *testing.T) {
+	s, objects := newStore(t)
+	d := &Dataset{Name: "images"}
+	if err := s.CreateDataset(t.Context(), d); err != nil || d.Format != 1 {
+		t.Fatalf("%v, format %d", err, d.Format)
+	}
+	body, tag, err := objects.Get(t.Context(), registryName(d.Name))
+	if err != nil || !strings.Contains(string(body), `"format": 1`) {
+		t.Fatalf("%s, %v", body, err)
+	}
+	if _, err := objects.ReplaceIf(t.Context(), registryName(d.Name), []byte(strings.Replace(string(body), `"format": 1`, `"format": 2`, 1)), tag); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = s.Dataset(t.Context(), d.Name)
+	wantKind(t, err, stoker.KindInvalid)
+	_, err = s.Datasets(t.Context())
+	wantKind(t, err, stoker.KindInvalid)
+	if !strings.Contains(err.Error(), "has format 2, this program knows 1") {
+		t.Error(err)
+	}
+}

@@ -58,7 +58,10 @@ func (f *folder) take() error {
 	if err := os.Chmod(f.dir, 0o700); err != nil {
 		return failed("store.open", f.dir, err)
 	}
-	return f.takeLock()
+	if err := f.takeLock(); err != nil {
+		return err
+	}
+	return f.checkFormat()
 }
 
 func (f *folder) takeLock() error {

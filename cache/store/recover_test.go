@@ -141,7 +141,7 @@ func onlyShards(t testing.TB, root string, want int) {
 		rel, _ := filepath.Rel(root, path)
 		if _, shard := idOf(d.Name()); shard {
 			files++
-		} else if !d.IsDir() && rel != "lock" && rel != "id" && rel != membersFile {
+		} else if !d.IsDir() && rel != "lock" && rel != "id" && rel != membersFile && rel != formatFile {
 			t.Errorf("%s is still there", rel)
 		}
 		return nil

@@ -51,7 +51,7 @@ const (
 	pageBytes     = 4096
 	shardOverhead = 3 * pageBytes
 	extentsAPage  = 170
-	baseOverhead  = 2 << 20 // lock, id, reservations, 256 folders of shards
+	baseOverhead  = 2 << 20 // lock, id, format, reservations, 256 folders of shards
 	stateOverhead = 2 * pageBytes
 )
 

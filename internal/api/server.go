@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 
 	"stoker.dev"
@@ -121,6 +122,19 @@ func WriteJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_, _ = w.Write(append(body, '\n')) // the connection is gone; see above
+}
+
+// Versioned refuses requests of a version of the API that this program does
+// not speak: their paths begin with another /vN/ than /v1/.
+func Versioned(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+		if n, is := strings.CutPrefix(first, "v"); is && n != "1" && n != "" && strings.Trim(n, "0123456789") == "" {
+			WriteError(w, stoker.Errorf(stoker.KindInvalid, r.Method+" "+r.URL.Path, "", "here is version 1 of the API, not %.20s: upgrade this daemon, or take the release of the client that fits it", n))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // WriteError answers with err: its kind decides the status, its text the body.

@@ -265,3 +265,19 @@ func TestNamesInPaths(t *testing.T) {
 		wantKind(t, name, err, stoker.KindInvalid)
 	}
 }
+
+// Another version of the API is refused by name; what is no version is passed
+// on.
+func TestUnknownVersionIsRefused(t *testing.T) {
+	passed := Versioned(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+	for path, want := range map[string]int{
+		"/v1/jobs": http.StatusTeapot, "/metrics": http.StatusTeapot, "/": http.StatusTeapot, "/volumes/x": http.StatusTeapot, "/v/x": http.StatusTeapot,
+		"/v2/jobs": http.StatusBadRequest, "/v10/jobs": http.StatusBadRequest, "/v2": http.StatusBadRequest,
+	} {
+		rec := httptest.NewRecorder()
+		passed.ServeHTTP(rec, httptest.NewRequest(http.MethodPost, path, nil))
+		if rec.Code != want || want == http.StatusBadRequest && !strings.Contains(rec.Body.String(), "here is version 1 of the API") {
+			t.Errorf("%s: %d %s", path, rec.Code, rec.Body)
+		}
+	}
+}

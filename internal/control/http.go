@@ -50,7 +50,7 @@ func (c *Controller) routes() http.Handler {
 	for pattern, h := range c.patterns() {
 		mux.Handle(pattern, h)
 	}
-	return c.metrics.Requests(mux)
+	return c.metrics.Requests(api.Versioned(mux))
 }
 
 func (c *Controller) version(w http.ResponseWriter, _ *http.Request) error {

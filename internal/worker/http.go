@@ -62,7 +62,7 @@ func (w *Worker) routes(local bool) http.Handler {
 		mux.Handle("DELETE /v1/mounts", handler(w.umount))
 		mux.Handle(metrics.DebugRoute, handler(metrics.Debug))
 	}
-	return w.metrics.Requests(mux)
+	return w.metrics.Requests(api.Versioned(mux))
 }
 
 // planPart reads {plan} and {part}.

@@ -249,3 +249,28 @@ func TestAddressesThatAreNotAccepted(t *testing.T) {
 		t.Errorf("registered: %v", err)
 	}
 }
+
+// Keys of another format are refused by who writes and by who reads; an index
+// that was emptied takes the format of who comes first.
+func TestUnknownFormatIsRefused(t *testing.T) {
+	x := mustOpen(t, Options{Address: testenv.StartRedis(t)})
+	w := placement.Worker{ID: "w", Incarnation: 7}
+	if err := x.Register(t.Context(), w, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.c.Set(t.Context(), x.format(), "2", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := x.Workers(t.Context())
+	for what, err := range map[string]error{"register": x.Register(t.Context(), w, time.Minute), "workers": err} {
+		if stoker.KindOf(err) != stoker.KindInvalid || err == nil || !strings.Contains(err.Error(), "format 2") || !strings.Contains(err.Error(), "this program knows 1") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := x.c.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Register(t.Context(), w, time.Minute); err != nil {
+		t.Errorf("emptied: %v", err)
+	}
+}

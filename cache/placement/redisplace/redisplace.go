@@ -1,6 +1,7 @@
 // Package redisplace is the placement index in Redis (7.0 or newer, Redis
 // Cluster included: no command needs two slots). Keys, with prefix P:
 //
+//	P:{reg}:format STRING of all the others; unknown ones are refused
 //	P:{reg}:live   HASH  incarnation -> the worker as JSON
 //	P:{reg}:lease  ZSET  incarnation, scored by the end of its lease in ms of Redis' own TIME
 //	P:p:MANIFEST:G HASH  for shards 32 G to 32 G + 31: field = shard mod 32 (1 byte) + incarnation (8 bytes), value "w" whole or "p" partial
@@ -36,6 +37,9 @@ const (
 	// forgetAfter is how long a worker without a lease is remembered.
 	forgetAfter = 10 * time.Minute
 	batch       = 1000 // commands of one pipeline
+	// format is that of all keys. Fields are added to workers without a new one.
+	format      = "1"
+	otherFormat = "FORMAT " // begins what scripts say of keys of another one
 )
 
 // Index is a placement index in Redis. It may be used from any goroutine.
@@ -48,8 +52,9 @@ type Index struct {
 // Close closes the connections.
 func (x *Index) Close() error { return x.c.Close() }
 
-func (x *Index) live() string  { return x.prefix + ":{reg}:live" }
-func (x *Index) lease() string { return x.prefix + ":{reg}:lease" }
+func (x *Index) live() string   { return x.prefix + ":{reg}:live" }
+func (x *Index) lease() string  { return x.prefix + ":{reg}:lease" }
+func (x *Index) format() string { return x.prefix + ":{reg}:format" }
 
 func (x *Index) group(manifest stoker.ID, g uint32) string {
 	return x.prefix + ":p:" + manifest.String() + ":" + strconv.FormatUint(uint64(g), 10)
@@ -67,6 +72,10 @@ func failed(ctx context.Context, op string, err error) error {
 	if err == nil || ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled) {
 		return ctx.Err()
 	}
+	if at := strings.Index(err.Error(), otherFormat); at >= 0 {
+		return stoker.Errorf(stoker.KindInvalid, "redis."+op, "", "Redis holds keys of %.30s under this --redis-prefix, this program knows %s: upgrade it, or give another prefix",
+			strings.ToLower(err.Error()[at:]), format)
+	}
 	return stoker.Errorf(stoker.KindTransient, "redis."+op, "", "%w", err)
 }
 
@@ -74,6 +83,9 @@ func failed(ctx context.Context, op string, err error) error {
 // not matter.
 var (
 	register = redis.NewScript(`
+local f = redis.call('GET', KEYS[3])
+if f and f ~= ARGV[4] then return redis.error_reply('` + otherFormat + `' .. f) end
+if not f then redis.call('SET', KEYS[3], ARGV[4]) end
 local t = redis.call('TIME')
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[2], t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[3], ARGV[1])
@@ -94,6 +106,8 @@ table.insert(out, 1, tostring(t[1] * 1000 + math.floor(t[2] / 1000)))
 return out`)
 	// workers forgets the long dead and returns the live.
 	workers = redis.NewScript(`
+local f = redis.call('GET', KEYS[3])
+if f and f ~= ARGV[2] then return redis.error_reply('` + otherFormat + `' .. f) end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1])) do
@@ -113,7 +127,7 @@ func (x *Index) put(ctx context.Context, s *redis.Script, op string, w placement
 	if err != nil {
 		return 0, stoker.Errorf(stoker.KindInternal, "redis."+op, w.ID, "%w", err)
 	}
-	n, err := s.Run(ctx, x.c, []string{x.live(), x.lease()}, w.Incarnation.String(), body, ttl.Milliseconds()).Int()
+	n, err := s.Run(ctx, x.c, []string{x.live(), x.lease(), x.format()}, w.Incarnation.String(), body, ttl.Milliseconds(), format).Int()
 	return n, failed(ctx, op, err)
 }
 
@@ -145,7 +159,7 @@ func (x *Index) Leave(ctx context.Context, n stoker.Incarnation) error {
 
 // Workers implements placement.Index.
 func (x *Index) Workers(ctx context.Context) ([]placement.Worker, error) {
-	lines, err := workers.Run(ctx, x.c, []string{x.live(), x.lease()}, forgetAfter.Milliseconds()).StringSlice()
+	lines, err := workers.Run(ctx, x.c, []string{x.live(), x.lease(), x.format()}, forgetAfter.Milliseconds(), format).StringSlice()
 	if err != nil {
 		return nil, failed(ctx, "workers", err)
 	}
