@@ -38,6 +38,13 @@ func TestUnitsAreValid(t *testing.T) {
 	for _, role := range []string{"worker", "controller"} {
 		name := "stoker-" + role + ".service"
 		set, text := unit(t, name)
+		shown, err := os.ReadFile(filepath.Join("..", "..", "docs", "deploy.md"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body, err := os.ReadFile(filepath.Join(units, role+".yaml")); err != nil || !strings.Contains(string(shown), "```\n"+string(body)+"```\n") {
+			t.Errorf("docs/deploy.md does not show %s.yaml (%v)", role, err)
+		}
 		line := strings.Fields(set["ExecStart"])
 		if len(line) < 2 || line[0] != "/usr/bin/stokerd" || line[1] != role {
 			t.Fatalf("%s starts %q", name, line)
@@ -57,7 +64,7 @@ func TestUnitsAreValid(t *testing.T) {
 			}
 		}
 		root.SetArgs(line[1:])
-		if err := root.ExecuteContext(t.Context()); err != nil || seen != "rediss://redis.example:6379" {
+		if err := root.ExecuteContext(t.Context()); err != nil || seen != "rediss://stoker@redis.example:6379" {
 			t.Errorf("%s: %v: %v, redis %q", name, line, err, seen)
 		}
 		text = strings.ReplaceAll(text, "/usr/bin/stokerd", "/bin/true")
