@@ -32,7 +32,7 @@ func TestNetworks(t *testing.T) {
 	accept := n.accept(slog.New(slog.NewTextHandler(&said, nil)))
 	for range 2 {
 		if accept("http://evil:1") {
-			t.Error("a worker that is nowhere near was accepted")
+			t.Error("a stranger is accepted")
 		}
 	}
 	if !accept("http://10.1.2.3:1") || strings.Count(said.String(), "http://evil:1") != 1 {
