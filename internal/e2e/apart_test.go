@@ -120,13 +120,30 @@ func (a *apart) start(d *daemon) {
 	defer log.Close()
 	kind, _, _ := strings.Cut(d.role, "-")
 	line := strings.Fields(a.here(a.marked("run: "+kind), "/etc/stoker/"+kind+".yaml", d.config))
-	d.cmd = exec.Command(binary(a.t, line[0]), line[1:]...)
+	line[0] = binary(a.t, line[0])
+	d.cmd = exec.Command(testenv.Program(a.t, "setpriv"), append(a.privileges(kind), line...)...)
 	d.cmd.Stdout, d.cmd.Stderr, d.cmd.Env = log, log, append(a.credentials(), "NOTIFY_SOCKET="+socket, "PATH="+os.Getenv("PATH"))
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := d.cmd.Start(); err != nil {
 		a.t.Fatal(err)
 	}
 	a.says(d, "READY=1")
+}
+
+// privileges are those that the daemon's systemd unit leaves it.
+func (a *apart) privileges(kind string) []string {
+	a.t.Helper()
+	unit, err := os.ReadFile(filepath.Join("..", "..", "deploy", "systemd", "stoker-"+kind+".service"))
+	_, names, ok := strings.Cut(string(unit), "\nCapabilityBoundingSet=")
+	if err != nil || !ok {
+		a.t.Fatalf("the unit of %s: %v", kind, err)
+	}
+	names, _, _ = strings.Cut(names, "\n")
+	set := "-all"
+	for _, name := range strings.Fields(names) {
+		set += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
+	}
+	return []string{"--no-new-privs", "--bounding-set", set, "--"}
 }
 
 // says waits until a daemon says something.
