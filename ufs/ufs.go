@@ -42,12 +42,14 @@ type Object struct {
 	Version Version
 	Exec    bool   // has an executable bit (POSIX trees)
 	Link    string // target of a symbolic link (POSIX trees), else ""
+	// Unmountable says what it is if it can be no file ("a socket"), else "".
+	Unmountable string
 }
 
 // Location names a prefix in a store and how to reach it. It never holds a
 // secret: Profile is the name of credentials that the daemons have.
 type Location struct {
-	URI       string `json:"uri"`                 // s3://bucket[/prefix], mem://name[/prefix]
+	URI       string `json:"uri"`                 // s3://bucket[/prefix], file:///folder, mem://name[/prefix]
 	Endpoint  string `json:"endpoint,omitempty"`  // base URL; "" = the environment's
 	Region    string `json:"region,omitempty"`    // "" = the environment's
 	PathStyle bool   `json:"pathStyle,omitempty"` // bucket in the path, not in the host
@@ -59,7 +61,7 @@ type Location struct {
 type ListOptions struct {
 	Prefix     string // only keys that begin with it
 	Delimiter  string // "/" folds deeper keys into Prefixes; "" lists all
-	StartAfter string // only keys after it; with Token, ignored
+	StartAfter string // only keys after it, not in the middle of a folded folder; with Token, ignored
 	Token      string // Page.Next of the page before
 	MaxKeys    int    // at most so many entries; 0 = the store's own limit
 }

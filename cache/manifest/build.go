@@ -110,6 +110,8 @@ func (c *collector) page(root int, objects []ufs.Object) error {
 		path, dir, reason := pathOf(o.Key, r.prefix, r.folder, o.Version.Bytes)
 		var err error
 		switch {
+		case o.Unmountable != "":
+			err = c.lost.add([]byte(o.Key), []byte(o.Unmountable))
 		case reason != "":
 			err = c.lost.add([]byte(o.Key), []byte(reason))
 		case dir:

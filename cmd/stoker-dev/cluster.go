@@ -24,7 +24,8 @@ type cluster struct {
 	Capacity string         `json:"capacity"`
 	S3Root   string         `json:"s3Root,omitempty"`
 	Window   string         `json:"returnWindow,omitempty"`
-	Ports    map[string]int `json:"ports"` // by role
+	Allow    []string       `json:"allowFile,omitempty"` // folders
+	Ports    map[string]int `json:"ports"`               // by role
 	Access   string         `json:"access"`
 	Secret   string         `json:"secret"`
 
@@ -89,6 +90,9 @@ func makeCluster(o *upOptions) (*cluster, error) {
 	}
 	if o.changed("s3-root") {
 		c.S3Root = o.s3Root
+	}
+	if o.changed("allow-file") {
+		c.Allow = o.allow
 	}
 	if o.changed("return-window") {
 		c.Window = o.window.String()
@@ -258,13 +262,14 @@ func (c *cluster) command(role string) (*exec.Cmd, error) {
 	case role == "controller":
 		return exec.Command(stokerd, "controller", "--temporal", c.address("temporal"), "--redis", redis, "--store", c.path("store"),
 			"--dir", c.path("controller"), "--listen-socket", c.path("controller.sock"), "--token-file", c.path("token"),
-			"--return-window", cmp.Or(c.Window, defaultWindow.String())), nil
+			"--return-window", cmp.Or(c.Window, defaultWindow.String()), "--allow-file", strings.Join(c.Allow, ":")), nil
 	case workerRole.MatchString(role):
 		if err := os.MkdirAll(c.path(role), dirMode); err != nil {
 			return nil, err
 		}
 		return exec.Command(stokerd, "worker", "--cache-dir", c.path(role, "cache"), "--capacity", c.Capacity, "--redis", redis,
-			"--store", c.path("store"), "--socket", c.path(role, "worker.sock"), "--listen", c.address(role), "--token-file", c.path("token")), nil
+			"--store", c.path("store"), "--socket", c.path(role, "worker.sock"), "--listen", c.address(role), "--token-file", c.path("token"),
+			"--allow-file", strings.Join(c.Allow, ":")), nil
 	}
 	return nil, usagef("%q is no role: temporal, redis, s3, controller, worker-K", role)
 }

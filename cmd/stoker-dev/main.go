@@ -86,6 +86,7 @@ Without --detach it stays until Ctrl-C, which stops everything.`,
 	f.IntVar(&o.workers, "workers", 3, "number of workers")
 	f.StringVar(&o.capacity, "capacity", "2GiB", "most bytes of each worker's cache folder")
 	f.StringVar(&o.s3Root, "s3-root", "", "serve this folder by S3; its sub-folders are the buckets")
+	f.StringArrayVar(&o.allow, "allow-file", nil, "folder whose files every user of the cluster may read as file:///folder datasets; may be repeated (default none)")
 	f.DurationVar(&o.window, "return-window", defaultWindow, "how long a load waits for a worker that went away")
 	f.BoolVar(&o.detach, "detach", false, "return when all is ready")
 	return cmd

@@ -17,6 +17,7 @@ type upOptions struct {
 	dir, capacity, s3Root string
 	window                time.Duration
 	workers               int
+	allow                 []string // folders
 	detach                bool
 	changed               func(flag string) bool
 }
@@ -38,6 +39,11 @@ func (o *upOptions) check() error {
 	}
 	if n < leastCapacity {
 		return usagef("--capacity %s: want 16MiB or more", o.capacity)
+	}
+	for i, dir := range o.allow {
+		if o.allow[i], err = filepath.Abs(dir); err != nil || strings.Contains(o.allow[i], ":") {
+			return usagef("--allow-file %s: want a folder without ':' in its name", dir)
+		}
 	}
 	if !o.changed("s3-root") {
 		return nil
@@ -83,6 +89,7 @@ func (c *cluster) refuseChanges(o *upOptions) error {
 	}{
 		{"capacity", c.Capacity, o.capacity, had == wants},
 		{"s3-root", cmp.Or(c.S3Root, "none"), o.s3Root, c.S3Root == o.s3Root},
+		{"allow-file", cmp.Or(strings.Join(c.Allow, ":"), "none"), strings.Join(o.allow, ":"), slices.Equal(c.Allow, o.allow)},
 		{"return-window", cmp.Or(c.Window, defaultWindow.String()), o.window.String(), o.window == window || c.Window == "" && o.window == defaultWindow},
 	} {
 		if o.changed(f.flag) && !f.same {

@@ -22,6 +22,8 @@ func flags(dir string, more ...string) *upOptions {
 			o.capacity = more[i+1]
 		case "s3-root":
 			o.s3Root = more[i+1]
+		case "allow-file":
+			o.allow = append(o.allow, more[i+1])
 		case "return-window":
 			o.window, _ = time.ParseDuration(more[i+1])
 		}
@@ -68,6 +70,20 @@ func TestUpRefusesAForeignFolder(t *testing.T) {
 	mustMake(t, flags(again)) // now it holds a cluster
 }
 
+// The folders stand in the daemons' command lines, also after a second up.
+func TestUpKeepsItsFolders(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	mustMake(t, flags(dir, "allow-file", "/a", "allow-file", "/b"))
+	c := mustMake(t, flags(dir))
+	for _, role := range []string{"controller", "worker-1"} {
+		cmd, err := c.command(role)
+		if err != nil || !strings.Contains(strings.Join(cmd.Args, " "), "--allow-file /a:/b") {
+			t.Errorf("%s: %v (%v)", role, cmd, err)
+		}
+	}
+	refused(t, flags(filepath.Join(t.TempDir(), "d"), "allow-file", "/a:b"), "--allow-file")
+}
+
 func TestUpChecksItsCapacity(t *testing.T) {
 	for _, s := range []string{"", "lots", "2 Gigs", "-1GiB", "1MiB", "16777215", "NaN", "Inf", "1e400", "GiB", "9999999TiB"} {
 		dir := filepath.Join(t.TempDir(), "d")
@@ -112,6 +128,7 @@ func TestUpRefusesChangesOfARunningCluster(t *testing.T) {
 		"capacity":             {"capacity", "1GiB"},
 		"another folder":       {"s3-root", other},
 		"return window":        {"return-window", "3s"},
+		"folders to read":      {"allow-file", other},
 		"one of two":           {"capacity", "2048MiB", "return-window", "5s"},
 		"a folder, late":       {"s3-root", other},
 		"back to the default":  {"return-window", "1m"},

@@ -42,7 +42,7 @@ func outcome(t *testing.T, args ...string) (map[string]string, error) {
 	got := map[string]string{}
 	for _, c := range root.Commands() {
 		c.RunE = func(cmd *cobra.Command, _ []string) error {
-			for _, name := range []string{"capacity", "cache-dir", "dir", "streams", "token-file", "redis", "log-level"} {
+			for _, name := range []string{"capacity", "cache-dir", "dir", "streams", "token-file", "redis", "log-level", "allow-file"} {
 				if f := cmd.Flags().Lookup(name); f != nil {
 					got[name] = f.Value.String()
 				}

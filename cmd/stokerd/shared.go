@@ -20,6 +20,7 @@ type sharedFlags struct {
 	redisTLS                              tlsFiles
 	store, tokenFile, pidFile             string
 	networks                              networks
+	allowFile                             allowed
 }
 
 func (f *sharedFlags) add(cmd *cobra.Command) {
@@ -30,6 +31,7 @@ func (f *sharedFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.store, "store", "", "manifest store, the same for all daemons: a shared folder, or s3://bucket/prefix[?endpoint=URL&region=NAME&profile=NAME&path-style]")
 	cmd.Flags().StringVar(&f.tokenFile, "token-file", "", "file with one `principal token` per line; the daemons use the line of principal stoker among each other")
 	cmd.Flags().Var(&f.networks, "worker-networks", "where workers may be, as 10.0.0.0/8,.nodes.example: what is registered elsewhere is ignored, and gets no token (default anywhere)")
+	cmd.Flags().Var(&f.allowFile, "allow-file", "folders that file:// datasets may lie in, with ':' between them or the flag repeated; every user of stoker may then read all that is below them (default none)")
 	cmd.Flags().StringVar(&f.pidFile, "pid-file", "", "write the process id here")
 }
 

@@ -71,7 +71,7 @@ func runWorker(cmd *cobra.Command, f *workerFlags) error {
 	w, err := worker.Open(worker.Options{
 		Dir: absolute(f.cacheDir), CapacityBytes: int64(f.capacity), Folders: f.dirs.folders(), Objects: d.objects, Index: d.index,
 		Socket: absolute(f.socket), Listen: f.listen, Advertise: f.advertise, Tokens: d.tokens,
-		Streams: f.streams, MemoryBytes: int64(f.memory), ScrubRate: int64(f.scrubRate), Version: version, Log: d.log,
+		Streams: f.streams, MemoryBytes: int64(f.memory), ScrubRate: int64(f.scrubRate), AllowFiles: f.allowFile, Version: version, Log: d.log,
 	})
 	if err != nil {
 		return err

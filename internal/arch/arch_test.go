@@ -22,6 +22,7 @@ var layers = map[string][]string{
 	"ufs/ufstest":                   {"", "ufs", "internal/testenv"},
 	"ufs/memufs":                    {"", "ufs"},
 	"ufs/s3ufs":                     {"", "ufs"},
+	"ufs/posixufs":                  {"", "ufs"},
 	"ufs/guard":                     {"", "ufs"},
 	"ufs/folder":                    {"", "ufs"},
 	"ufs/mounts":                    {"", "ufs", "ufs/*"},

@@ -38,6 +38,8 @@ type Options struct {
 	Tokens  *api.Tokens // who may come in by TCP, and the token sent to workers; nil = loopback only
 	Version string
 	Log     *slog.Logger
+	// AllowFiles are folders that file:// datasets may lie in; none = no file://.
+	AllowFiles []string
 }
 
 // Controller is a running controller. Open makes it, Run serves until its
@@ -68,7 +70,7 @@ func Open(o Options) (*Controller, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, stoker.Errorf(stoker.KindInvalid, "controller", o.Dir, "%w", err)
 	}
-	c := &Controller{o: o, manifests: manifest.NewStore(o.Objects, o.Dir), mounts: mounts.New(mounts.Options{})}
+	c := &Controller{o: o, manifests: manifest.NewStore(o.Objects, o.Dir), mounts: mounts.New(mounts.Options{AllowFiles: o.AllowFiles})}
 	c.acts = activities.New(activities.Options{
 		Store: c.manifests, Index: o.Index, Open: c.mounts.Open, TempDir: o.Dir, Token: o.Tokens.Own(), Joiner: o.Flows, Log: o.Log,
 	})

@@ -44,6 +44,7 @@ type Options struct {
 	Streams       int             // UFS streams of one load; 0 = 16
 	MemoryBytes   int64           // of the process; fills and answers to peers take half of it at most; 0 = AutoMemory
 	ScrubRate     int64           // bytes/s that a scrub of sealed shards reads; 0 = none
+	AllowFiles    []string        // folders that file:// datasets may lie in; none = no file://
 	Version       string
 	Log           *slog.Logger
 }
@@ -91,7 +92,7 @@ func (w *Worker) open() (err error) {
 		return stoker.Errorf(stoker.KindInternal, "worker", manifestDir, "%w", err)
 	}
 	w.manifests = manifest.NewStore(w.o.Objects, manifestDir)
-	w.mounts = mounts.New(mounts.Options{})
+	w.mounts = mounts.New(mounts.Options{AllowFiles: w.o.AllowFiles})
 	token := ""
 	if w.o.Tokens != nil {
 		token = w.o.Tokens.Own()

@@ -123,10 +123,10 @@ func (f *FS) List(ctx context.Context, o ufs.ListOptions) (ufs.Page, error) {
 		if !strings.HasPrefix(key, o.Prefix) {
 			break
 		}
-		if after != "" && (key <= after || o.Delimiter != "" && strings.HasSuffix(after, o.Delimiter) && strings.HasPrefix(key, after)) {
+		entry, folded := fold(key, o)
+		if after != "" && (key <= after || folded && entry == after) {
 			continue
 		}
-		entry, folded := fold(key, o)
 		if folded && len(page.Prefixes) > 0 && page.Prefixes[len(page.Prefixes)-1] == entry {
 			continue
 		}

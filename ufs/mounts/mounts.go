@@ -5,6 +5,7 @@ package mounts
 
 import (
 	"context"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,15 +14,17 @@ import (
 	"stoker.dev"
 	"stoker.dev/ufs"
 	"stoker.dev/ufs/guard"
+	"stoker.dev/ufs/posixufs"
 	"stoker.dev/ufs/s3ufs"
 )
 
-// Options tune the guards.
+// Options tune the guards and say which folders may be read.
 type Options struct {
-	Guard guard.Options
+	Guard      guard.Options
+	AllowFiles []string // folders that file:// locations may lie in; none = no file:// at all
 }
 
-// opener makes the driver of one store.
+// opener makes the driver of one store, or of one folder.
 type opener func(ctx context.Context, store string, l ufs.Location) (ufs.FS, error)
 
 // Mounts opens locations and keeps them open.
@@ -30,7 +33,7 @@ type Mounts struct {
 	openers map[string]opener
 
 	mu   sync.Mutex
-	open map[ufs.Location]*guard.FS // +checklocks:mu — by location with the URI cut to its store
+	open map[ufs.Location]*guard.FS // +checklocks:mu — by location with the URI cut to its store or folder
 }
 
 // New knows all schemes that are built in.
@@ -38,6 +41,9 @@ func New(o Options) *Mounts {
 	m := &Mounts{o: o, open: map[ufs.Location]*guard.FS{}, openers: map[string]opener{}}
 	m.Register("s3", func(ctx context.Context, bucket string, l ufs.Location) (ufs.FS, error) {
 		return s3ufs.Open(ctx, s3ufs.Options{Bucket: bucket, Location: l})
+	})
+	m.Register(fileScheme, func(_ context.Context, _ string, l ufs.Location) (ufs.FS, error) {
+		return openFolder(l, o.AllowFiles)
 	})
 	return m
 }
@@ -51,9 +57,43 @@ func (m *Mounts) Register(scheme string, open func(ctx context.Context, store st
 // all is user:password@.
 var storeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]*$`)
 
-// ParseURI splits scheme://store[/prefix]. prefix is "" or ends in "/".
+const fileScheme = "file"
+
+// openFolder opens a folder. Its keys are its path and theirs below it, as the
+// keys of a manifest are.
+func openFolder(l ufs.Location, allow []string) (ufs.FS, error) {
+	if plain := (ufs.Location{URI: l.URI}); l != plain {
+		return nil, stoker.Errorf(stoker.KindInvalid, "uri", l.URI, "a folder has no endpoint, region, profile or other option of a store: leave them out")
+	}
+	_, _, prefix, err := ParseURI(l.URI)
+	if err != nil {
+		return nil, err
+	}
+	return posixufs.Open(posixufs.Options{Folder: "/" + strings.TrimSuffix(prefix, "/"), Prefix: prefix, Allow: allow})
+}
+
+// parseFolder reads what follows file://. There is one tree, so no store.
+func parseFolder(uri, rest string) (prefix string, err error) {
+	if !strings.HasPrefix(rest, "/") || strings.IndexByte(rest, 0) >= 0 {
+		return "", stoker.Errorf(stoker.KindInvalid, "uri", uri, "names no absolute folder: write file:///folder, with three slashes")
+	}
+	if prefix = strings.Trim(rest, "/"); prefix == "" {
+		return "", nil
+	}
+	if path.Clean(prefix) != prefix || prefix == ".." || strings.HasPrefix(prefix, "../") {
+		return "", stoker.Errorf(stoker.KindInvalid, "uri", uri, "write the folder without '.', '..' and double slashes: file://%s", path.Clean("/"+prefix))
+	}
+	return prefix + "/", nil
+}
+
+// ParseURI splits scheme://store[/prefix], or file:///prefix, whose store is
+// "". prefix is "" or ends in "/".
 func ParseURI(uri string) (scheme, store, prefix string, err error) {
 	scheme, rest, ok := strings.Cut(uri, "://")
+	if ok && scheme == fileScheme {
+		prefix, err = parseFolder(uri, rest)
+		return scheme, "", prefix, err
+	}
 	store, prefix, _ = strings.Cut(rest, "/")
 	switch {
 	case !ok || scheme == "":
@@ -75,7 +115,7 @@ func ParseURI(uri string) (scheme, store, prefix string, err error) {
 // keys there. It checks the URI and the configuration, not whether the store
 // answers.
 func (m *Mounts) Open(ctx context.Context, l ufs.Location) (ufs.FS, string, error) {
-	// Before the rules that the known schemes have: file:///folder is no s3 URI without a bucket.
+	// Before the rules that the known schemes have.
 	if scheme, _, ok := strings.Cut(l.URI, "://"); ok && m.openers[scheme] == nil {
 		return nil, "", stoker.Errorf(stoker.KindInvalid, "uri", scheme+"://…", "scheme %q is not known; these are: %s", scheme, strings.Join(m.schemes(), ", "))
 	}
@@ -85,6 +125,9 @@ func (m *Mounts) Open(ctx context.Context, l ufs.Location) (ufs.FS, string, erro
 	}
 	at := l
 	at.URI = scheme + "://" + store
+	if scheme == fileScheme { // each folder is a tree of its own
+		at.URI += "/" + strings.TrimSuffix(prefix, "/")
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if fs := m.open[at]; fs != nil {

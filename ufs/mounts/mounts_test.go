@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -27,6 +29,10 @@ func TestParseURI(t *testing.T) {
 		{"equals, at, question mark, hash in the prefix", "s3://bucket/x=1@2?a#b", "s3", "bucket", "x=1@2?a#b/"},
 		{"a URI in the prefix", "s3://bucket/s3://other", "s3", "bucket", "s3://other/"},
 		{"bytes that are no text", "s3://bucket/\xff\x01", "s3", "bucket", "\xff\x01/"},
+		{"folder", "file:///data/set", "file", "", "data/set/"},
+		{"folder with slashes around", "file:////data/", "file", "", "data/"},
+		{"the whole tree", "file:///", "file", "", ""},
+		{"folder with odd bytes", "file:///a b/=@1?#\xff", "file", "", "a b/=@1?#\xff/"},
 		{"host and port", "hdfs://name-node.local:8020/data", "hdfs", "name-node.local:8020", "data/"},
 	} {
 		scheme, store, prefix, err := ParseURI(c.uri)
@@ -40,6 +46,8 @@ func TestParseURIRefuses(t *testing.T) {
 	for _, uri := range []string{
 		"", "bucket", "/bucket/a", "s3:bucket", "s3:/bucket/a", "://bucket", "s3://", "s3:///a", "s3://../a", "s3://./a",
 		"s3:// /a", "s3://bu cket", "s3://bucket\x00", "s3://buck\net/a", "s3://bucket?x=1", "s3://bucket#x", "s3://\xff/a", "s3://-bucket", `s3://b\a`,
+		"file://", "file://data", "file://./data", "file://host/data", "file:data", "file:/data", "file:///data/../etc", "file:///..", "file:///../etc",
+		"file:///./data", "file:///data//set", "file:///data/.", "file:///da\x00ta",
 	} {
 		if _, _, _, err := ParseURI(uri); stoker.KindOf(err) != stoker.KindInvalid || err == nil {
 			t.Errorf("%q: %v", uri, err)
@@ -60,9 +68,9 @@ func TestParseURIShowsNoSecret(t *testing.T) {
 func TestUnknownSchemeListsTheKnown(t *testing.T) {
 	m := New(Options{})
 	m.Register("mem", func(context.Context, string, ufs.Location) (ufs.FS, error) { return memufs.New(), nil })
-	for _, uri := range []string{"ftp://host/a", "file:///folder", "S3://bucket/a", "hdfs://", "://bucket"} {
+	for _, uri := range []string{"ftp://host/a", "FILE:///folder", "S3://bucket/a", "hdfs://", "://bucket"} {
 		_, _, err := m.Open(t.Context(), ufs.Location{URI: uri})
-		if stoker.KindOf(err) != stoker.KindInvalid || err == nil || !strings.Contains(err.Error(), "these are: mem, s3") {
+		if stoker.KindOf(err) != stoker.KindInvalid || err == nil || !strings.Contains(err.Error(), "these are: file, mem, s3") {
 			t.Errorf("%q: %v", uri, err)
 		}
 	}
@@ -181,5 +189,45 @@ func TestS3IsBuiltIn(t *testing.T) {
 	fs, prefix, err := New(Options{}).Open(t.Context(), ufs.Location{URI: "s3://bucket/a", Endpoint: "http://127.0.0.1:1", Anonymous: true})
 	if err != nil || fs == nil || prefix != "a/" {
 		t.Errorf("%v, %q, %v", fs, prefix, err)
+	}
+}
+
+// Folders are built in; each is a tree of its own, in what the daemon allows.
+func TestFoldersAreBuiltIn(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "in/a"), 0o755), os.WriteFile(filepath.Join(dir, "in/a/k"), []byte("x"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	m := New(Options{AllowFiles: []string{filepath.Join(dir, "in")}})
+	fs, prefix, err := m.Open(t.Context(), ufs.Location{URI: "file://" + dir + "/in/a/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := fs.List(t.Context(), ufs.ListOptions{Prefix: prefix})
+	if want := strings.TrimPrefix(dir, "/") + "/in/a/k"; err != nil || len(p.Objects) != 1 || p.Objects[0].Key != want {
+		t.Errorf("%+v, want %q (%v)", p, want, err)
+	}
+	if same, _, err := m.Open(t.Context(), ufs.Location{URI: "file://" + dir + "/in/a"}); err != nil || same != fs {
+		t.Errorf("one folder is opened twice (%v)", err)
+	}
+	if other, _, err := m.Open(t.Context(), ufs.Location{URI: "file://" + dir + "/in"}); err != nil || other == fs {
+		t.Errorf("two folders are one tree (%v)", err)
+	}
+	for uri, kind := range map[string]stoker.Kind{
+		"file://" + dir: stoker.KindDenied, "file:///etc": stoker.KindDenied, "file://" + dir + "/inside": stoker.KindDenied,
+		"file://" + dir + "/in/../other": stoker.KindInvalid, "file://in": stoker.KindInvalid,
+	} {
+		if _, _, err := m.Open(t.Context(), ufs.Location{URI: uri}); err == nil || stoker.KindOf(err) != kind {
+			t.Errorf("%s: %v, want kind %v", uri, err, kind)
+		}
+	}
+	if _, _, err := New(Options{}).Open(t.Context(), ufs.Location{URI: "file://" + dir + "/in"}); stoker.KindOf(err) != stoker.KindDenied || !strings.Contains(err.Error(), "--allow-file") {
+		t.Errorf("without a word of the administrator: %v", err)
+	}
+	for _, l := range []ufs.Location{{Endpoint: "http://e"}, {Region: "r"}, {PathStyle: true}, {Anonymous: true}, {Profile: "p"}} {
+		l.URI = "file://" + dir + "/in"
+		if _, _, err := m.Open(t.Context(), l); stoker.KindOf(err) != stoker.KindInvalid || err == nil || !strings.Contains(err.Error(), "leave them out") {
+			t.Errorf("%+v: %v", l, err)
+		}
 	}
 }
