@@ -8,13 +8,13 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
-	"stoker.dev/ufs"
 )
 
 func (a *app) datasetCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "dataset", Short: "register and show datasets",
-		Long: `A dataset is a named prefix of a store, or several joined, listed and frozen into
-generations: a job reads one generation, whatever happens in the store.`,
+		Long: `A dataset is a named prefix of a store or a folder, or several of them joined,
+listed and frozen into generations: a job reads one generation, whatever happens
+in the store.`,
 		Example: `  stoker dataset add imagenet s3://datasets/imagenet
   stoker dataset ls
   stoker dataset show imagenet`}
@@ -24,18 +24,27 @@ generations: a job reads one generation, whatever happens in the store.`,
 }
 
 func (a *app) datasetAddCommand() *cobra.Command {
-	var at ufs.Location
+	var at locationFlags
 	var maxAge time.Duration
 	cmd := &cobra.Command{
 		Use:   "add NAME URI|FOLDER=URI...",
 		Short: "list a prefix of a store, freeze it as generation 1 and give it a name",
 		Long: `Lists everything below the URI and freezes the listing: that is generation 1 of
-the dataset. Several URIs are joined, each under a folder of its own. Without
---endpoint the daemons' AWS environment says where the store is; credentials are
-always the daemons' own, by name with --profile.`,
+the dataset. A URI is s3://bucket/prefix, or file:///folder for a folder that the
+daemons may read (their --allow-file) and that is mounted at the same path on
+every controller and worker. Without --endpoint the daemons' AWS environment says
+where the store is; credentials are always the daemons' own, by name with
+--profile.
+
+Several URIs are joined, each under a folder of its own. --endpoint, --region,
+--profile, --path-style and --anonymous are then for all stores, or for one of
+them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
+--path-style=FOLDER, --anonymous=FOLDER; its own wins.`,
 		Example: `  stoker dataset add imagenet s3://datasets/imagenet
   stoker dataset add speech audio=s3://speech/wav text=s3://speech/transcripts
-  stoker dataset add local s3://bucket --endpoint http://127.0.0.1:9000 --path-style`,
+  stoker dataset add local s3://bucket --endpoint http://127.0.0.1:9000 --path-style
+  stoker dataset add mix images=s3://images labels=file:///nfs/labels old=s3://old \
+      --profile images=team-a --anonymous=old`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) < 2 {
 				return usagef(cmd, "a name and a URI are needed")
@@ -51,11 +60,14 @@ always the daemons' own, by name with --profile.`,
 				return stoker.Errorf(stoker.KindInvalid, "dataset add", printable(req.Name), "is no dataset name: %s", aName)
 			}
 			for _, s := range args[1:] {
-				root, err := parseRoot(s, at)
+				root, err := parseRoot(s)
 				if err != nil {
 					return err
 				}
 				req.Roots = append(req.Roots, root)
+			}
+			if err := at.apply("dataset add", req.Roots); err != nil {
+				return err
 			}
 			c, err := a.controller()
 			if err != nil {
@@ -74,12 +86,8 @@ always the daemons' own, by name with --profile.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&at.Endpoint, "endpoint", "", "URL of the store (default the daemons' AWS environment)")
-	f.StringVar(&at.Region, "region", "", "region of the store (default the daemons' AWS environment)")
-	f.BoolVar(&at.PathStyle, "path-style", false, "bucket in the path, not in the host name")
-	f.BoolVar(&at.Anonymous, "anonymous", false, "send no credentials")
 	f.DurationVar(&maxAge, "max-age", 0, "list again before use when the listing is older, such as 24h (default never)")
-	f.StringVar(&at.Profile, "profile", "", "name of the credentials that the daemons have")
+	at.add(cmd)
 	return cmd
 }
 

@@ -8,7 +8,6 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
-	"stoker.dev/ufs"
 )
 
 // maxGenerationDigits keeps generations within an int32.
@@ -47,7 +46,7 @@ func parseRef(s string) (api.DatasetRef, error) {
 	case strings.ContainsRune(s, 0):
 		return bad("holds a NUL byte")
 	case !isURI(ref.Name) && !isName(ref.Name):
-		return bad("is no dataset name (%s): write NAME, NAME@GENERATION or s3://bucket/prefix", aName)
+		return bad("is no dataset name (%s): write NAME, NAME@GENERATION, s3://bucket/prefix or file:///folder", aName)
 	}
 	return ref, nil
 }
@@ -101,8 +100,7 @@ func refName(r api.DatasetRef) string {
 }
 
 // parseRoot reads URI or FOLDER=URI of dataset add.
-func parseRoot(s string, at ufs.Location) (api.AddRoot, error) {
-	root := api.AddRoot{Location: at}
+func parseRoot(s string) (root api.AddRoot, err error) {
 	root.URI = s
 	scheme := strings.Index(s, "://")
 	if i := strings.IndexByte(s, '='); i >= 0 && i < scheme {
@@ -112,7 +110,7 @@ func parseRoot(s string, at ufs.Location) (api.AddRoot, error) {
 		}
 	}
 	if scheme < 1 {
-		return root, stoker.Errorf(stoker.KindInvalid, "dataset add", printable(s), "is no URI: write s3://bucket/prefix")
+		return root, stoker.Errorf(stoker.KindInvalid, "dataset add", printable(s), "is no URI: write s3://bucket/prefix or file:///folder")
 	}
 	return root, nil
 }

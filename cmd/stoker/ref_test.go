@@ -65,19 +65,17 @@ func TestRefNameIsReadBack(t *testing.T) {
 }
 
 func TestParseRoot(t *testing.T) {
-	at := ufs.Location{Endpoint: "http://e", Region: "r", PathStyle: true, Anonymous: true, Profile: "p"}
 	for _, c := range []struct{ in, folder, uri string }{
 		{"s3://b/p", "", "s3://b/p"}, {"audio=s3://b/p", "audio", "s3://b/p"}, {"a/b=s3://b", "a/b", "s3://b"},
 		{"s3://b/x=y", "", "s3://b/x=y"}, {"a=s3://b/x=y://z", "a", "s3://b/x=y://z"}, {"..a=s3://b", "..a", "s3://b"},
+		{"file:///a/b=c", "", "file:///a/b=c"}, {"x=file:///a", "x", "file:///a"},
 	} {
-		want := at
-		want.URI = c.uri
-		if got, err := parseRoot(c.in, at); err != nil || got.Folder != c.folder || got.Location != want {
+		if got, err := parseRoot(c.in); err != nil || got.Folder != c.folder || got.Location != (ufs.Location{URI: c.uri}) {
 			t.Errorf("%q: %+v, %v", c.in, got, err)
 		}
 	}
 	for _, in := range []string{"", "bucket", "://b", "=s3://b", "/a=s3://b", "../a=s3://b", "a/../..=s3://b", ".=s3://b", "..=s3://b", "a/=s3://b", "a//b=s3://b", "./a=s3://b"} {
-		if got, err := parseRoot(in, at); stoker.KindOf(err) != stoker.KindInvalid || err == nil {
+		if got, err := parseRoot(in); stoker.KindOf(err) != stoker.KindInvalid || err == nil {
 			t.Errorf("%q: %+v, %v", in, got, err)
 		}
 	}

@@ -112,6 +112,9 @@ func (f *FS) noAnswer(ctx context.Context, op, key string, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	if err := f.untrusted(op, err); err != nil {
+		return err
+	}
 	var creds interface{ ProviderName() string }
 	if errors.As(err, &creds) || strings.Contains(err.Error(), "credentials") {
 		return f.noCredentials(ctx, key, err)
