@@ -1,5 +1,5 @@
 // Package ufs is the contract with under file systems: the object stores and
-// file trees where the data truly lives. Drivers (s3ufs, memufs) implement
+// file trees where the data truly lives. Drivers (s3ufs, posixufs, memufs) implement
 // FS; package ufstest holds the suite that each of them passes; package guard
 // adds retries, limits and counters. All methods of an FS may be called from
 // any number of goroutines.

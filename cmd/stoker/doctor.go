@@ -18,7 +18,7 @@ import (
 
 // examined is a check and where it was made.
 type examined struct {
-	On string `json:"on"` // node | worker | controller
+	On string `json:"on"` // node | worker | controller | ufs
 	api.Check
 }
 
@@ -29,7 +29,9 @@ type diagnosis struct {
 }
 
 func (a *app) doctorCommand() *cobra.Command {
-	return &cobra.Command{
+	var uri string
+	var at locationFlags
+	cmd := &cobra.Command{
 		Use: "doctor", Short: "check this node, its worker, the controller and all they need", Args: noArgs,
 		Long: `Looks at this node (kernel, /dev/fuse, limits), asks its worker (cache folder,
 space, descriptors, privileges, Redis, manifest store) and the controller (Redis,
@@ -38,20 +40,63 @@ seconds. Every check is one line: ok, warn (it works, but not as it should) or
 fail, and below what is not ok what to do.
 
 Exit code 0 if nothing fails, warnings included, else 5. It shows no secrets: its
-output may be sent to whoever helps.`,
+output may be sent to whoever helps.
+
+With --ufs URI it looks at that store instead, through the controller and with its
+credentials, and registers nothing: can it be reached, do the clocks agree, may it
+be listed and read, does it honour pages, folders, ranges and conditions. The
+flags are those of 'stoker dataset add'.`,
 		Example: `  stoker doctor
+  stoker doctor --ufs s3://bucket/prefix --endpoint https://store --profile team-a
   stoker doctor -o json | jq '.checks[] | select(.state != "ok")'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			d := a.diagnose(cmd.Context())
+			d := diagnosis{State: api.CheckOK}
+			if cmd.Flags().Changed("ufs") {
+				if err := a.examineStore(cmd.Context(), &d, uri, &at); err != nil {
+					return err
+				}
+			} else if err := at.unused(cmd); err != nil {
+				return err
+			} else {
+				d = a.diagnose(cmd.Context())
+			}
 			if err := cmd.Context().Err(); err != nil {
 				return err
 			}
-			if err := a.print(d, func(w io.Writer) { a.writeDiagnosis(w, d) }); err != nil {
+			if err := a.print(d, func(w io.Writer) { a.writeDiagnosis(w, d, uri) }); err != nil {
 				return err
 			}
 			return d.err()
 		},
 	}
+	cmd.Flags().StringVar(&uri, "ufs", "", "look at this store: s3://bucket/prefix or file:///folder")
+	at.add(cmd)
+	return cmd
+}
+
+// examineStore asks the controller how a store behaves.
+func (a *app) examineStore(ctx context.Context, d *diagnosis, uri string, at *locationFlags) error {
+	root, err := parseRoot(uri)
+	if err != nil {
+		return err
+	}
+	if root.Folder != "" {
+		return stoker.Errorf(stoker.KindInvalid, "doctor", printable(uri), "one store at a time: write its URI alone")
+	}
+	roots := []api.AddRoot{root}
+	if err := at.apply("doctor", roots); err != nil {
+		return err
+	}
+	c, err := a.controller()
+	if err != nil {
+		return err
+	}
+	rep, err := c.DoctorUFS(ctx, roots[0].Location)
+	if err != nil {
+		return err
+	}
+	d.add("ufs", rep.Checks)
+	return nil
 }
 
 // diagnose examines the three places at the same time.
@@ -67,16 +112,17 @@ func (a *app) diagnose(ctx context.Context) diagnosis {
 		worker = append(worker, workerClock(workerAt, controllerAt))
 	}
 	d := diagnosis{State: api.CheckOK}
-	add := func(on string, checks []api.Check) {
-		for _, c := range checks {
-			d.State = api.WorseOf(d.State, c.State)
-			d.Checks = append(d.Checks, examined{on, c})
-		}
-	}
-	add("node", node)
-	add("worker", worker)
-	add("controller", controller)
+	d.add("node", node)
+	d.add("worker", worker)
+	d.add("controller", controller)
 	return d
+}
+
+func (d *diagnosis) add(on string, checks []api.Check) {
+	for _, c := range checks {
+		d.State = api.WorseOf(d.State, c.State)
+		d.Checks = append(d.Checks, examined{on, c})
+	}
 }
 
 // err is the error that a diagnosis stands for.
@@ -173,14 +219,15 @@ func unreachable(err error, hint string) api.Check {
 }
 
 // writeDiagnosis writes a line for each check.
-func (a *app) writeDiagnosis(w io.Writer, d diagnosis) {
+func (a *app) writeDiagnosis(w io.Writer, d diagnosis, uri string) {
 	_, isScreen := a.screen()
 	color := isScreen && a.env("NO_COLOR") == ""
 	longest := 0
 	for _, c := range d.Checks {
 		longest = max(longest, live.Width(printable(c.Name)))
 	}
-	titles := map[string]string{"node": "this node", "worker": "worker at " + a.chosen.Socket, "controller": "controller at " + a.chosen.Controller}
+	titles := map[string]string{"node": "this node", "worker": "worker at " + a.chosen.Socket, "controller": "controller at " + a.chosen.Controller,
+		"ufs": uri + " as the controller at " + a.chosen.Controller + " sees it"}
 	last := ""
 	for _, c := range d.Checks {
 		if c.On != last {

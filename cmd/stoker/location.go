@@ -91,6 +91,16 @@ func (f *locationFlags) apply(op string, roots []api.AddRoot) error {
 	return nil
 }
 
+// unused refuses flags that nothing would take.
+func (f *locationFlags) unused(cmd *cobra.Command) error {
+	for _, name := range []string{"endpoint", "region", "profile", "path-style", "anonymous"} {
+		if cmd.Flags().Changed(name) {
+			return usagef(cmd, "--%s is of a store: say which with --ufs URI", name)
+		}
+	}
+	return nil
+}
+
 func (p *perRoot) apply(op string, roots []api.AddRoot, to func(*ufs.Location, string)) error {
 	given := map[string]bool{}
 	for _, single := range []bool{false, true} { // a folder's own value wins, in whatever order

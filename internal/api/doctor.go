@@ -172,3 +172,11 @@ func (n *Node) Doctor(ctx context.Context) (DoctorReport, error) {
 func (w *WorkerClient) Doctor(ctx context.Context) (DoctorReport, error) {
 	return get[DoctorReport](ctx, w.c, doctorTimeout, http.MethodGet, "/v1/doctor", nil)
 }
+
+// probeTimeout leaves the controller the time to say what took too long.
+const probeTimeout = 30 * time.Second
+
+// DoctorUFS asks the controller how a store behaves.
+func (c *Controller) DoctorUFS(ctx context.Context, l ufs.Location) (DoctorReport, error) {
+	return get[DoctorReport](ctx, c.c, probeTimeout, http.MethodPost, "/v1/doctor/ufs", l)
+}

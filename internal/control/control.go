@@ -53,6 +53,7 @@ type Controller struct {
 	phases    *phases
 	metrics   *metrics.Registry
 	renewals  renewals
+	probing   chan struct{} // a token for each store that is looked at
 	listeners []net.Listener
 }
 
@@ -70,7 +71,7 @@ func Open(o Options) (*Controller, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, stoker.Errorf(stoker.KindInvalid, "controller", o.Dir, "%w", err)
 	}
-	c := &Controller{o: o, manifests: manifest.NewStore(o.Objects, o.Dir), mounts: mounts.New(mounts.Options{AllowFiles: o.AllowFiles})}
+	c := &Controller{o: o, manifests: manifest.NewStore(o.Objects, o.Dir), mounts: mounts.New(mounts.Options{AllowFiles: o.AllowFiles}), probing: make(chan struct{}, probesAtOnce)}
 	c.acts = activities.New(activities.Options{
 		Store: c.manifests, Index: o.Index, Open: c.mounts.Open, TempDir: o.Dir, Token: o.Tokens.Own(), Joiner: o.Flows, Log: o.Log,
 	})

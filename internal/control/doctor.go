@@ -12,6 +12,7 @@ import (
 	"stoker.dev"
 	"stoker.dev/cache/placement"
 	"stoker.dev/internal/api"
+	"stoker.dev/ufs"
 )
 
 // server is an index that a server keeps, which has a version and a clock.
@@ -32,6 +33,44 @@ func (c *Controller) doctor(w http.ResponseWriter, r *http.Request) error {
 	both.Go(func() { workers = c.checkWorkers(r.Context()) })
 	both.Wait()
 	api.WriteJSON(w, http.StatusOK, api.DoctorReport{Role: "controller", Time: now, Checks: append(own, workers...)})
+	return nil
+}
+
+const (
+	probeStore   = 20 * time.Second // for all requests to one store
+	probesAtOnce = 4                // stores looked at, at a time
+)
+
+// doctorUFS is POST /v1/doctor/ufs: how a store behaves, asked with this
+// controller's credentials. It makes the controller send requests to whatever
+// endpoint the caller says, so that he must be somebody, and of what comes back
+// he sees what a store is like, never what it holds.
+func (c *Controller) doctorUFS(w http.ResponseWriter, r *http.Request) error {
+	var l ufs.Location
+	if err := api.ReadJSON(w, r, &l); err != nil {
+		return err
+	}
+	if p := api.PrincipalOf(r.Context()); p.Anonymous {
+		return stoker.Errorf(stoker.KindDenied, "doctor", "ufs", "nobody vouches for you: come by the controller's Unix socket, or with a token")
+	}
+	select {
+	case c.probing <- struct{}{}:
+		defer func() { <-c.probing }()
+	default:
+		return stoker.Errorf(stoker.KindBusy, "doctor", "ufs", "%d stores are looked at already: try again in some seconds", probesAtOnce)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), probeStore)
+	defer cancel()
+	found, err := c.mounts.Probe(ctx, l)
+	if err != nil {
+		return err
+	}
+	rep := api.DoctorReport{Role: "controller", Time: time.Now().UTC(), Checks: []api.Check{}}
+	for _, f := range found {
+		state := map[ufs.Level]string{ufs.Fine: api.CheckOK, ufs.Odd: api.CheckWarn, ufs.Bad: api.CheckFail}[f.Level]
+		rep.Checks = append(rep.Checks, api.Check{Name: f.Name, State: state, Detail: f.Detail, Hint: f.Hint})
+	}
+	api.WriteJSON(w, http.StatusOK, rep)
 	return nil
 }
 

@@ -39,6 +39,7 @@ func (c *Controller) patterns() map[string]handler {
 		"GET /v1/workers":                 c.listWorkers,
 		"GET /v1/status":                  c.status,
 		"GET /v1/doctor":                  c.doctor,
+		"POST /v1/doctor/ufs":             c.doctorUFS,
 		"GET /metrics":                    c.scrape,
 		metrics.DebugRoute:                metrics.Debug,
 	}

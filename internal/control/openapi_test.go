@@ -20,6 +20,7 @@ import (
 	"stoker.dev"
 	"stoker.dev/cache/placement"
 	"stoker.dev/internal/api"
+	"stoker.dev/ufs"
 	"stoker.dev/workflows"
 )
 
@@ -157,6 +158,7 @@ func wires() map[string]wire {
 	return map[string]wire{
 		"GET /v1/version":                 {out: api.VersionInfo{}},
 		"GET /v1/doctor":                  {out: api.DoctorReport{}},
+		"POST /v1/doctor/ufs":             {in: ufs.Location{}, out: api.DoctorReport{}},
 		"GET /v1/status":                  {out: api.Status{}},
 		"GET /v1/workers":                 {out: []api.WorkerInfo{}},
 		"GET /v1/datasets":                {out: []api.DatasetInfo{}},

@@ -64,7 +64,7 @@ func TestOneNamespaceOfTwoStores(t *testing.T) {
 // it as stale, a new one has it.
 func (c *cluster) changeTheFolder(labels string) {
 	c.t.Helper()
-	c.must("evict", "mix", "--force") // the preload before may still hold it for a moment
+	c.must("evict", "mix", "--force")                                                                             // the preload before may still hold it for a moment
 	if err := os.WriteFile(filepath.Join(labels, "run.sh"), []byte("#!/bin/sh\necho two\n"), 0o755); err != nil { // as long as before
 		c.t.Fatal(err)
 	}
@@ -114,6 +114,11 @@ func TestNamespacesThatAreRefused(t *testing.T) {
 	}
 	if r := c.stoker("preload", "file://"+other, "--wait"); r.code != 10 {
 		t.Errorf("by its URI: exit %d, want 10\n%s", r.code, r.stderr)
+	}
+	for uri, code := range map[string]int{"s3://data": 0, "file://" + allowed: 0, "file://" + other: 10, "file://" + allowed + "/none": 5, "s3://no-such-bucket": 5} {
+		if r := c.stoker("doctor", "--ufs", uri); r.code != code || code == 0 && !strings.Contains(r.out, "reachable") {
+			t.Errorf("doctor --ufs %s: exit %d, want %d\n%s%s", uri, r.code, code, r.out, r.stderr)
+		}
 	}
 	var all []api.DatasetInfo
 	if err := json.Unmarshal([]byte(c.must("dataset", "ls", "-o", "json")), &all); err != nil || len(all) != 0 {

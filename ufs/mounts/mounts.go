@@ -115,25 +115,16 @@ func ParseURI(uri string) (scheme, store, prefix string, err error) {
 // keys there. It checks the URI and the configuration, not whether the store
 // answers.
 func (m *Mounts) Open(ctx context.Context, l ufs.Location) (ufs.FS, string, error) {
-	// Before the rules that the known schemes have.
-	if scheme, _, ok := strings.Cut(l.URI, "://"); ok && m.openers[scheme] == nil {
-		return nil, "", stoker.Errorf(stoker.KindInvalid, "uri", scheme+"://…", "scheme %q is not known; these are: %s", scheme, strings.Join(m.schemes(), ", "))
-	}
-	scheme, store, prefix, err := ParseURI(l.URI)
+	open, store, prefix, at, err := m.find(l)
 	if err != nil {
 		return nil, "", err
-	}
-	at := l
-	at.URI = scheme + "://" + store
-	if scheme == fileScheme { // each folder is a tree of its own
-		at.URI += "/" + strings.TrimSuffix(prefix, "/")
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if fs := m.open[at]; fs != nil {
 		return fs, prefix, nil
 	}
-	fs, err := m.openers[scheme](ctx, store, at)
+	fs, err := open(ctx, store, at)
 	if err != nil {
 		return nil, "", err
 	}
@@ -152,6 +143,41 @@ func (m *Mounts) InFlight() (limit, now int) {
 		limit, now = limit+l, now+n
 	}
 	return limit, now
+}
+
+// find returns what opens a location, and the location cut to its store.
+func (m *Mounts) find(l ufs.Location) (open opener, store, prefix string, at ufs.Location, err error) {
+	// Before the rules that the known schemes have.
+	if scheme, _, ok := strings.Cut(l.URI, "://"); ok && m.openers[scheme] == nil {
+		return nil, "", "", l, stoker.Errorf(stoker.KindInvalid, "uri", scheme+"://…", "scheme %q is not known; these are: %s", scheme, strings.Join(m.schemes(), ", "))
+	}
+	scheme, store, prefix, err := ParseURI(l.URI)
+	if err != nil {
+		return nil, "", "", l, err
+	}
+	l.URI = scheme + "://" + store
+	if scheme == fileScheme { // each folder is a tree of its own
+		l.URI += "/" + strings.TrimSuffix(prefix, "/")
+	}
+	return m.openers[scheme], store, prefix, l, nil
+}
+
+// Probe looks at how the store of a location behaves. Nothing is kept of it,
+// and nothing is retried.
+func (m *Mounts) Probe(ctx context.Context, l ufs.Location) ([]ufs.Finding, error) {
+	open, store, prefix, at, err := m.find(l)
+	if err != nil {
+		return nil, err
+	}
+	fs, err := open(ctx, store, at)
+	if err != nil {
+		return nil, err
+	}
+	p, ok := fs.(ufs.Prober)
+	if !ok {
+		return nil, stoker.Errorf(stoker.KindInvalid, "probe", at.URI, "stores of this scheme cannot be examined")
+	}
+	return p.Probe(ctx, prefix), nil
 }
 
 func (m *Mounts) schemes() []string {

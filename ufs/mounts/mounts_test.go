@@ -231,3 +231,20 @@ func TestFoldersAreBuiltIn(t *testing.T) {
 		}
 	}
 }
+
+// A probe opens the driver for itself and keeps nothing; a store without one
+// says so.
+func TestProbeKeepsNothing(t *testing.T) {
+	dir := t.TempDir()
+	m := New(Options{AllowFiles: []string{dir}})
+	found, err := m.Probe(t.Context(), ufs.Location{URI: "file://" + dir})
+	if err != nil || len(found) == 0 || len(m.open) != 0 {
+		t.Errorf("%v, %d kept open (%v)", found, len(m.open), err)
+	}
+	m.Register("mem", func(context.Context, string, ufs.Location) (ufs.FS, error) { return memufs.New(), nil })
+	for uri, kind := range map[string]stoker.Kind{"mem://x": stoker.KindInvalid, "ftp://x": stoker.KindInvalid, "s3://": stoker.KindInvalid, "file:///etc": stoker.KindDenied} {
+		if _, err := m.Probe(t.Context(), ufs.Location{URI: uri}); err == nil || stoker.KindOf(err) != kind {
+			t.Errorf("%s: %v", uri, err)
+		}
+	}
+}
