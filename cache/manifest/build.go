@@ -18,6 +18,7 @@ type BuildOptions struct {
 	Base     stoker.ID                         // generation that this one follows; zero = none
 	Parallel int                               // listing requests in flight; 0 = 16
 	Progress func(objects, bytes, pages int64) // called after each page, from several goroutines; may be nil
+	Journal  *Journal                          // of this listing, so that another process can go on with it; may be nil
 	TempDir  string                            // where the file, and what it is made of, is written; "" = the system's
 	Memory   int                               // bytes of the listing held in memory, the rest goes to TempDir; 0 = 64 MiB
 }

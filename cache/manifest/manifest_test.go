@@ -24,14 +24,13 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // source is a memufs whose objects are as large, and have the tags, that a
-// test says, and whose pages are of a size and an order that it says.
+// test says, and whose pages are of a size that it says.
 type source struct {
 	*memufs.FS
 	versions map[string]ufs.Version
 	pageKeys int        // 0 = memufs's own
 	failAt   int        // the listing request that fails, from 1 on
 	mu       sync.Mutex // guards what follows
-	shuffle  *rand.Rand // nil = pages in key order
 	pages    int
 }
 
@@ -66,10 +65,6 @@ func (s *source) List(ctx context.Context, o ufs.ListOptions) (ufs.Page, error) 
 		if v, ok := s.versions[p.Objects[i].Key]; ok {
 			p.Objects[i].Version = v
 		}
-	}
-	if s.shuffle != nil {
-		s.shuffle.Shuffle(len(p.Objects), func(i, j int) { p.Objects[i], p.Objects[j] = p.Objects[j], p.Objects[i] })
-		s.shuffle.Shuffle(len(p.Prefixes), func(i, j int) { p.Prefixes[i], p.Prefixes[j] = p.Prefixes[j], p.Prefixes[i] })
 	}
 	return p, err
 }
