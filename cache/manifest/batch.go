@@ -132,6 +132,7 @@ const (
 	hasTag
 	hasExec
 	hasLink
+	isUnmountable
 )
 
 // appendPage writes a page: root, number of objects, and each as the bytes
@@ -173,6 +174,10 @@ func appendObject(b []byte, o *ufs.Object) []byte {
 	if o.Link != "" {
 		flags |= hasLink
 		b = appendString(b, o.Link)
+	}
+	if o.Unmountable != "" {
+		flags |= isUnmountable
+		b = appendString(b, o.Unmountable)
 	}
 	b[at] = flags
 	return b
@@ -256,6 +261,9 @@ func (r *reader) object(last string) (o ufs.Object) {
 	o.Exec = flag[0]&hasExec != 0
 	if flag[0]&hasLink != 0 {
 		o.Link = r.string()
+	}
+	if flag[0]&isUnmountable != 0 {
+		o.Unmountable = r.string()
 	}
 	return o
 }

@@ -59,7 +59,7 @@ func Build(ctx context.Context, o BuildOptions) (*Built, error) {
 	if err := listRoots(ctx, o, c.page); err != nil {
 		return nil, err
 	}
-	to := time.Now()
+	from, to := o.Journal.since(from), time.Now()
 	w := newWriter(o.TempDir, c)
 	defer w.close()
 	if err := w.rowsOf(ctx); err != nil {

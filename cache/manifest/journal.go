@@ -78,6 +78,14 @@ func (j *Journal) giveUp(err error) {
 	j.err, j.pages = err, nil
 }
 
+// since is when the listing began, by the first process that had part in it.
+func (j *Journal) since(now time.Time) time.Time {
+	if j == nil || j.began.IsZero() {
+		return now
+	}
+	return j.began
+}
+
 // Remove deletes the journal: the manifest is stored, or will never be.
 func (j *Journal) Remove(ctx context.Context) error {
 	names, err := j.store.List(ctx, j.dir)
