@@ -2,6 +2,7 @@ package activities
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"go.temporal.io/sdk/activity"
@@ -27,26 +28,75 @@ type Frozen struct {
 	Unchanged bool `json:",omitempty"`
 }
 
+// beatEvery is how often a listing says that it is alive, whatever its store
+// does.
+const beatEvery = 10 * time.Second
+
 // Freeze lists all roots and stores the manifest. Its heartbeats carry
-// api.ListProgress.
+// api.ListProgress. A try that follows one whose controller died goes on where
+// that one's journal ends.
 func (a *Activities) Freeze(ctx context.Context, in FreezeInput) (Frozen, error) {
+	at := activity.GetInfo(ctx)
+	journal := a.o.Store.Journal(at.WorkflowExecution.ID+" "+at.WorkflowExecution.RunID+" "+at.ActivityID, manifest.JournalOptions{})
+	f, err := a.freeze(ctx, in, journal)
+	if jerr := journal.Err(); jerr != nil && ctx.Err() == nil {
+		a.o.Log.Warn("a listing was not journalled to its end", "dataset", in.Roots[0].URI, "err", jerr)
+	}
+	if err == nil || ctx.Err() == nil && !retryable(stoker.KindOf(err)) { // no other try comes
+		if jerr := journal.Remove(ctx); jerr != nil {
+			a.o.Log.Warn("the journal of a listing is left behind", "dataset", in.Roots[0].URI, "err", jerr)
+		}
+	}
+	return f, ToTemporal(err)
+}
+
+func (a *Activities) freeze(ctx context.Context, in FreezeInput, journal *manifest.Journal) (Frozen, error) {
+	var last atomic.Pointer[api.ListProgress]
+	last.Store(&api.ListProgress{})
+	stop := beat(ctx, &last)
+	defer stop()
 	b, err := manifest.Build(ctx, manifest.BuildOptions{
-		Roots: in.Roots, Base: in.Base, Open: a.o.Open, TempDir: a.o.TempDir,
+		Roots: in.Roots, Base: in.Base, Open: a.o.Open, TempDir: a.o.TempDir, Journal: journal,
 		Progress: func(objects, bytes, pages int64) {
-			activity.RecordHeartbeat(ctx, api.ListProgress{Objects: objects, Bytes: bytes, Pages: pages})
+			p := &api.ListProgress{Objects: objects, Bytes: bytes, Pages: pages}
+			last.Store(p)
+			activity.RecordHeartbeat(ctx, *p)
 		},
 	})
 	if err != nil {
-		return Frozen{}, ToTemporal(err)
+		return Frozen{}, err
 	}
 	if b.Objects == 0 && len(b.Unmountable) == 0 {
-		uri := in.Roots[0].URI
-		return Frozen{}, ToTemporal(stoker.Errorf(stoker.KindNotExist, "dataset", uri, "nothing is stored there: check the bucket and the prefix"))
+		return Frozen{}, stoker.Errorf(stoker.KindNotExist, "dataset", in.Roots[0].URI, "nothing is stored there: check the bucket and the prefix")
 	}
 	if err := a.o.Store.Put(ctx, b); err != nil {
-		return Frozen{}, ToTemporal(err)
+		return Frozen{}, err
 	}
 	return Frozen{Manifest: b.ID, Objects: b.Objects, Bytes: b.Bytes, ListedAt: b.ListedTo.UTC()}, nil
+}
+
+// beat repeats the last progress until stop is called: a store that is slow to
+// answer, or a manifest being written, is not a controller that died.
+func beat(ctx context.Context, last *atomic.Pointer[api.ListProgress]) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(beatEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				activity.RecordHeartbeat(ctx, *last.Load())
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 // Register enters a dataset with its first generation. A repetition that

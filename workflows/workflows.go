@@ -45,10 +45,10 @@ func briefly(ctx workflow.Context, timeout time.Duration, attempts int32) workfl
 }
 
 // How long an activity that tells its progress may be silent: a load's
-// stream has a line twice a second, a page of a listing may be slow.
+// stream has a line twice a second, a listing speaks up every 10 s.
 const (
 	loadSilence = 10 * time.Second
-	listSilence = 5 * time.Minute
+	listSilence = time.Minute
 	// loadTries is often, because what ends a try is mostly the end of the
 	// controller that ran it: the worker goes on, and is found again.
 	loadTries = 50
