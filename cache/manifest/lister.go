@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -73,6 +74,8 @@ type lister struct {
 	hits    int64     // splits whose upper part had keys
 	missed  int64     // splits whose upper part had none
 
+	usual, best time.Duration // that a page takes, over the last ones, and the shortest that this was
+
 	objects, bytes, asked int64
 }
 
@@ -126,9 +129,13 @@ const (
 	guessEvery = 8
 )
 
+// crowded is how many times as long as they did at best pages take when the
+// store is busy with those that it has: more ranges would only cost more.
+const crowded = 2
+
 // steal splits the range that has most left, as far as can be guessed.
 func (l *lister) steal() *span {
-	if len(l.todo) > 0 {
+	if len(l.todo) > 0 || len(l.active) > 1 && l.usual > crowded*l.best {
 		return nil
 	}
 	var best *span
@@ -157,6 +164,7 @@ const maxEmpty = 1000
 func (l *lister) list(ctx context.Context, s *span) error {
 	root := l.roots[s.root]
 	for empty := 0; ; {
+		begun := time.Now()
 		p, err := root.fs.List(ctx, ufs.ListOptions{Prefix: root.prefix, StartAfter: s.after, Token: s.token})
 		if err != nil {
 			return err
@@ -169,7 +177,7 @@ func (l *lister) list(ctx context.Context, s *span) error {
 		} else if empty > maxEmpty {
 			return stoker.Errorf(stoker.KindCorrupt, "manifest.list", root.prefix, "the store sent %d pages without a key, and says that more follow", empty)
 		}
-		found, done := l.advance(s, p)
+		found, done := l.advance(s, p, time.Since(begun))
 		if err := l.page(ctx, s, found, done); err != nil || done {
 			return err
 		}
@@ -204,9 +212,14 @@ func check(s *span, prefix string, p ufs.Page) error {
 }
 
 // advance enters a page and returns the part of it that belongs to the range.
-func (l *lister) advance(s *span, p ufs.Page) (found []ufs.Object, done bool) {
+func (l *lister) advance(s *span, p ufs.Page, took time.Duration) (found []ufs.Object, done bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.usual == 0 {
+		l.usual, l.best = took, took
+	}
+	l.usual += (took - l.usual) / 8
+	l.best = min(l.best, l.usual)
 	found, done = cut(p.Objects, s.until)
 	done = done || p.Next == ""
 	if n := len(found); n > 0 {
