@@ -384,7 +384,7 @@ func TestPagesComeBack(t *testing.T) {
 	var want []ufs.Object
 	for i, tag := range []string{"", `"0123456789abcdef0123456789abcdef"`, `"0123456789ABCDEF0123456789abcdef"`, `W/"x"`, strings.Repeat("v", 300)} {
 		for _, mod := range []time.Time{{}, someTime, time.Unix(-5, 7).UTC(), time.Date(9999, 1, 1, 0, 0, 0, 5, time.UTC)} {
-			want = append(want, ufs.Object{Key: fmt.Sprintf("k\xff/%d/%d", i, len(want)), Exec: i%2 == 1, Link: strings.Repeat("l", i*50),
+			want = append(want, ufs.Object{Key: fmt.Sprintf("k\xff/%d/%d", i, len(want)), Exec: i%2 == 1, Link: strings.Repeat("l", i*50), Unmountable: strings.Repeat("u", i%3),
 				Version: ufs.Version{Tag: tag, ModTime: mod, Bytes: int64(i) << 40}})
 		}
 	}

@@ -146,6 +146,9 @@ func (f *FS) sdkError(ctx context.Context, op, key string, err error) error {
 	if status == 0 && code == "" {
 		return f.noAnswer(ctx, op, key, err)
 	}
+	if status/100 == 2 {
+		return stoker.Errorf(stoker.KindTransient, op, key, "the answer cannot be read: %w", err)
+	}
 	h := http.Header{}
 	var resp *awshttp.ResponseError
 	if errors.As(err, &resp) && resp.Response != nil && resp.Response.Response != nil {

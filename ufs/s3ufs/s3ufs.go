@@ -181,7 +181,23 @@ func (f *FS) List(ctx context.Context, o ufs.ListOptions) (ufs.Page, error) {
 	if err != nil {
 		return ufs.Page{}, f.sdkError(ctx, "s3.list", o.Prefix, err)
 	}
+	if err := f.isListing(out); err != nil {
+		return ufs.Page{}, err
+	}
 	return page(out)
+}
+
+// isListing refuses an answer that the SDK takes for an empty page: no XML at
+// all, or some other document, such as a proxy's.
+func (f *FS) isListing(out *s3.ListObjectsV2Output) error {
+	alias := strings.Contains(f.bucket, ":") || strings.HasSuffix(f.bucket, "-s3alias") // answers with the bucket behind it
+	switch name := aws.ToString(out.Name); {
+	case name == "" || out.IsTruncated == nil:
+		return stoker.Errorf(stoker.KindTransient, "s3.list", f.bucket, "the answer is no listing: is %s an S3 store?", f.base)
+	case name != f.bucket && !alias:
+		return stoker.Errorf(stoker.KindCorrupt, "s3.list", f.bucket, "the store answers with the listing of bucket %s", name)
+	}
+	return nil
 }
 
 // page decodes an answer; keys come URL-encoded if the store knows how, since
@@ -198,6 +214,9 @@ func page(out *s3.ListObjectsV2Output) (ufs.Page, error) {
 		key, err := decode(c.Key)
 		if err != nil {
 			return p, stoker.Errorf(stoker.KindTransient, "s3.list", aws.ToString(c.Key), "encoded key: %w", err)
+		}
+		if aws.ToInt64(c.Size) < 0 {
+			return p, stoker.Errorf(stoker.KindCorrupt, "s3.list", key, "the store lists %d bytes", *c.Size)
 		}
 		p.Objects = append(p.Objects, ufs.Object{Key: key, Version: ufs.Version{
 			Tag: aws.ToString(c.ETag), ModTime: aws.ToTime(c.LastModified), Bytes: aws.ToInt64(c.Size),
