@@ -17,7 +17,7 @@ import (
 // several goroutines, in no order. An error of emit ends it. At most
 // o.Parallel pages are under way or in emit at a time, and no page is kept.
 func listRoots(ctx context.Context, o BuildOptions, emit func(root int, objects []ufs.Object) error) error {
-	l := &lister{progress: o.Progress, emit: emit, journal: o.Journal}
+	l := &lister{progress: o.Progress, emit: emit, journal: o.Journal, parallel: int64(max(o.Parallel, 1))}
 	for _, root := range o.Roots {
 		if _, _, reason := pathOf(root.Folder, "", "", 0); reason != "" || strings.HasSuffix(root.Folder, "/") {
 			return stoker.Errorf(stoker.KindInvalid, "manifest.build", root.Folder, "not a folder's path: %s", reason)
@@ -65,6 +65,7 @@ type lister struct {
 	emit     func(root int, objects []ufs.Object) error
 	progress func(objects, bytes, pages int64)
 	journal  *Journal // may be nil
+	parallel int64
 
 	mu      sync.Mutex
 	changed sync.Cond // of what follows
@@ -122,11 +123,15 @@ func (l *lister) take(ctx context.Context) (*span, error) {
 	return nil, ctx.Err()
 }
 
-// guesses is how many wrong guesses any listing may make; a long one may make
-// one more for each guessEvery pages.
+// guesses is how many wrong guesses any listing may make, and one more for each
+// right one. Where pages come sooner than near, it is the store's work that
+// takes time and not the way to it: splits gain little there, and may be as
+// many as there are workers. A long listing may make one more of each for each
+// guessEvery pages.
 const (
 	guesses    = 4
 	guessEvery = 8
+	near       = 40 * time.Millisecond
 )
 
 // crowded is how many times as long as they did at best pages take when the
@@ -150,7 +155,7 @@ func (l *lister) steal() *span {
 			}
 		}
 	}
-	if best == nil || open >= guesses+l.hits+l.pages/guessEvery {
+	if best == nil || open >= guesses+l.hits+l.pages/guessEvery || l.best < near && open+l.hits >= l.parallel+l.pages/guessEvery {
 		return nil
 	}
 	return best.split(border)
