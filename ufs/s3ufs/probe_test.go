@@ -110,12 +110,12 @@ func (s oddStore) list(w http.ResponseWriter, r *http.Request) {
 	for len(keys) > 0 && (keys[0] <= q.Get("start-after") && !s.ignoreAfter || keys[0] <= q.Get("continuation-token")) {
 		keys = keys[1:]
 	}
-	more := ""
+	more := "<IsTruncated>false</IsTruncated>"
 	if q.Get("max-keys") == "1" && !s.ignoreMax && len(keys) > 1 {
 		keys = keys[:1]
 		more = fmt.Sprintf("<IsTruncated>%v</IsTruncated><NextContinuationToken>%s</NextContinuationToken>", !s.cutOff, keys[0])
 	}
-	fmt.Fprint(w, "<ListBucketResult>", more)
+	fmt.Fprint(w, "<ListBucketResult><Name>b</Name>", more)
 	if !s.noEncoding {
 		fmt.Fprint(w, "<EncodingType>url</EncodingType>")
 	}

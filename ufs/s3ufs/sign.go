@@ -26,20 +26,24 @@ func (f *FS) sign(ctx context.Context, req *http.Request, key string) (by string
 		return "", f.noCredentials(ctx, key, err)
 	}
 	req.Header.Set(payloadHeader, unsigned)
-	at := time.Now().Add(time.Duration(f.skew.Load()))
-	if err := f.signer.SignHTTP(ctx, c, req, unsigned, "s3", f.region, at); err != nil {
+	if err := f.signer.SignHTTP(ctx, c, req, unsigned, "s3", f.region, f.now()); err != nil {
 		return "", stoker.Errorf(stoker.KindInternal, "s3.get", key, "sign: %w", err)
 	}
 	return c.AccessKeyID, nil
 }
 
-// storeTime signs what the SDK sends by the store's clock, as sign does.
+// storeTime signs what the SDK sends by the store's clock, as sign does. The
+// SDK's own idea of the time is left aside: from its second request on it has
+// corrected it, too.
 type storeTime struct{ f *FS }
 
 // SignHTTP implements s3.HTTPSignerV4.
-func (s storeTime) SignHTTP(ctx context.Context, c aws.Credentials, r *http.Request, payload, service, region string, at time.Time, o ...func(*v4.SignerOptions)) error {
-	return s.f.signer.SignHTTP(ctx, c, r, payload, service, region, at.Add(time.Duration(s.f.skew.Load())), o...)
+func (s storeTime) SignHTTP(ctx context.Context, c aws.Credentials, r *http.Request, payload, service, region string, _ time.Time, o ...func(*v4.SignerOptions)) error {
+	return s.f.signer.SignHTTP(ctx, c, r, payload, service, region, s.f.now(), o...)
 }
+
+// now is the time by the store's clock, as far as it is known.
+func (f *FS) now() time.Time { return time.Now().Add(time.Duration(f.skew.Load())) }
 
 // expired has credentials that the store calls expired fetched anew, unless
 // that has been done since they signed: by is the access key, "" if unknown.
