@@ -21,9 +21,10 @@ type JoinInput struct {
 	Generation int
 	Manifest   stoker.ID
 	Job, Owner string
-	Run        string // of the job's workflow: job ids are used again
-	Preload    bool   `json:",omitempty"`
-	Replicas   int    `json:",omitempty"`
+	Run        string        // of the job's workflow: job ids are used again
+	Preload    bool          `json:",omitempty"`
+	Replicas   int           `json:",omitempty"`
+	Grace      time.Duration `json:",omitempty"` // see api.Lease
 }
 
 // LeaveInput ends that.
@@ -49,8 +50,9 @@ func (a *Activities) Hold(context.Context) error { return activity.ErrResultPend
 
 // LeaseInput places or drops the leases of one dataset's holders.
 type LeaseInput struct {
-	Leases []api.Lease `json:",omitempty"`
-	Drop   []string    `json:",omitempty"`
+	Leases  []api.Lease `json:",omitempty"`
+	Drop    []string    `json:",omitempty"`
+	Partial bool        `json:",omitempty"` // see api.LeaseRequest
 }
 
 // PutLeases tells all live workers. A worker that does not answer gets the
@@ -63,7 +65,7 @@ func (a *Activities) PutLeases(ctx context.Context, in LeaseInput) error {
 	err = a.EachWorker(ctx, addressesOf(live), func(ctx context.Context, _ int, w *api.WorkerClient) error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		err := w.PutLeases(ctx, api.LeaseRequest{Leases: in.Leases, Drop: in.Drop})
+		err := w.PutLeases(ctx, api.LeaseRequest{Leases: in.Leases, Drop: in.Drop, Partial: in.Partial})
 		if err != nil {
 			a.refused.Add(1)
 		}

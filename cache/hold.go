@@ -31,6 +31,9 @@ type holding struct {
 	Plan     stoker.ID     `json:"plan,omitzero"` // of its last load here
 	LastUsed time.Time     `json:"lastUsed"`
 	Failed   []api.Failure `json:"failed,omitempty"` // of its last loads here
+	// GraceUntil is until when its last lease's end is so near that the job may
+	// come again: nothing is held by it, but the data goes last.
+	GraceUntil time.Time `json:"graceUntil,omitzero"`
 
 	mounts, loads int // not durable: a new life has none
 }
@@ -42,7 +45,8 @@ type leaseKey struct {
 
 // lease counts from its last renewal on this worker's own clock. It ends
 // only when a controller has been heard that no longer renews it: while none
-// answers, jobs go on, so leases do too.
+// answers, jobs go on, so leases do too. That of a pin ends, besides, when the
+// pin does, by itself.
 type lease struct {
 	api.Lease
 	renewed time.Time
@@ -191,9 +195,9 @@ func (h *holds) loading(id stoker.ID, delta int) {
 // holdersLocked says who keeps the manifest's data from eviction.
 func (h *holds) holdersLocked(id stoker.ID) []string {
 	var who []string
-	for key := range h.leases {
-		if key.manifest == id {
-			who = append(who, "job "+key.holder)
+	for key, l := range h.leases {
+		if key.manifest == id && !l.expired() {
+			who = append(who, l.String())
 		}
 	}
 	if k := h.known[id]; k != nil {
@@ -229,7 +233,8 @@ func (c *Cache) Mounted(id stoker.ID, dataset string, delta int) error {
 }
 
 // PutLeases takes over a controller's list: renews, adds, drops. A lease
-// that is not in it ends once its time since the last renewal is up.
+// that is not in it ends once its time since the last renewal is up, unless the
+// list is a partial one.
 func (c *Cache) PutLeases(r api.LeaseRequest) error {
 	if err := c.dropRestored(); err != nil {
 		return err
@@ -248,16 +253,21 @@ func (c *Cache) PutLeases(r api.LeaseRequest) error {
 	changed := false
 	for _, l := range r.Leases {
 		key := leaseKey{l.Holder, l.Manifest}
-		if h.leases[key] == nil {
+		was := h.leases[key]
+		if was == nil || was.Reason != l.Reason || !was.Until.Equal(l.Until) || was.GraceSeconds != l.GraceSeconds {
 			changed = true
 		}
 		h.leases[key] = &lease{l, now()}
 	}
 	for key, l := range h.leases {
-		ended := now().Sub(l.renewed) > time.Duration(l.TTLSeconds*float64(time.Second))
-		if ended || slices.Contains(r.Drop, key.holder) {
-			delete(h.leases, key)
-			changed = true
+		silent := !r.Partial && now().Sub(l.renewed) > seconds(l.TTLSeconds)
+		if !silent && !l.expired() && !slices.Contains(r.Drop, key.holder) {
+			continue
+		}
+		delete(h.leases, key)
+		changed = true
+		if err := h.graceLocked(c.o.Store, l); err != nil {
+			return err
 		}
 	}
 	if !changed {
@@ -273,7 +283,9 @@ func (c *Cache) Leases() []api.Lease {
 	defer c.holds.mu.Unlock()
 	out := make([]api.Lease, 0, len(c.holds.leases))
 	for _, l := range c.holds.leases {
-		out = append(out, l.Lease)
+		if !l.expired() {
+			out = append(out, l.Lease)
+		}
 	}
 	slices.SortFunc(out, func(a, b api.Lease) int { return strings.Compare(a.Holder, b.Holder) })
 	return out

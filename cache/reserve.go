@@ -16,7 +16,7 @@ func reservationName(plan stoker.ID, part int) string { return fmt.Sprintf("%s-%
 
 // Reserve promises the space of a plan's part, or refuses with KindNoSpace
 // and numbers. To make room it evicts the datasets that nobody holds, the
-// one used longest ago first. The leases of the plan's jobs come into force
+// one used longest ago first, and those in grace last. The leases of the plan's jobs come into force
 // with it, so that nothing falls between promise and load. Asking again is
 // fine.
 func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveReport, error) {
@@ -141,6 +141,7 @@ func (c *Cache) makeRoom(ctx context.Context, need, largest int64, keep stoker.I
 }
 
 // unheld lists the datasets that nobody holds, the one used longest ago first.
+// Those in grace come last, the one whose grace ends first before the others.
 func (c *Cache) unheld(keep stoker.ID) []stoker.ID {
 	h := &c.holds
 	h.mu.Lock()
@@ -151,7 +152,16 @@ func (c *Cache) unheld(keep stoker.ID) []stoker.ID {
 			free = append(free, k)
 		}
 	}
-	slices.SortFunc(free, func(a, b *holding) int { return a.LastUsed.Compare(b.LastUsed) })
+	at := now()
+	grace := func(k *holding) time.Time { // the zero time: not in grace
+		if k.GraceUntil.After(at) {
+			return k.GraceUntil
+		}
+		return time.Time{}
+	}
+	slices.SortFunc(free, func(a, b *holding) int {
+		return cmp.Or(grace(a).Compare(grace(b)), a.LastUsed.Compare(b.LastUsed))
+	})
 	ids := make([]stoker.ID, len(free))
 	for i, k := range free {
 		ids[i] = k.Manifest

@@ -171,6 +171,12 @@ func (c *Client) Started(ctx context.Context, job string) error {
 	return c.told("job", job, c.temporal.SignalWorkflow(ctx, JobID(c.cluster, job), "", startedSignal, nil))
 }
 
+// Repeat tells a hook's claim that it was made again: its time to live begins
+// anew. NotExist says that it has ended.
+func (c *Client) Repeat(ctx context.Context, job string) error {
+	return c.told("job", job, c.temporal.SignalWorkflow(ctx, JobID(c.cluster, job), "", repeatSignal, nil))
+}
+
 // Renew keeps a claim alive; NotExist says that it has ended.
 func (c *Client) Renew(ctx context.Context, job string) error {
 	id := JobID(c.cluster, job)

@@ -25,10 +25,16 @@ type DatasetInput struct {
 // Holder is a job that needs the data.
 type Holder struct {
 	Job, Owner, Run string
-	Preload         bool `json:",omitempty"`
-	Replicas        int  `json:",omitempty"`
-	Leased          bool `json:",omitempty"` // the workers know
-	Served          bool `json:",omitempty"` // told Ready or Failed
+	Preload         bool          `json:",omitempty"`
+	Replicas        int           `json:",omitempty"`
+	Leased          bool          `json:",omitempty"` // the workers know
+	Served          bool          `json:",omitempty"` // told Ready or Failed
+	Grace           time.Duration `json:",omitempty"` // see api.Lease
+}
+
+// Lease is what the workers are told of a holder of a manifest.
+func (h Holder) Lease(id stoker.ID) api.Lease {
+	return api.Lease{Holder: h.Job, Owner: h.Owner, Manifest: id, TTLSeconds: activities.LeaseTTL.Seconds(), GraceSeconds: h.Grace.Seconds()}
 }
 
 // DatasetState is a dataset as its workflow knows it.
@@ -131,9 +137,10 @@ func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, e
 	if i := d.find(in.Job); i >= 0 {
 		d.s.Holders = slices.Delete(d.s.Holders, i, i+1) // an earlier run of the job that could not leave
 	}
-	d.s.Holders = append(d.s.Holders, Holder{Job: in.Job, Owner: in.Owner, Run: in.Run, Preload: in.Preload, Replicas: in.Replicas})
+	h := Holder{Job: in.Job, Owner: in.Owner, Run: in.Run, Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace}
+	d.s.Holders = append(d.s.Holders, h)
 	d.changes++
-	lease := activities.LeaseInput{Leases: []api.Lease{d.lease(in.Job, in.Owner)}}
+	lease := activities.LeaseInput{Leases: []api.Lease{h.Lease(d.s.Manifest)}, Partial: true}
 	err := workflow.ExecuteActivity(briefly(ctx, 30*time.Second, 6), do.PutLeases, lease).Get(ctx, nil)
 	i := d.find(in.Job)
 	d.changes++
@@ -160,11 +167,7 @@ func (d *dataset) leave(ctx workflow.Context, in activities.LeaveInput) error {
 }
 
 func (d *dataset) drop(ctx workflow.Context, job string) error {
-	return workflow.ExecuteActivity(briefly(ctx, 30*time.Second, 6), do.PutLeases, activities.LeaseInput{Drop: []string{job}}).Get(ctx, nil)
-}
-
-func (d *dataset) lease(job, owner string) api.Lease {
-	return api.Lease{Holder: job, Owner: owner, Manifest: d.s.Manifest, TTLSeconds: activities.LeaseTTL.Seconds()}
+	return workflow.ExecuteActivity(briefly(ctx, 30*time.Second, 6), do.PutLeases, activities.LeaseInput{Drop: []string{job}, Partial: true}).Get(ctx, nil)
 }
 
 // tell gives its outcome to a job. One whose workflow is gone holds nothing.

@@ -39,6 +39,11 @@ type JobInput struct {
 	Replicas            int       `json:",omitempty"`
 	Nonce               string    `json:",omitempty"` // of the request
 	Searchable          bool      `json:",omitempty"` // the namespace knows the attributes of search.go
+	// TTL makes it a hook's claim, which nobody renews all the time: it lives
+	// for so long after it was made or repeated. 0 = it has a life line.
+	TTL time.Duration `json:",omitempty"`
+	// Grace is how long after its end the job may come again; see api.Lease.
+	Grace time.Duration `json:",omitempty"`
 }
 
 func (in *JobInput) names() (names []string) {
@@ -62,6 +67,8 @@ type JobState struct {
 	Outcomes  []Outcome
 	Cancelled bool           `json:",omitempty"` // released before its data was there
 	Error     *api.ErrorBody `json:",omitempty"` // why it is Failed or Degraded
+	Renewed   time.Time      `json:",omitzero"`  // a hook's claim: when it was made or repeated
+	Ended     time.Time      `json:",omitzero"`  // when it was Released or Failed
 }
 
 // news is the signal by which a dataset's workflow tells a job.
@@ -94,6 +101,9 @@ type job struct {
 // and lets go whatever happens. It is the only thing that decides a job's state.
 func Job(ctx workflow.Context, in JobInput) (JobState, error) {
 	j := &job{s: JobState{Input: in, State: api.JobPlanned, Outcomes: make([]Outcome, len(in.Datasets))}, changed: true}
+	if in.TTL > 0 {
+		j.s.Renewed = workflow.Now(ctx)
+	}
 	err := workflow.SetQueryHandler(ctx, statusQuery, func() (JobState, error) { return j.s, nil })
 	if err != nil {
 		return j.s, err
@@ -110,6 +120,7 @@ func Job(ctx workflow.Context, in JobInput) (JobState, error) {
 		j.changed = false
 		j.step()
 	}
+	j.s.Ended = workflow.Now(ctx)
 	cancel()
 	j.leave(ctx)
 	return j.s, nil
@@ -133,7 +144,11 @@ func (j *job) listen(ctx workflow.Context) {
 	})
 	j.onSignal(ctx, releaseSignal, &j.released)
 	j.onSignal(ctx, startedSignal, &j.started)
-	if !j.s.Input.Preload {
+	switch {
+	case j.s.Input.TTL > 0:
+		workflow.Go(ctx, j.repeated)
+		workflow.Go(ctx, j.expire)
+	case !j.s.Input.Preload:
 		workflow.Go(ctx, j.hold)
 	}
 	if !j.s.Input.Deadline.IsZero() {
@@ -152,6 +167,31 @@ func (j *job) onSignal(ctx workflow.Context, name string, flag *bool) {
 			*flag, j.changed = true, true
 		}
 	})
+}
+
+// repeated hears that a hook's claim was made again.
+func (j *job) repeated(ctx workflow.Context) {
+	for {
+		workflow.GetSignalChannel(ctx, repeatSignal).Receive(ctx, nil)
+		if ctx.Err() != nil {
+			return
+		}
+		j.s.Renewed = workflow.Now(ctx)
+	}
+}
+
+// expire ends a hook's claim that was not repeated for its time to live.
+func (j *job) expire(ctx workflow.Context) {
+	for {
+		left := j.s.Renewed.Add(j.s.Input.TTL).Sub(workflow.Now(ctx))
+		if left <= 0 {
+			break
+		}
+		if workflow.Sleep(ctx, left) != nil {
+			return
+		}
+	}
+	j.released, j.changed = true, true
 }
 
 // hold keeps an activity open whose heartbeats are the claim's renewals. A
@@ -181,7 +221,7 @@ func (j *job) join(ctx workflow.Context) {
 		workflow.Go(ctx, func(ctx workflow.Context) {
 			err := workflow.ExecuteActivity(briefly(ctx, time.Minute, 6), do.Join, activities.JoinInput{
 				Dataset: d.Name, Generation: d.Generation, Manifest: d.Manifest, Job: in.Job, Owner: in.Owner,
-				Run: runOf(ctx), Preload: in.Preload, Replicas: in.Replicas,
+				Run: runOf(ctx), Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace,
 			}).Get(ctx, nil)
 			if err != nil && ctx.Err() == nil {
 				j.s.Outcomes[i], j.changed = Outcome{State: api.JobFailed, Error: errorBody(err)}, true

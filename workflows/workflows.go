@@ -29,6 +29,7 @@ const (
 	newsSignal    = "dataset-state"
 	startedSignal = "started"
 	releaseSignal = "release"
+	repeatSignal  = "repeat"
 	joinUpdate    = "join"
 	leaveUpdate   = "leave"
 	statusQuery   = "status"

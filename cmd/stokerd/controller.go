@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"stoker.dev"
 	"stoker.dev/internal/control"
 	"stoker.dev/workflows"
 )
@@ -15,7 +16,7 @@ import (
 type controllerFlags struct {
 	sharedFlags
 	temporal, namespace, cluster, dir, socket, listen string
-	returnWindow                                      time.Duration
+	returnWindow, grace                               time.Duration
 	apiKeyFile, temporalName                          string
 	temporalTLS                                       tlsFiles
 	secure                                            bool
@@ -43,10 +44,14 @@ func controllerCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.listen, "listen", "", "host:port for users elsewhere; off loopback it needs --token-file")
 	f.add(cmd)
 	cmd.Flags().DurationVar(&f.returnWindow, "return-window", time.Minute, "how long a load waits for a worker that went away before others fetch what it had")
+	cmd.Flags().DurationVar(&f.grace, "grace", 5*time.Minute, "how long after its job's end data is evicted only after what nobody wanted; a claim may say otherwise")
 	return cmd
 }
 
 func runController(cmd *cobra.Command, f *controllerFlags) error {
+	if f.grace < 0 || f.grace > 24*time.Hour {
+		return stoker.Errorf(stoker.KindInvalid, "usage", "", "--grace %v: want 0 to 24h", f.grace)
+	}
 	d, err := f.open(cmd, nil)
 	if err != nil {
 		return err
@@ -73,7 +78,7 @@ func runController(cmd *cobra.Command, f *controllerFlags) error {
 	}
 	c, err := control.Open(control.Options{
 		Objects: d.objects, Index: d.index, Flows: flows, Dir: absolute(dir), Socket: socket, Listen: f.listen,
-		Tokens: d.tokens, Version: version, Log: d.log, AllowFiles: f.allowFile,
+		Tokens: d.tokens, Version: version, Log: d.log, AllowFiles: f.allowFile, Grace: f.grace,
 	})
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"stoker.dev"
 )
@@ -136,6 +137,30 @@ func (c *Controller) Evict(ctx context.Context, name string, force bool) (EvictR
 	return get[EvictReport](ctx, c.c, workTimeout, http.MethodPost, "/v1/datasets/"+seg+"/evict", EvictRequest{Force: force})
 }
 
+// Pin holds a dataset's data for the caller; a pin that he has of the same
+// generation is replaced. name may end in @GEN.
+func (c *Controller) Pin(ctx context.Context, name string, req PinRequest) (Pin, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return Pin{}, err
+	}
+	return get[Pin](ctx, c.c, answerTimeout, http.MethodPut, "/v1/datasets/"+seg+"/pin", req)
+}
+
+// Unpin ends the caller's pins of a dataset, of one generation if name ends in
+// @GEN, and returns them. Admins end everybody's, or those of owner.
+func (c *Controller) Unpin(ctx context.Context, name, owner string) ([]Pin, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return nil, err
+	}
+	path := "/v1/datasets/" + seg + "/pin"
+	if owner != "" {
+		path += "?owner=" + url.QueryEscape(owner)
+	}
+	return get[[]Pin](ctx, c.c, answerTimeout, http.MethodDelete, path, nil)
+}
+
 // Claim submits a job; it is idempotent on req.Job. each gets the progress of
 // listings that it needs.
 func (c *Controller) Claim(ctx context.Context, req ClaimRequest, each func(Event)) (*JobStatus, error) {
@@ -184,6 +209,16 @@ func (c *Controller) Renew(ctx context.Context, job string, started bool) error 
 		return err
 	}
 	return c.c.call(ctx, answerTimeout, http.MethodPost, "/v1/jobs/"+seg+"/renew", RenewRequest{Started: started}, nil)
+}
+
+// ReleaseSubmitted ends a claim if it is that of the submission at a time: a
+// later one with the same job id lives on.
+func (c *Controller) ReleaseSubmitted(ctx context.Context, job string, at time.Time) error {
+	seg, err := segment("job", job)
+	if err != nil {
+		return err
+	}
+	return c.c.call(ctx, answerTimeout, http.MethodDelete, "/v1/jobs/"+seg+"?submitted="+url.QueryEscape(at.UTC().Format(time.RFC3339Nano)), nil, nil)
 }
 
 // Release ends a claim.

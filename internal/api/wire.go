@@ -96,6 +96,16 @@ type ClaimRequest struct {
 	// Nonce tells a repetition from another claim of the same job id: while a
 	// job lives, only its own claim is answered.
 	Nonce string `json:"nonce,omitempty"`
+	// TTLSeconds makes it a hook's claim: nobody renews it, it lives until it is
+	// released or for so long, counted from its last repetition. 0 = it lives
+	// while it is renewed.
+	TTLSeconds float64 `json:"ttlSeconds,omitempty"`
+	// Submitted is when the scheduler got the job, of a hook's claim: job ids
+	// are used again, and a later submission replaces the claim of an earlier one.
+	Submitted time.Time `json:"submitted,omitzero"`
+	// GraceSeconds is how long after its release the data is evicted only after
+	// what nobody wanted; nil = as the controller has it.
+	GraceSeconds *float64 `json:"graceSeconds,omitempty"`
 }
 
 // RenewRequest is the body of POST /v1/jobs/{job}/renew.
@@ -126,6 +136,8 @@ type JobStatus struct {
 	Submitted     time.Time    `json:"submitted"`
 	WaitingSince  time.Time    `json:"waitingSince,omitzero"` // since then the UFS does not answer a load that runs for it
 	Error         *ErrorBody   `json:"error,omitempty"`       // Failed: why
+	ExpiresAt     time.Time    `json:"expiresAt,omitzero"`    // of a hook's claim, unless it is repeated
+	GraceUntil    time.Time    `json:"graceUntil,omitzero"`   // of one that was released
 }
 
 // JobLine is one element of `stoker jobs -o json`.
@@ -177,6 +189,23 @@ type DatasetInfo struct {
 	Bytes         int64     `json:"bytes"`
 	ResidentBytes int64     `json:"residentBytes"`
 	ListedAt      time.Time `json:"listedAt"`
+	Pins          []Pin     `json:"pins,omitempty"` // of all its generations
+}
+
+// Pin is a person's hold on a dataset's data, until it expires.
+type Pin struct {
+	Owner      string    `json:"owner"`
+	Generation int       `json:"generation"`
+	Manifest   stoker.ID `json:"manifest"`
+	Reason     string    `json:"reason"`
+	Since      time.Time `json:"since"`
+	Until      time.Time `json:"until"`
+}
+
+// PinRequest is the body of PUT /v1/datasets/{name}/pin.
+type PinRequest struct {
+	ForSeconds float64 `json:"forSeconds"` // from now on
+	Reason     string  `json:"reason"`
 }
 
 // DatasetDetail is GET /v1/datasets/{name}: what show prints.
@@ -312,6 +341,12 @@ type Lease struct {
 	Owner      string    `json:"owner"`  // principal
 	Manifest   stoker.ID `json:"manifest"`
 	TTLSeconds float64   `json:"ttlSeconds"` // counted from its arrival
+	// EndsSeconds, of a pin, is when it ends even if it is renewed no more and
+	// nobody says so; counted from its arrival, 0 = it does not.
+	EndsSeconds  float64   `json:"endsSeconds,omitempty"`
+	GraceSeconds float64   `json:"graceSeconds,omitempty"` // after its end the data goes last
+	Reason       string    `json:"reason,omitempty"`       // of a pin; "" = it is a job's lease
+	Until        time.Time `json:"until,omitzero"`         // of a pin, for people
 }
 
 // LeaseRequest is the body of PUT /v1/leases: all leases of the sender's
@@ -319,6 +354,8 @@ type Lease struct {
 type LeaseRequest struct {
 	Leases []Lease  `json:"leases"`
 	Drop   []string `json:"drop,omitempty"`
+	// Partial: these are not all; no lease ends because it is not among them.
+	Partial bool `json:"partial,omitempty"`
 }
 
 // VerifyRequest is the body of POST /v1/verify on a worker. A worker reports

@@ -79,8 +79,12 @@ func (c *Controller) removeDataset(w http.ResponseWriter, r *http.Request) error
 	if err != nil {
 		return err
 	}
+	pins, err := c.manifests.Pins(r.Context(), d.Name)
+	if err != nil {
+		return err
+	}
 	for _, g := range d.entry.Generations {
-		if who := holders(ws, g.Manifest); len(who) > 0 {
+		if who := heldBy(ws, pins, g.Manifest); len(who) > 0 {
 			return stoker.Errorf(stoker.KindHeld, "dataset", d.Name, "generation %d is held by %s: wait for them", g.Number, strings.Join(who, ", "))
 		}
 	}
@@ -93,6 +97,9 @@ func (c *Controller) removeDataset(w http.ResponseWriter, r *http.Request) error
 		sum.Shards, sum.Bytes, sum.Missed = sum.Shards+rep.Shards, sum.Bytes+rep.Bytes, rep.Missed
 	}
 	if err := c.o.Flows.RemoveDataset(r.Context(), d.entry); err != nil {
+		return err
+	}
+	if err := c.manifests.RemovePins(r.Context(), d.Name); err != nil {
 		return err
 	}
 	c.o.Log.Info("removed from the registry", "dataset", d.Name, "owner", d.entry.Owner)

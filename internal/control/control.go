@@ -32,10 +32,11 @@ type Options struct {
 	Objects ufs.Objects     // the manifest store
 	Index   placement.Index // where the workers are found
 	Flows   *workflows.Client
-	Dir     string      // for manifests in the making and copies of those in use; made 0700
-	Socket  string      // path of a Unix socket; "" = none
-	Listen  string      // host:port; "" = none
-	Tokens  *api.Tokens // who may come in by TCP, and the token sent to workers; nil = loopback only
+	Dir     string        // for manifests in the making and copies of those in use; made 0700
+	Socket  string        // path of a Unix socket; "" = none
+	Listen  string        // host:port; "" = none
+	Tokens  *api.Tokens   // who may come in by TCP, and the token sent to workers; nil = loopback only
+	Grace   time.Duration // of claims that do not say; 0 = none
 	Version string
 	Log     *slog.Logger
 	// AllowFiles are folders that file:// datasets may lie in; none = no file://.
@@ -54,6 +55,7 @@ type Controller struct {
 	metrics   *metrics.Registry
 	renewals  renewals
 	probing   chan struct{} // a token for each store that is looked at
+	telling   sync.Mutex    // what ended while a renewal was made does not come back with it
 	listeners []net.Listener
 }
 
@@ -167,10 +169,16 @@ func (c *Controller) renewOnce(ctx context.Context) {
 		c.o.Log.Warn("leases are not renewed: Temporal does not say who holds what", "error", err)
 		return
 	}
+	c.telling.Lock()
+	defer c.telling.Unlock()
 	in := activities.LeaseInput{}
+	if in.Leases, err = c.pinLeases(ctx); err != nil {
+		in.Partial = true
+		c.o.Log.Warn("pins are not renewed, and no lease ends: the manifest store does not say who pinned what", "error", err)
+	}
 	for _, s := range sets {
 		for _, h := range s.Holders {
-			in.Leases = append(in.Leases, api.Lease{Holder: h.Job, Owner: h.Owner, Manifest: s.Manifest, TTLSeconds: activities.LeaseTTL.Seconds()})
+			in.Leases = append(in.Leases, h.Lease(s.Manifest))
 		}
 	}
 	if err := c.acts.PutLeases(ctx, in); err == nil {

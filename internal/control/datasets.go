@@ -165,9 +165,15 @@ func (c *Controller) datasets(ctx context.Context, ws []worker) ([]api.DatasetIn
 	if err != nil {
 		return nil, err
 	}
+	pins, err := c.pinsByName(ctx)
+	if err != nil {
+		return nil, err
+	}
 	out := []api.DatasetInfo{}
 	for _, d := range entries {
-		out = append(out, info(d, d.Current(), ws))
+		i := info(d, d.Current(), ws)
+		i.Pins = shownPins(pins[d.Name])
+		out = append(out, i)
 	}
 	slices.SortFunc(out, func(a, b api.DatasetInfo) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
@@ -219,8 +225,14 @@ func (c *Controller) detail(ctx context.Context, d *resolved) (*api.DatasetDetai
 	defer func() { _ = m.Close() }() // it was only read
 	out := &api.DatasetDetail{
 		DatasetInfo: info(d.entry, d.Generation, ws), Shards: m.Shards(), Directories: m.Directories(),
-		Locations: []ufs.Location{}, Unmountable: []api.Unmountable{}, Holders: holders(ws, d.Manifest),
+		Locations: []ufs.Location{}, Unmountable: []api.Unmountable{},
 	}
+	pins, err := c.manifests.Pins(ctx, d.Name)
+	if err != nil {
+		return nil, err
+	}
+	out.Pins = shownPins(pins.InForce(time.Now()))
+	out.Holders = heldBy(ws, pins, d.Manifest)
 	for _, r := range d.entry.Roots {
 		out.Locations = append(out.Locations, r.Location)
 	}
@@ -266,7 +278,11 @@ func (c *Controller) evict(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if who := holders(ws, d.Manifest); len(who) > 0 && !req.Force { // before any worker has begun
+	pins, err := c.manifests.Pins(r.Context(), d.Name)
+	if err != nil {
+		return err
+	}
+	if who := heldBy(ws, pins, d.Manifest); len(who) > 0 && !req.Force { // before any worker has begun
 		return stoker.Errorf(stoker.KindHeld, "evict", d.Name, "is held by %s: wait for them, or --force", strings.Join(who, ", "))
 	}
 	sum, err := c.evictEverywhere(r.Context(), ws, api.EvictRequest{Manifest: d.Manifest, Force: req.Force})

@@ -78,6 +78,7 @@ func (c *Controller) probes() []api.Probe {
 	out := []api.Probe{
 		{Name: "temporal", Hint: temporalHint, Run: c.checkTemporal},
 		api.StoreProbe(c.o.Objects),
+		{Name: "pins", Hint: "see that the folder or bucket of --store can be read", Run: c.checkPins},
 		{Name: "folder", Hint: "its file system hangs: see dmesg", Run: func(context.Context) api.Check { return checkDir(c.o.Dir) }},
 	}
 	if s, ok := c.o.Index.(server); ok {

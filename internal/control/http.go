@@ -30,6 +30,8 @@ func (c *Controller) patterns() map[string]handler {
 		"POST /v1/datasets/{name}/sync":   c.syncDataset,
 		"POST /v1/datasets/{name}/verify": c.verify,
 		"POST /v1/datasets/{name}/evict":  c.evict,
+		"PUT /v1/datasets/{name}/pin":     c.pin,
+		"DELETE /v1/datasets/{name}/pin":  c.unpin,
 		"POST /v1/jobs":                   c.claim,
 		"GET /v1/jobs":                    c.listJobs,
 		"GET /v1/jobs/{job}":              c.showJob,

@@ -49,7 +49,7 @@ func checkClaim(req *api.ClaimRequest) error {
 	case req.DeadlineSeconds != nil && (*req.DeadlineSeconds < 0 || math.IsNaN(*req.DeadlineSeconds) || *req.DeadlineSeconds > 1e9):
 		return bad("a deadline of %v seconds", *req.DeadlineSeconds)
 	}
-	return nil
+	return checkTimes(req)
 }
 
 func (c *Controller) claim(w http.ResponseWriter, r *http.Request) error {
@@ -58,6 +58,9 @@ func (c *Controller) claim(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	submitted := time.Now().UTC()
+	if !req.Submitted.IsZero() {
+		submitted = req.Submitted.UTC()
+	}
 	if req.Job == "" {
 		req.Job = stoker.NewToken()[:12]
 	}
@@ -68,18 +71,17 @@ func (c *Controller) claim(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	req.Owner = api.PrincipalOf(r.Context()).Name
-	if there, err := c.o.Flows.JobState(r.Context(), req.Job); err == nil && there.State != api.JobReleased && there.State != api.JobFailed {
-		if err := mayChange(r, "job", req.Job, there.Input.Owner); err != nil {
-			return err
-		}
-		if there.Input.Nonce != req.Nonce {
-			return taken(there.Input)
-		}
-	} else if err != nil && stoker.KindOf(err) != stoker.KindNotExist {
+	if req.TTLSeconds > 0 {
+		req.Nonce = hookNonce(&req)
+	}
+	st, err := c.standing(r, &req)
+	if err != nil {
 		return err
 	}
 	stream := api.NewStream(w)
-	st, err := c.start(r.Context(), &req, submitted, stream)
+	if st == nil {
+		st, err = c.start(r.Context(), &req, submitted, stream)
+	}
 	if err == nil {
 		err = stream.Send(api.Event{Job: st})
 	}
@@ -102,7 +104,8 @@ func sameClaim(a, b workflows.JobInput) bool {
 
 // start resolves what a claim names and begins its workflow.
 func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted time.Time, stream *api.Stream) (*api.JobStatus, error) {
-	in := workflows.JobInput{Job: req.Job, Owner: req.Owner, OnMiss: req.OnMiss, Submitted: submitted, Preload: req.Preload, Replicas: req.Replicas, Nonce: req.Nonce}
+	in := workflows.JobInput{Job: req.Job, Owner: req.Owner, OnMiss: req.OnMiss, Submitted: submitted, Preload: req.Preload, Replicas: req.Replicas, Nonce: req.Nonce,
+		TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Grace: c.grace(req)}
 	if req.DeadlineSeconds != nil {
 		in.Deadline = submitted.Add(time.Duration(*req.DeadlineSeconds * float64(time.Second)))
 	}
@@ -212,6 +215,7 @@ func (c *Controller) resolve(ctx context.Context, ref api.DatasetRef, sync bool,
 func (c *Controller) jobStatus(ctx context.Context, s workflows.JobState, full bool) (*api.JobStatus, error) {
 	in := s.Input
 	st := &api.JobStatus{Job: in.Job, State: s.State, Owner: in.Owner, Datasets: []api.JobDataset{}, Submitted: in.Submitted, Error: s.Error, ETASeconds: unknownETA}
+	lifetime(st, &s)
 	for i, d := range in.Datasets {
 		out := api.JobDataset{DatasetRef: api.DatasetRef{Name: d.Name, Generation: d.Generation, Dir: d.Dir}, Manifest: d.Manifest, ListedAt: d.ListedAt, Bytes: d.Bytes}
 		if err := c.outcome(ctx, &s, i, &out, st, full); err != nil {
@@ -392,7 +396,11 @@ func (c *Controller) renewJob(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	if err := c.o.Flows.Renew(r.Context(), id); err != nil {
+	keep := c.o.Flows.Renew
+	if s.Input.TTL > 0 {
+		keep = c.o.Flows.Repeat
+	}
+	if err := keep(r.Context(), id); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -407,6 +415,16 @@ func (c *Controller) releaseJob(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err := mayChange(r, "job", id, s.Input.Owner); err != nil {
 		return err
+	}
+	if at := r.URL.Query().Get("submitted"); at != "" {
+		submitted, err := time.Parse(time.RFC3339Nano, at)
+		if err != nil {
+			return stoker.Errorf(stoker.KindInvalid, "job", id, "submitted=%q is no time: want RFC 3339", at)
+		}
+		if !s.Input.Submitted.Equal(submitted) { // the claim of that submission has ended
+			w.WriteHeader(http.StatusNoContent)
+			return nil
+		}
 	}
 	if err := c.o.Flows.Release(r.Context(), id); err != nil {
 		return err

@@ -42,7 +42,7 @@ func startWatched(t *testing.T, temporal string, index placement.Index) *watched
 	t.Helper()
 	dir := t.TempDir()
 	tokens := filepath.Join(dir, "tokens")
-	if err := os.WriteFile(tokens, []byte("stoker 0123456789abcdef\nann "+watchedToken+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(tokens, []byte("stoker 0123456789abcdef\nann "+watchedToken+"\nbob "+bobsToken+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	known, err := api.LoadTokens(tokens)

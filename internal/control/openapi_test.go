@@ -169,6 +169,8 @@ func wires() map[string]wire {
 		"DELETE /v1/datasets/{name}":      {out: api.EvictReport{}},
 		"POST /v1/datasets/{name}/sync":   {out: api.Event{}, stream: true},
 		"POST /v1/datasets/{name}/evict":  {in: api.EvictRequest{}, out: api.EvictReport{}},
+		"PUT /v1/datasets/{name}/pin":     {in: api.PinRequest{}, out: api.Pin{}},
+		"DELETE /v1/datasets/{name}/pin":  {out: []api.Pin{}},
 		"GET /v1/jobs":                    {out: []api.JobLine{}},
 		"POST /v1/jobs":                   {in: api.ClaimRequest{}, out: api.Event{}, stream: true},
 		"GET /v1/jobs/{job}":              {out: api.JobStatus{}},

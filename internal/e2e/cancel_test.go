@@ -148,7 +148,7 @@ func TestCancelInEveryStage(t *testing.T) {
 				if code := cmd.ProcessState.ExitCode(); code != want {
 					t.Errorf("submit ended with %d, want %d", code, want)
 				}
-				c.eventually("the claim has ended", func() bool { return c.state("x") == api.JobReleased })
+				c.eventually("the claim has ended", func() bool { return c.state("x") == api.JobReleased || c.state("x") == api.JobGrace })
 				after()
 				c.settled()
 				if how == "kill" { // nobody is left who could do it at once

@@ -95,7 +95,7 @@ func (c *cluster) settled() {
 	c.t.Helper()
 	c.eventually("no claim, no reservation is left", func() bool {
 		for _, j := range c.jobs() {
-			if j.State != api.JobReleased && j.State != api.JobFailed {
+			if j.State != api.JobReleased && j.State != api.JobGrace && j.State != api.JobFailed {
 				return false
 			}
 		}

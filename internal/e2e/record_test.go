@@ -37,6 +37,7 @@ func TestRecordHistories(t *testing.T) {
 	t.Run("refused", func(t *testing.T) { recordRefused(t, dir) })
 	t.Run("lost", func(t *testing.T) { recordLost(t, dir) })
 	t.Run("cancelled", func(t *testing.T) { recordCancelled(t, dir) })
+	t.Run("hook", func(t *testing.T) { recordHook(t, dir) })
 }
 
 // recordSmall: a preload, and a submit of what is there.
@@ -129,6 +130,22 @@ func recordCancelled(t *testing.T, dir string) {
 	_ = job.Wait()
 	c.settled()
 	c.record(dir, "cancelled", nil)
+}
+
+// recordHook: a hook's claim, made twice and released; one whose release is lost.
+func recordHook(t *testing.T, dir string) {
+	c := up(t, 1, "64MiB", func(root string) { makeFiles(t, root, 20, 20<<10, 0, 0) })
+	c.add()
+	for range 2 {
+		c.must("claim", "--job-id", "17", "--dataset", "data", "--submitted", "1772366400")
+		c.must("wait", "17", "--timeout", "1m")
+	}
+	c.must("release", "17")
+	c.settled()
+	seen := c.record(dir, "hook", nil)
+	c.must("claim", "--job-id", "18", "--dataset", "data", "--ttl", "2s")
+	c.settled()
+	c.record(dir, "expired", seen)
 }
 
 // record writes the histories of the workflows that have ended since.
