@@ -22,6 +22,7 @@ func (a *app) completions(root *cobra.Command) {
 	for path, f := range map[string]cobra.CompletionFunc{
 		"status": a.first(a.jobNames, a.datasetNames), "wait": a.first(a.activeJobs), "cancel": a.first(a.activeJobs),
 		"dataset show": dataset, "dataset sync": dataset, "dataset rm": dataset, "preload": dataset, "verify": dataset, "evict": dataset,
+		"pin": dataset, "unpin": dataset, "release": a.first(a.activeJobs), "claim": cobra.NoFileCompletions,
 		"mount": a.mountWords, "umount": a.first(a.mountedFolders),
 		"completion": cobra.FixedCompletions([]string{"bash", "zsh", "fish"}, cobra.ShellCompDirectiveNoFileComp),
 		"jobs":       cobra.NoFileCompletions, "workers": cobra.NoFileCompletions, "version": cobra.NoFileCompletions,
@@ -35,9 +36,15 @@ func (a *app) completions(root *cobra.Command) {
 	a.flagWords(root, "submit", "on-miss", "start", "wait", "fail")
 	a.flagWords(root, "submit", "layout", "auto", "spread")
 	a.flagWords(root, "submit", "view", "auto", "tree")
+	a.flagWords(root, "claim", "on-miss", "start", "wait", "fail")
+	a.flagWords(root, "claim", "layout", "auto", "spread")
 	a.flagWords(root, "mount", "view", "auto", "tree")
-	if submit, _, err := root.Find([]string{"submit"}); err == nil {
-		_ = submit.RegisterFlagCompletionFunc("dataset", func(cmd *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	for _, name := range []string{"submit", "claim"} {
+		cmd, _, err := root.Find([]string{name})
+		if err != nil {
+			continue
+		}
+		_ = cmd.RegisterFlagCompletionFunc("dataset", func(cmd *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			return a.names(cmd.Context(), typed, a.datasetNames), cobra.ShellCompDirectiveNoFileComp
 		}) // fails only for a flag that is not there: a test looks
 	}
@@ -141,7 +148,9 @@ func jobWords(all []api.JobLine) (out []string) {
 // activeJobs are those that have not ended.
 func (a *app) activeJobs(ctx context.Context, c *api.Controller) ([]string, error) {
 	all, err := c.Jobs(ctx)
-	all = slices.DeleteFunc(all, func(j api.JobLine) bool { return j.State == api.JobReleased || j.State == api.JobFailed })
+	all = slices.DeleteFunc(all, func(j api.JobLine) bool {
+		return j.State == api.JobReleased || j.State == api.JobGrace || j.State == api.JobFailed
+	})
 	return jobWords(all), err
 }
 

@@ -13,10 +13,13 @@ import (
 )
 
 func (a *app) waitCommand() *cobra.Command {
-	return &cobra.Command{
+	var timeout time.Duration
+	cmd := &cobra.Command{
 		Use: "wait JOB", Short: "wait until a job's data is there, or will not come",
 		Long: `Returns when the job is Ready, Degraded, Failed or Released. A Failed job's exit
-code says why.`,
+code says why. With --timeout, for hooks, it gives up after that time, and when
+nobody answers, with exit code 75; the job does not notice, and may be waited for
+again.`,
 		Example: `  job=$(stoker preload imagenet -o json | jq -r .job)
   stoker wait "$job" && echo ready`,
 		Args: oneArg("a job's id"),
@@ -25,8 +28,22 @@ code says why.`,
 			if err != nil {
 				return err
 			}
-			st, err := a.watch(cmd.Context(), c, args[0])
-			if err != nil {
+			if timeout < 0 || timeout == 0 && cmd.Flags().Changed("timeout") {
+				return usagef(cmd, "--timeout %v: want more than 0", timeout)
+			}
+			ctx := cmd.Context()
+			if timeout > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, timeout)
+				defer cancel()
+			}
+			st, err := a.watch(ctx, c, args[0])
+			if err != nil && ctx.Err() != nil && cmd.Context().Err() == nil {
+				return requeue{stoker.Errorf(stoker.KindTransient, "job", printable(args[0]), "is not ready after %v: wait again", timeout)}
+			}
+			if err != nil && timeout > 0 {
+				return hook(err)
+			} else if err != nil {
 				return err
 			}
 			if err := a.printJob(st); err != nil {
@@ -38,6 +55,8 @@ code says why.`,
 			return nil
 		},
 	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "give up after this time, such as 30s (default never)")
+	return cmd
 }
 
 // jobError is why a job is Failed. It is never nil: a job whose reason is not

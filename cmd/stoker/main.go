@@ -1,7 +1,8 @@
 // Command stoker is what users and scheduler hooks run: it talks to the
 // controller's API and, for mounts, to this node's worker over its Unix
 // socket. It holds no SDK and no state: whatever it began ends with it, or
-// within a minute of its death.
+// within a minute of its death, but for preloads, pins and hooks' claims, which
+// live on by themselves.
 package main
 
 import (
@@ -80,6 +81,9 @@ func exitCode(err error) int {
 	if errors.Is(err, errInterrupted) {
 		return 130
 	}
+	if again := (requeue{}); errors.As(err, &again) {
+		return 75
+	}
 	switch stoker.KindOf(err) {
 	case stoker.KindInvalid:
 		return 2
@@ -126,7 +130,8 @@ token-file and output of $XDG_CONFIG_HOME/stoker/config.yaml, then of
 
 Exit codes: 0 done, 1 internal, 2 usage, 3 not found, 4 incomplete,
 5 unavailable (try again), 6 wrong bytes, 7 stale, 8 no capacity, 9 deadline
-passed, 10 not permitted, 11 held by others, 130 interrupted.`,
+passed, 10 not permitted, 11 held by others, 75 temporary (hooks: run it again),
+130 interrupted.`,
 		Example: `  stoker dataset add imagenet s3://datasets/imagenet
   stoker preload imagenet --wait
   stoker submit --dataset imagenet -- python train.py --data '$STOKER_MOUNT'`,
@@ -151,7 +156,8 @@ passed, 10 not permitted, 11 held by others, 130 interrupted.`,
 	root.SetHelpCommand(a.helpCommand(root))
 	root.AddCommand(
 		a.submitCommand(), a.statusCommand(), a.waitCommand(), a.cancelCommand(), a.jobsCommand(),
-		a.datasetCommand(), a.preloadCommand(), a.verifyCommand(), a.evictCommand(),
+		a.datasetCommand(), a.preloadCommand(), a.verifyCommand(), a.evictCommand(), a.pinCommand(), a.unpinCommand(),
+		a.claimCommand(), a.releaseCommand(),
 		a.mountCommand(), a.umountCommand(), a.workersCommand(), a.doctorCommand(), a.completionCommand(root), a.versionCommand(), a.manCommand(root),
 	)
 	a.completions(root)

@@ -167,7 +167,7 @@ var contract = map[string]string{
 var built = map[string]string{
 	"submit": "dataset on-miss deadline sync layout job-id", "status": "", "wait": "", "cancel": "", "jobs": "",
 	"dataset add": "endpoint region path-style anonymous profile max-age", "dataset ls": "", "dataset show": "changes", "dataset sync": "", "dataset rm": "",
-	"preload": "wait sync replicas", "verify": "deep", "evict": "force", "mount": "view uid gid umask", "umount": "", "workers": "", "doctor": "ufs endpoint region path-style anonymous profile", "completion": "", "version": "",
+	"preload": "wait sync replicas", "verify": "deep", "evict": "force", "pin": "for reason", "unpin": "", "claim": "", "release": "", "mount": "view uid gid umask", "umount": "", "workers": "", "doctor": "ufs endpoint region path-style anonymous profile", "completion": "", "version": "",
 }
 
 func TestWhatIsNotBuiltIsAbsent(t *testing.T) {

@@ -105,7 +105,8 @@ func (a *app) printDetail(d *api.DatasetDetail) error {
 		row(w, "bytes", api.HumanBytes(d.Bytes))
 		row(w, "resident", fmt.Sprintf("%s (%d %%)", api.HumanBytes(d.ResidentBytes), percent(d.ResidentBytes, d.Bytes)))
 		row(w, "shards", d.Shards)
-		row(w, "holders", strings.Join(d.Holders, ","))
+		row(w, "holders", strings.Join(d.Holders, ", "))
+		pinRows(w, d.Name, d.Pins)
 		unmountableRows(w, d.Unmountable)
 	})
 }
@@ -140,6 +141,12 @@ func (a *app) printJob(st *api.JobStatus) error {
 		}
 		for _, d := range st.Datasets {
 			row(w, "dataset", fmt.Sprintf("%s, %s of %s, listed %s", refName(d.DatasetRef), api.HumanBytes(d.ResidentBytes), api.HumanBytes(d.Bytes), when(d.ListedAt)))
+		}
+		if !st.ExpiresAt.IsZero() {
+			row(w, "expires", when(st.ExpiresAt))
+		}
+		if st.State == api.JobGrace {
+			row(w, "grace until", when(st.GraceUntil))
 		}
 		if st.Error != nil {
 			row(w, "error", st.Error.Message)

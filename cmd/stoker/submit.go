@@ -38,7 +38,7 @@ type submission struct {
 func (a *app) submitCommand() *cobra.Command {
 	s := &submission{a: a}
 	var datasets []string
-	var deadline time.Duration
+	var deadline, grace time.Duration
 	cmd := &cobra.Command{
 		Use:   "submit --dataset NAME|URI[@GEN][=DIR]... -- CMD...",
 		Short: "run a command once its datasets are on the workers",
@@ -78,6 +78,13 @@ fail gives up (exit code 9 for the deadline).`,
 				seconds := deadline.Seconds()
 				s.req.DeadlineSeconds = &seconds
 			}
+			if grace < 0 || grace > maxGrace {
+				return usagef(cmd, "--grace %v: want 0 to %v", grace, maxGrace)
+			}
+			if cmd.Flags().Changed("grace") {
+				seconds := grace.Seconds()
+				s.req.GraceSeconds = &seconds
+			}
 			return s.run(cmd.Context())
 		},
 	}
@@ -85,6 +92,7 @@ fail gives up (exit code 9 for the deadline).`,
 	f.StringArrayVar(&datasets, "dataset", nil, "dataset that the job reads, where it is mounted behind =; may be repeated")
 	f.StringVar(&s.req.OnMiss, "on-miss", "start", "without the data at the deadline: start, wait or fail")
 	f.DurationVar(&deadline, "deadline", 0, "from now on, such as 90s or 10m (default none)")
+	f.DurationVar(&grace, "grace", 0, "how long after its end the data is evicted only after what nobody wanted (default the controller's)")
 	f.BoolVar(&s.req.Sync, "sync", false, "list the datasets again first")
 	f.StringVar(&s.req.Layout, "layout", "auto", "auto or spread")
 	f.StringVar(&s.req.Job, "job-id", "", "id of the job (default a generated one)")
@@ -156,7 +164,7 @@ func (s *submission) settled(st *api.JobStatus) error {
 	switch st.State {
 	case api.JobFailed:
 		return jobError(st)
-	case api.JobReleased:
+	case api.JobReleased, api.JobGrace:
 		return cancelledEarly(st.Job)
 	case api.JobDegraded:
 		if st.Error != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -69,7 +70,12 @@ func workerTable(workers []api.WorkerInfo, wide bool) *live.Table {
 }
 
 func datasetTable(datasets []api.DatasetInfo, wide bool) *live.Table {
-	columns := []live.Column{cut("DATASET"), number("OBJECTS"), number("BYTES"), number("RESIDENT"), number("%"), number("LISTED"), cut("URIS")}
+	anyPin := slices.ContainsFunc(datasets, func(d api.DatasetInfo) bool { return len(d.Pins) > 0 })
+	columns := []live.Column{cut("DATASET"), number("OBJECTS"), number("BYTES"), number("RESIDENT"), number("%"), number("LISTED")}
+	if anyPin {
+		columns = append(columns, number("PINNED"))
+	}
+	columns = append(columns, cut("URIS"))
 	if wide {
 		columns = append(columns, left("OWNER"), left("LISTED AT"), left("MANIFEST"))
 	}
@@ -79,8 +85,12 @@ func datasetTable(datasets []api.DatasetInfo, wide bool) *live.Table {
 		if !d.ListedAt.IsZero() {
 			age = span(time.Since(d.ListedAt))
 		}
-		t.Row(live.Generation(d.Name, d.Generation), d.Objects, api.HumanBytes(d.Bytes), api.HumanBytes(d.ResidentBytes),
-			percentOf(d.ResidentBytes, d.Bytes), age, strings.Join(d.URIs, ","), d.Owner, when(d.ListedAt), d.Manifest.String())
+		cells := []any{live.Generation(d.Name, d.Generation), d.Objects, api.HumanBytes(d.Bytes), api.HumanBytes(d.ResidentBytes),
+			percentOf(d.ResidentBytes, d.Bytes), age}
+		if anyPin {
+			cells = append(cells, pinned(d))
+		}
+		t.Row(append(cells, strings.Join(d.URIs, ","), d.Owner, when(d.ListedAt), d.Manifest.String())...)
 	}
 	return t
 }
