@@ -82,6 +82,10 @@ type news struct {
 // 60 s of the contract.
 const holdSilence = 20 * time.Second
 
+// hookVersion guards what an older release does not know: where one made the
+// first step of a hook's claim, as in a rolling update, it has a life line.
+const hookVersion = "hook-claim"
+
 // holdID names the activity to renew.
 const holdID = "hold"
 
@@ -145,7 +149,7 @@ func (j *job) listen(ctx workflow.Context) {
 	j.onSignal(ctx, releaseSignal, &j.released)
 	j.onSignal(ctx, startedSignal, &j.started)
 	switch {
-	case j.s.Input.TTL > 0:
+	case j.s.Input.TTL > 0 && workflow.GetVersion(ctx, hookVersion, workflow.DefaultVersion, 1) != workflow.DefaultVersion:
 		workflow.Go(ctx, j.repeated)
 		workflow.Go(ctx, j.expire)
 	case !j.s.Input.Preload:
