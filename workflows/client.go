@@ -242,6 +242,18 @@ func (c *Client) updated(op, key string, err error) error {
 	return err
 }
 
+// Pause stops the load of a manifest until it is resumed, by "", or another job
+// joins. NotExist if nobody holds the data.
+func (c *Client) Pause(ctx context.Context, id stoker.ID, by string) (s DatasetState, err error) {
+	h, err := c.temporal.UpdateWorkflow(ctx, client.UpdateWorkflowOptions{
+		WorkflowID: c.datasetID(id), UpdateName: pauseUpdate, Args: []any{by}, WaitForStage: client.WorkflowUpdateStageCompleted,
+	})
+	if err == nil {
+		err = h.Get(ctx, &s)
+	}
+	return s, c.updated("pause", id.Short(), err)
+}
+
 // DatasetState asks a dataset's workflow; NotExist if nobody holds the data.
 func (c *Client) DatasetState(ctx context.Context, id stoker.ID) (DatasetState, error) {
 	return c.datasetState(ctx, c.datasetID(id))

@@ -20,6 +20,7 @@ type DatasetInput struct {
 	Window     time.Duration `json:",omitempty"` // see LoadInput
 	Holders    []Holder      `json:",omitempty"` // of the run that this one continues
 	Searchable bool          `json:",omitempty"` // see JobInput
+	PausedBy   string        `json:",omitempty"` // of the run that this one continues
 }
 
 // Holder is a job that needs the data.
@@ -47,6 +48,7 @@ type DatasetState struct {
 	Parts      int       `json:",omitempty"`
 	Why        string    `json:",omitempty"` // Queued: what is missing
 	Holders    []Holder
+	PausedBy   string `json:",omitempty"` // who wants no load now; "" = nobody
 }
 
 const (
@@ -61,6 +63,7 @@ type dataset struct {
 	search  bool // the namespace knows the attributes of search.go
 	s       DatasetState
 	changes int // joins and leaves so far
+	loading bool
 }
 
 // Dataset is the life of one manifest's data while anybody needs it. Jobs
@@ -68,7 +71,7 @@ type dataset struct {
 // when nobody holds the data; what is resident stays until its space is needed.
 func Dataset(ctx workflow.Context, in DatasetInput) error {
 	d := &dataset{cluster: in.Cluster, window: in.Window, search: in.Searchable, s: DatasetState{
-		Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest, State: api.JobPlanned, Holders: in.Holders}}
+		Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest, State: api.JobPlanned, Holders: in.Holders, PausedBy: in.PausedBy}}
 	if err := d.handle(ctx); err != nil {
 		return err
 	}
@@ -91,11 +94,14 @@ func Dataset(ctx workflow.Context, in DatasetInput) error {
 		case len(d.s.Holders) == 0 && idle:
 			return nil
 		case workflow.GetInfo(ctx).GetContinueAsNewSuggested() && idle:
-			in.Holders = d.s.Holders
+			in.Holders, in.PausedBy = d.s.Holders, d.s.PausedBy
 			return workflow.NewContinueAsNewError(ctx, Dataset, in)
 		case d.waiting():
+			d.loading = true
 			d.load(ctx)
+			d.loading = false
 		}
+		d.showPause()
 	}
 }
 
@@ -112,8 +118,12 @@ func (d *dataset) idle(ctx workflow.Context, pause time.Duration, seen int) erro
 	})
 }
 
-// waiting reports whether a holder waits to be told.
-func (d *dataset) waiting() bool {
+// waiting reports whether there is something to load: a holder waits to be told,
+// and nobody wants a pause.
+func (d *dataset) waiting() bool { return d.s.PausedBy == "" && d.unsettled() }
+
+// unsettled reports whether a holder waits to be told.
+func (d *dataset) unsettled() bool {
 	return slices.ContainsFunc(d.s.Holders, func(h Holder) bool { return h.Leased && !h.Served })
 }
 
@@ -124,7 +134,41 @@ func (d *dataset) handle(ctx workflow.Context) error {
 	if err := workflow.SetUpdateHandler(ctx, joinUpdate, d.join); err != nil {
 		return err
 	}
+	if err := workflow.SetUpdateHandler(ctx, pauseUpdate, d.pause); err != nil {
+		return err
+	}
 	return workflow.SetUpdateHandler(ctx, leaveUpdate, d.leave)
+}
+
+// pause stops the load until it is resumed, with by "", or another job joins: who
+// comes later did not agree to wait. When it answers, the load has stopped. What
+// is resident stays, and stays leased.
+func (d *dataset) pause(ctx workflow.Context, by string) (DatasetState, error) {
+	d.changes++
+	if by == "" {
+		d.resume()
+	} else {
+		d.s.PausedBy = by
+		d.showPause()
+		if err := workflow.Await(ctx, func() bool { return !d.loading || d.s.PausedBy != by }); err != nil {
+			return d.s, err
+		}
+		d.showPause()
+	}
+	return d.s, nil
+}
+
+func (d *dataset) resume() {
+	if d.s.PausedBy != "" {
+		d.s.PausedBy, d.s.State, d.s.Why = "", api.JobPlanned, ""
+	}
+}
+
+// showPause lets users see why nothing moves.
+func (d *dataset) showPause() {
+	if d.s.PausedBy != "" && d.unsettled() {
+		d.s.State, d.s.Why = api.JobQueued, "paused by "+d.s.PausedBy+": 'stoker preload "+d.s.Dataset+" --resume' goes on"
+	}
 }
 
 func (d *dataset) find(job string) int {
@@ -139,6 +183,7 @@ func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, e
 	}
 	h := Holder{Job: in.Job, Owner: in.Owner, Run: in.Run, Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace}
 	d.s.Holders = append(d.s.Holders, h)
+	d.resume()
 	d.changes++
 	lease := activities.LeaseInput{Leases: []api.Lease{h.Lease(d.s.Manifest)}, Partial: true}
 	err := workflow.ExecuteActivity(briefly(ctx, 30*time.Second, 6), do.PutLeases, lease).Get(ctx, nil)

@@ -20,7 +20,7 @@ func (d *dataset) load(ctx workflow.Context) {
 	ctx, cancel := workflow.WithCancel(ctx)
 	defer cancel()
 	workflow.Go(ctx, func(ctx workflow.Context) {
-		if workflow.Await(ctx, func() bool { return len(d.s.Holders) == 0 }) == nil {
+		if workflow.Await(ctx, func() bool { return len(d.s.Holders) == 0 || d.s.PausedBy != "" }) == nil {
 			cancel()
 		}
 	})

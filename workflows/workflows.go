@@ -32,6 +32,7 @@ const (
 	repeatSignal  = "repeat"
 	joinUpdate    = "join"
 	leaveUpdate   = "leave"
+	pauseUpdate   = "pause"
 	statusQuery   = "status"
 )
 

@@ -150,6 +150,7 @@ const maxReplicas = 16
 
 func (a *app) preloadCommand() *cobra.Command {
 	var wait, sync bool
+	var steer steering
 	var replicas int
 	cmd := &cobra.Command{
 		Use:   "preload DATASET[@GEN]|URI",
@@ -157,15 +158,27 @@ func (a *app) preloadCommand() *cobra.Command {
 		Long: `Loads every byte of the dataset onto the workers and counts it. With --wait the
 certificate is printed: exit code 0 means that every object is resident with
 known checksums, 4 that some are not (they are listed), 8 that it does not fit.
-Ctrl-C drops the claim; without another one the load stops.`,
+Ctrl-C drops the claim; without another one the load stops.
+
+--pause stops a load that runs, for all who wait for it, until --resume or until
+another job needs the data; what is there stays. --stop drops your preloads of the
+dataset, and the load goes on only if a job needs it.`,
 		Example: `  stoker preload imagenet --wait
   stoker preload imagenet --wait -o json | jq .residentBytes
-  stoker preload imagenet --replicas 2`,
+  stoker preload imagenet --replicas 2
+  stoker preload imagenet --pause`,
 		Args: oneArg("a dataset's name, or a URI"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ref, err := datasetArg(args[0])
 			if err != nil {
 				return err
+			}
+			action, err := steer.action(cmd)
+			if err != nil {
+				return err
+			}
+			if action != "" {
+				return a.steer(cmd.Context(), ref, action)
 			}
 			if replicas < 1 || replicas > maxReplicas {
 				return usagef(cmd, "--replicas %d: want 1 to %d", replicas, maxReplicas)
@@ -175,6 +188,9 @@ Ctrl-C drops the claim; without another one the load stops.`,
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait for the certificate and print it")
 	cmd.Flags().BoolVar(&sync, "sync", false, "list the dataset again first")
+	cmd.Flags().BoolVar(&steer.pause, "pause", false, "stop a running load for now")
+	cmd.Flags().BoolVar(&steer.resume, "resume", false, "go on with a paused load")
+	cmd.Flags().BoolVar(&steer.stop, "stop", false, "drop your preloads of the dataset")
 	cmd.Flags().IntVar(&replicas, "replicas", 1, "workers that hold each shard")
 	return cmd
 }

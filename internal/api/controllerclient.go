@@ -137,6 +137,15 @@ func (c *Controller) Evict(ctx context.Context, name string, force bool) (EvictR
 	return get[EvictReport](ctx, c.c, workTimeout, http.MethodPost, "/v1/datasets/"+seg+"/evict", EvictRequest{Force: force})
 }
 
+// Steer pauses, resumes or stops the load of a dataset.
+func (c *Controller) Steer(ctx context.Context, name, action string) (SteerReport, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return SteerReport{}, err
+	}
+	return get[SteerReport](ctx, c.c, workTimeout, http.MethodPost, "/v1/datasets/"+seg+"/load", SteerRequest{Action: action})
+}
+
 // Pin holds a dataset's data for the caller; a pin that he has of the same
 // generation is replaced. name may end in @GEN.
 func (c *Controller) Pin(ctx context.Context, name string, req PinRequest) (Pin, error) {

@@ -30,6 +30,7 @@ func (c *Controller) patterns() map[string]handler {
 		"POST /v1/datasets/{name}/sync":   c.syncDataset,
 		"POST /v1/datasets/{name}/verify": c.verify,
 		"POST /v1/datasets/{name}/evict":  c.evict,
+		"POST /v1/datasets/{name}/load":   c.steer,
 		"PUT /v1/datasets/{name}/pin":     c.pin,
 		"DELETE /v1/datasets/{name}/pin":  c.unpin,
 		"POST /v1/jobs":                   c.claim,

@@ -262,7 +262,11 @@ func (c *Controller) outcome(ctx context.Context, s *workflows.JobState, i int, 
 	if s.State == api.JobPlanned && (d.State == api.JobQueued || d.State == api.JobWarming) {
 		st.State = d.State
 		if d.Why != "" {
-			st.Error = &api.ErrorBody{Kind: stoker.KindNoSpace.String(), Message: d.Why}
+			kind := stoker.KindNoSpace
+			if d.PausedBy != "" {
+				kind = stoker.KindBusy
+			}
+			st.Error = &api.ErrorBody{Kind: kind.String(), Message: d.Why}
 		}
 	}
 	if d.State == api.JobWarming {

@@ -169,6 +169,7 @@ func wires() map[string]wire {
 		"DELETE /v1/datasets/{name}":      {out: api.EvictReport{}},
 		"POST /v1/datasets/{name}/sync":   {out: api.Event{}, stream: true},
 		"POST /v1/datasets/{name}/evict":  {in: api.EvictRequest{}, out: api.EvictReport{}},
+		"POST /v1/datasets/{name}/load":   {in: api.SteerRequest{}, out: api.SteerReport{}},
 		"PUT /v1/datasets/{name}/pin":     {in: api.PinRequest{}, out: api.Pin{}},
 		"DELETE /v1/datasets/{name}/pin":  {out: []api.Pin{}},
 		"GET /v1/jobs":                    {out: []api.JobLine{}},

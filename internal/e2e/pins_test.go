@@ -136,3 +136,58 @@ func TestHooks(t *testing.T) {
 	c.eventually("the claim has ended by itself", func() bool { return c.state("18") == api.JobReleased })
 	c.settled()
 }
+
+// A paused load asks the store for nothing and gives its space back; resumed, it
+// goes on from what is on the disk. A stopped preload ends; others may neither.
+func TestPausedPreload(t *testing.T) {
+	var size int64
+	c := up(t, 2, "512MiB", func(root string) { size = makeFiles(t, root, 300, 100<<10, 4, 64<<20) })
+	c.add()
+	if r := c.stoker("preload", "data", "--pause"); r.code != 3 {
+		t.Errorf("a pause of nothing exits %d", r.code)
+	}
+	reached, release := c.proxy.Hold(size / 3)
+	defer release()
+	done := c.preload()
+	<-reached
+	c.must("preload", "data", "--pause")
+	release()
+	before := c.proxy.Bytes()
+	if st := c.jobs()[0]; st.State != api.JobQueued || st.ResidentBytes >= size {
+		t.Errorf("the paused job is %+v", st)
+	}
+	if os.Getuid() == 0 {
+		other := c.user(4321)
+		for _, action := range []string{"--pause", "--resume", "--stop"} {
+			if r := other.run(other.stoker, "preload", "data", action); r.code != 10 {
+				t.Errorf("another user's %s exits %d\n%s", action, r.code, r.stderr)
+			}
+		}
+	}
+	c.kill("controller")
+	c.dev("start", "controller", "--dir", c.dir)
+	if got := c.jobs()[0].State; got != api.JobQueued {
+		t.Errorf("after the death of the controller it is %s", got)
+	}
+	if more := c.proxy.Bytes() - before; more > 8<<20 { // what was under way when it was stopped
+		t.Errorf("%d bytes came while it was paused", more)
+	}
+	c.must("preload", "data", "--resume")
+	cert := done()
+	if cert.State != api.CertificateReady || cert.ResidentBytes != size || cert.UFSBytes == 0 || c.proxy.Bytes() > size*5/4 {
+		t.Errorf("resumed: %d bytes came for %d, %d while it was paused: %+v", c.proxy.Bytes(), size, before, cert)
+	}
+	c.settled()
+	c.must("evict", "data")
+	reached, release = c.proxy.Hold(c.proxy.Bytes() + size/3)
+	defer release()
+	cmd, _ := c.background("preload", "data", "--wait")
+	<-reached
+	c.must("preload", "data", "--stop")
+	release()
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 4 {
+		t.Errorf("a stopped preload exits %d, want 4", code)
+	}
+	c.settled()
+}

@@ -38,6 +38,7 @@ func TestRecordHistories(t *testing.T) {
 	t.Run("lost", func(t *testing.T) { recordLost(t, dir) })
 	t.Run("cancelled", func(t *testing.T) { recordCancelled(t, dir) })
 	t.Run("hook", func(t *testing.T) { recordHook(t, dir) })
+	t.Run("paused", func(t *testing.T) { recordPaused(t, dir) })
 }
 
 // recordSmall: a preload, and a submit of what is there.
@@ -146,6 +147,23 @@ func recordHook(t *testing.T, dir string) {
 	c.must("claim", "--job-id", "18", "--dataset", "data", "--ttl", "2s")
 	c.settled()
 	c.record(dir, "expired", seen)
+}
+
+// recordPaused: a preload is paused in mid-load, and resumed.
+func recordPaused(t *testing.T, dir string) {
+	var size int64
+	c := up(t, 1, "256MiB", func(root string) { size = makeFiles(t, root, 200, 100<<10, 0, 0) })
+	c.add()
+	reached, release := c.proxy.Hold(size / 3)
+	defer release()
+	done := c.preload()
+	<-reached
+	c.must("preload", "data", "--pause")
+	release()
+	c.must("preload", "data", "--resume")
+	done()
+	c.settled()
+	c.record(dir, "paused", nil)
 }
 
 // record writes the histories of the workflows that have ended since.
