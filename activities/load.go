@@ -137,7 +137,7 @@ func (a *Activities) plan(ctx context.Context, in PlanInput) (Planned, error) {
 		plan.Workers = append(plan.Workers, planner.PlanWorker{ID: w.ID, Address: addresses[i]})
 	}
 	shards := shardsOf(m)
-	owners, err := planner.Place(shards, workers, planner.PlaceOptions{Replicas: plan.Replicas, Has: a.having(ctx, in.Manifest, len(shards), live, workers)})
+	owners, err := planner.Place(shards, workers, planner.PlaceOptions{Replicas: plan.Replicas, Has: a.havingOld(ctx, m, a.having(ctx, in.Manifest, len(shards), live, workers), live, workers)})
 	if err != nil {
 		return Planned{}, err
 	}

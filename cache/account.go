@@ -16,11 +16,13 @@ import (
 type account struct {
 	reservation string
 	manifest    stoker.ID
-	part        []uint32 // shards, sorted
-	start       int64    // object bytes that were here when it was opened
+	part        []uint32    // shards, sorted
+	start       int64       // object bytes that were here when it was opened
+	older       []stoker.ID // what is copied from; it makes room for nobody else meanwhile
 
 	count  guard.Count
 	bypass guard.Count  // of that, past an owner that did not answer
+	copied atomic.Int64 // bytes of older generations
 	lost   atomic.Int64 // bytes that were here and have to come again: evicted by force, or found wrong
 }
 
@@ -31,7 +33,7 @@ type accounts struct {
 }
 
 // account opens the account of a part, or finds it open.
-func (s *Set) account(reservation string, part []uint32) *account {
+func (s *Set) account(reservation string, part []uint32, older []stoker.ID) *account {
 	var start int64
 	for _, n := range part {
 		start += s.residentBytes(n, 0, int(s.man.Shard(n).Blocks))
@@ -42,7 +44,7 @@ func (s *Set) account(reservation string, part []uint32) *account {
 	if x := a.open[reservation]; x != nil {
 		return x
 	}
-	x := &account{reservation: reservation, manifest: s.id, part: part, start: start}
+	x := &account{reservation: reservation, manifest: s.id, part: part, start: start, older: older}
 	a.open[reservation] = x
 	return x
 }
@@ -81,6 +83,18 @@ func (a *accounts) waiting(id stoker.ID) (since time.Time) {
 		}
 	}
 	return since
+}
+
+// copiedFrom reports whether an open account copies from the manifest.
+func (a *accounts) copiedFrom(id stoker.ID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, x := range a.open {
+		if slices.Contains(x.older, id) {
+			return true
+		}
+	}
+	return false
 }
 
 // close ends an account; one that is not open is fine.

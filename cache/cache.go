@@ -74,6 +74,7 @@ type Options struct {
 // Counters say where the bytes of reads and loads came from.
 type Counters struct {
 	LocalBytes, PeerBytes, ServedBytes atomic.Int64
+	CopiedBytes                        atomic.Int64 // from older generations, here or at a peer
 	Corrupt                            atomic.Int64 // blocks that could not be read, or whose checksum did not match
 	LostBytes                          atomic.Int64 // of objects that were here and went with their disk
 	ScrubbedBytes, ScrubPasses         atomic.Int64 // read by scrubs; passes that came to their end
@@ -154,6 +155,7 @@ type Set struct {
 	slots []slot
 	roots []rootFS
 	plan  atomic.Pointer[planner.Plan]
+	bases bases
 
 	sums atomic.Pointer[[]int64] // see objectBytes
 }
@@ -236,6 +238,7 @@ func (s *Set) Close() error {
 	for n := range s.slots {
 		s.release(uint32(n))
 	}
+	s.bases.close()
 	return s.man.Close()
 }
 

@@ -89,16 +89,21 @@ type fakeDirectory struct {
 	c    *cluster
 	self int
 	mu   sync.Mutex
-	held map[uint32]bool // shard -> whole
+	held map[heldShard]bool // whole
 
 	onWhole func() // not nil: told of each shard that is whole
 }
 
-func (d *fakeDirectory) Holders(_ context.Context, _ stoker.ID, n uint32) []Peer {
+type heldShard struct {
+	id stoker.ID
+	n  uint32
+}
+
+func (d *fakeDirectory) Holders(_ context.Context, id stoker.ID, n uint32) []Peer {
 	var out []Peer
 	for i, other := range d.c.nodes {
 		other.dir.mu.Lock()
-		whole, ok := other.dir.held[n]
+		whole, ok := other.dir.held[heldShard{id, n}]
 		other.dir.mu.Unlock()
 		if i != d.self && ok {
 			p := other.peer
@@ -119,20 +124,21 @@ func (d *fakeDirectory) Owner(_ context.Context, plan *planner.Plan, _ stoker.ID
 
 func (d *fakeDirectory) Flush(context.Context) {}
 
-func (d *fakeDirectory) Announce(_ stoker.ID, n uint32, whole bool) {
+func (d *fakeDirectory) Announce(id stoker.ID, n uint32, whole bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.held[n] = d.held[n] || whole
+	key := heldShard{id, n}
+	d.held[key] = d.held[key] || whole
 	if whole && d.onWhole != nil {
 		d.onWhole()
 	}
 }
 
-func (d *fakeDirectory) Withdraw(_ stoker.ID, shards []uint32) {
+func (d *fakeDirectory) Withdraw(id stoker.ID, shards []uint32) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, n := range shards {
-		delete(d.held, n)
+		delete(d.held, heldShard{id, n})
 	}
 }
 
@@ -174,7 +180,7 @@ func (c *cluster) addFolders(i int, folders ...store.Folder) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{store: st, dir: &fakeDirectory{c: c, self: i, held: map[uint32]bool{}}}
+	n := &node{store: st, dir: &fakeDirectory{c: c, self: i, held: map[heldShard]bool{}}}
 	client := peer.New(peer.Options{})
 	n.cache, err = New(Options{Store: st, Manifests: c.store, Open: c.open, Directory: n.dir, Fetcher: testFetcher{client}, MemoryBytes: c.memory})
 	if err != nil {
@@ -199,10 +205,13 @@ func (c *cluster) addFolders(i int, folders ...store.Folder) {
 }
 
 // freeze lists what is in the UFS and stores the manifest.
-func (c *cluster) freeze() stoker.ID {
+func (c *cluster) freeze() stoker.ID { return c.freezeAfter(stoker.ID{}) }
+
+// freezeAfter makes the generation that follows base.
+func (c *cluster) freezeAfter(base stoker.ID) stoker.ID {
 	c.t.Helper()
 	b, err := manifest.Build(context.Background(), manifest.BuildOptions{
-		Roots: []manifest.Root{{Location: ufs.Location{URI: "mem://bucket"}}}, Open: c.open, TempDir: c.t.TempDir()})
+		Roots: []manifest.Root{{Location: ufs.Location{URI: "mem://bucket"}}}, Base: base, Open: c.open, TempDir: c.t.TempDir()})
 	if err != nil {
 		c.t.Fatal(err)
 	}

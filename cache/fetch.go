@@ -10,9 +10,10 @@ import (
 	"stoker.dev/ufs/guard"
 )
 
-// fly brings in what is missing of the flight's run: from workers that hold
-// it, else through the shard's owner, else from the UFS. What cannot be had
-// stands in f.failed by object.
+// fly brings in what is missing of the flight's run: from older generations
+// here, from workers that hold it, else through the shard's owner, else from
+// older generations elsewhere, else from the UFS. What cannot be had stands in
+// f.failed by object.
 func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 	// Without space the run is read through memory; see deliver.
 	err := s.create(n)
@@ -25,6 +26,12 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 		return
 	}
 	if f.memory && !s.narrow(ctx, n, f, w) {
+		return
+	}
+	origins := s.origins(ctx, n, f)
+	s.copyHere(ctx, n, f, origins)
+	if !s.missing(n, f) {
+		s.seal(n)
 		return
 	}
 	if f.urgency.Priority() >= guard.Preload {
@@ -48,6 +55,7 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 			bypass = !s.fromPeer(ctx, n, f, owner, true)
 		}
 	}
+	s.copyFromPeers(ctx, n, f, origins)
 	ctx = guard.WithCount(guard.WithUrgency(ctx, f.urgency), &s.c.counters.UFS)
 	a := s.accountOf(n)
 	if a != nil {
@@ -83,11 +91,31 @@ func (s *Set) arrived(n uint32, f *flight, b int) bool {
 	return f.mem[b] != nil
 }
 
-// fromPeer asks one worker for the run and reports whether all of it is here.
+// fromPeer asks one worker for what the run lacks and reports whether all of
+// it is here.
 func (s *Set) fromPeer(ctx context.Context, n uint32, f *flight, p Peer, through bool) bool {
-	err := s.c.o.Fetcher.Fetch(ctx, p, s.id, n, f.from, f.to, through, func(block int, data []byte) error {
-		if block < f.from || block >= f.to {
-			return stoker.Errorf(stoker.KindCorrupt, "cache.peer", p.ID, "sent block %d, asked for %d to %d", block, f.from, f.to)
+	var lacks []int
+	for b := f.from; b < f.to; b++ {
+		if !s.arrived(n, f, b) {
+			lacks = append(lacks, b)
+		}
+	}
+	for _, r := range runsOf(lacks) {
+		if err := s.askPeer(ctx, n, f, p, r, through); err != nil {
+			if !canceled(err) {
+				s.log().Debug("peer did not serve", "peer", p.ID, "shard", n, "error", err)
+			}
+			break
+		}
+	}
+	return !s.missing(n, f)
+}
+
+// askPeer asks one worker for part of the run.
+func (s *Set) askPeer(ctx context.Context, n uint32, f *flight, p Peer, r piece, through bool) error {
+	return s.c.o.Fetcher.Fetch(ctx, p, s.id, n, r.from, r.to, through, func(block int, data []byte) error {
+		if block < r.from || block >= r.to {
+			return stoker.Errorf(stoker.KindCorrupt, "cache.peer", p.ID, "sent block %d, asked for %d to %d", block, r.from, r.to)
 		}
 		off, length := s.where(n, block)
 		if len(data) != length {
@@ -96,10 +124,6 @@ func (s *Set) fromPeer(ctx context.Context, n uint32, f *flight, p Peer, through
 		s.c.counters.PeerBytes.Add(int64(len(data)))
 		return s.deliver(n, f, block, off, data)
 	})
-	if err != nil && !canceled(err) {
-		s.log().Debug("peer did not serve", "peer", p.ID, "shard", n, "error", err)
-	}
-	return !s.missing(n, f)
 }
 
 // where returns offset and length of a block in the shard's file.

@@ -38,6 +38,14 @@ type holding struct {
 	mounts, loads int // not durable: a new life has none
 }
 
+// graceAt is until when the data is evicted last; the zero time: not any more.
+func (k *holding) graceAt(at time.Time) time.Time {
+	if k.GraceUntil.After(at) {
+		return k.GraceUntil
+	}
+	return time.Time{}
+}
+
 type leaseKey struct {
 	holder   string
 	manifest stoker.ID

@@ -100,11 +100,11 @@ func TestGraceHoldsNothing(t *testing.T) {
 	}
 	put(t, n, api.LeaseRequest{Drop: []string{"j"}})
 	n.holds.touch(n.o.Store, b)
-	if got := n.unheld(stoker.ID{}); !slices.Equal(got, []stoker.ID{b, a}) {
+	if got := n.unheld(nil); !slices.Equal(got, []stoker.ID{b, a}) {
 		t.Errorf("in grace the order is %v, want %v last", got, a)
 	}
 	n.holds.known[a].GraceUntil = now().Add(-time.Second)
-	if got := n.unheld(stoker.ID{}); !slices.Equal(got, []stoker.ID{a, b}) {
+	if got := n.unheld(nil); !slices.Equal(got, []stoker.ID{a, b}) {
 		t.Errorf("after it the order is %v, want %v first", got, a)
 	}
 	n.holds.known[a].GraceUntil = now().Add(time.Hour)

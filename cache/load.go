@@ -46,6 +46,12 @@ type load struct {
 	mu     sync.Mutex
 	failed map[string]api.Failure // +checklocks:mu — by path
 	err    error                  // +checklocks:mu
+
+	waited  time.Duration   // for others: only the load's own goroutine looks
+	took    bool            // space from an older generation: the same
+	open    int             // +checklocks:mu — shards under way
+	ended   map[uint32]bool // +checklocks:mu — shards of which all that can be had is here
+	changed chan struct{}   // +checklocks:mu — closed and replaced when one has ended
 }
 
 type loads struct {
@@ -75,6 +81,7 @@ func (c *Cache) Load(ctx context.Context, planID stoker.ID, part int) error {
 		_ = set.Close()
 		return err
 	}
+	older := set.olderIDs(ctx)
 	c.loads.mu.Lock()
 	defer c.loads.mu.Unlock()
 	if l := c.loads.all[key]; l != nil && !l.again() {
@@ -86,8 +93,9 @@ func (c *Cache) Load(ctx context.Context, planID stoker.ID, part int) error {
 	}
 	c.askedFor(reservationName(planID, part))
 	run, cancel := context.WithCancel(c.stop)
-	l = &load{account: set.account(reservationName(planID, part), plan.Part(part)), run: stoker.NewToken()[:8],
-		cancel: cancel, done: make(chan struct{}), failed: map[string]api.Failure{}}
+	l = &load{account: set.account(reservationName(planID, part), plan.Part(part), older), run: stoker.NewToken()[:8],
+		cancel: cancel, done: make(chan struct{}), failed: map[string]api.Failure{},
+		ended: map[uint32]bool{}, changed: make(chan struct{})}
 	for _, n := range l.part {
 		l.total += set.objectBytes(n)
 	}
@@ -206,24 +214,34 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 		}
 	}()
 	c.holds.touch(c.o.Store, s.id)
-	whole := ctx
-	g, ctx := errgroup.WithContext(ctx)
+	g, run := errgroup.WithContext(ctx)
 	g.SetLimit(c.o.Streams)
-	for _, n := range l.part {
-		left := new(atomic.Int64)
+	for _, n := range s.inOrder(l.part) {
 		pieces := s.pieces(n)
+		if len(pieces) == 0 || run.Err() != nil {
+			continue
+		}
+		s.placeFor(run, l, n)
+		left := new(atomic.Int64)
 		left.Store(int64(len(pieces)))
+		l.begun()
 		for _, p := range pieces {
 			g.Go(func() error {
-				err := s.loadPiece(ctx, l, n, p.from, p.to)
-				if left.Add(-1) == 0 && err == nil {
-					l.cursor.Add(1)
+				err := s.loadPiece(run, l, n, p.from, p.to)
+				if left.Add(-1) == 0 {
+					l.finished(n)
+					if err == nil {
+						l.cursor.Add(1)
+					}
 				}
 				return err
 			})
 		}
 	}
-	err := s.mend(whole, l, g.Wait())
+	err := s.mend(ctx, l, g.Wait())
+	if err == nil {
+		err = ctx.Err() // what was not begun is not here
+	}
 	// Whoever hears that the load has ended finds what it brought.
 	c.o.Directory.Flush(c.stop)
 	l.mu.Lock()
@@ -231,7 +249,7 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 	failed := len(l.failed)
 	l.mu.Unlock()
 	log := s.log().With("load", l.reservation, "shards", l.cursor.Load(), "of", len(l.part), "bytes", l.bytes.Load(),
-		"ufsBytes", l.count.Bytes.Load(), "failedObjects", failed)
+		"ufsBytes", l.count.Bytes.Load(), "copiedBytes", l.copied.Load(), "failedObjects", failed)
 	if err != nil {
 		log.Warn("a load was stopped", "error", err)
 		return
@@ -356,7 +374,7 @@ func (c *Cache) LoadProgress(planID stoker.ID, part int) (api.LoadProgress, erro
 	p := api.LoadProgress{
 		Run: l.run, StartBytes: l.start,
 		Cursor: int(l.cursor.Load()), Shards: len(l.part), Bytes: l.bytes.Load(), TotalBytes: l.total,
-		UFSRequests: l.count.Requests.Load(), UFSBytes: l.count.Bytes.Load(),
+		UFSRequests: l.count.Requests.Load(), UFSBytes: l.count.Bytes.Load(), CopiedBytes: l.copied.Load(),
 		WaitingSince: l.count.WaitingSince(),
 		Refetched:    api.Refetched{Retry: l.count.RetriedBytes.Load(), Hedge: l.count.HedgedBytes.Load(), Bypass: l.bypass.Bytes.Load(), Lost: l.lost.Load()},
 	}

@@ -54,16 +54,25 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 	name := reservationName(r.Plan, r.Part)
 	c.askedFor(name)
 	err = c.o.Store.ReserveFor(name, rep.NeededBytes, largest)
+	older := s.olderIDs(ctx)
 	if stoker.KindOf(err) == stoker.KindNoSpace {
-		if err := c.makeRoom(ctx, rep.NeededBytes, largest, plan.Manifest); err != nil {
+		if err := c.makeRoom(ctx, rep.NeededBytes, largest, append(older, plan.Manifest)...); err != nil {
 			return rep, err
 		}
 		err = c.o.Store.ReserveFor(name, rep.NeededBytes, largest)
 	}
+	if stoker.KindOf(err) == stoker.KindNoSpace {
+		// What is copied from goes last, and piece by piece: see placeFor.
+		pledged, yerr := s.yieldable(ctx)
+		if yerr != nil {
+			return rep, yerr
+		}
+		err = c.o.Store.ReserveAgainst(name, rep.NeededBytes, largest, pledged)
+	}
 	if err != nil {
 		return rep, c.explainNoSpace(err, rep.NeededBytes, plan.Manifest)
 	}
-	s.account(name, plan.Part(r.Part))
+	s.account(name, plan.Part(r.Part), older)
 	return rep, c.PutLeases(api.LeaseRequest{Leases: r.Leases})
 }
 
@@ -111,21 +120,26 @@ func (s *Set) makeRoom(ctx context.Context, n uint32) bool {
 	s.c.holds.mu.Lock()
 	held := len(s.c.holds.holdersLocked(s.id)) > 0
 	s.c.holds.mu.Unlock()
-	if !held || len(s.c.unheld(s.id)) == 0 {
+	if !held {
 		return false
 	}
 	d := s.man.Shard(n)
 	charge := s.c.o.Store.ChargeBytes(d.Bytes, int(d.Blocks))
-	if err := s.c.makeRoom(ctx, charge, charge, s.id); err != nil {
+	free := func() int64 { return s.c.o.Store.FreeBytes(charge) }
+	before := free()
+	if err := s.c.makeRoom(ctx, charge, charge, append(s.olderIDs(ctx), s.id)...); err != nil {
 		s.log().Error("cannot make room for a read", "shard", n, "error", err)
 		return false
 	}
-	return true
+	for made := true; made && free() < charge; {
+		made, _ = s.yield(ctx, unsettled, false)
+	}
+	return free() > before
 }
 
 // makeRoom evicts unheld datasets until need bytes are free for shards of at
 // most that charge, or none is left.
-func (c *Cache) makeRoom(ctx context.Context, need, largest int64, keep stoker.ID) error {
+func (c *Cache) makeRoom(ctx context.Context, need, largest int64, keep ...stoker.ID) error {
 	for _, id := range c.unheld(keep) {
 		if c.o.Store.FreeBytes(largest) >= need {
 			return nil
@@ -140,27 +154,22 @@ func (c *Cache) makeRoom(ctx context.Context, need, largest int64, keep stoker.I
 	return nil
 }
 
-// unheld lists the datasets that nobody holds, the one used longest ago first.
-// Those in grace come last, the one whose grace ends first before the others.
-func (c *Cache) unheld(keep stoker.ID) []stoker.ID {
+// unheld lists the datasets that nobody holds, the one used longest ago first,
+// without those to keep and those that a load copies from. Those in grace come
+// last, the one whose grace ends first before the others.
+func (c *Cache) unheld(keep []stoker.ID) []stoker.ID {
 	h := &c.holds
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var free []*holding
 	for id, k := range h.known {
-		if id != keep && len(h.holdersLocked(id)) == 0 {
+		if !slices.Contains(keep, id) && len(h.holdersLocked(id)) == 0 && !c.accounts.copiedFrom(id) {
 			free = append(free, k)
 		}
 	}
 	at := now()
-	grace := func(k *holding) time.Time { // the zero time: not in grace
-		if k.GraceUntil.After(at) {
-			return k.GraceUntil
-		}
-		return time.Time{}
-	}
 	slices.SortFunc(free, func(a, b *holding) int {
-		return cmp.Or(grace(a).Compare(grace(b)), a.LastUsed.Compare(b.LastUsed))
+		return cmp.Or(a.graceAt(at).Compare(b.graceAt(at)), a.LastUsed.Compare(b.LastUsed))
 	})
 	ids := make([]stoker.ID, len(free))
 	for i, k := range free {

@@ -449,10 +449,15 @@ func (m *Manifest) Members(n uint32, dst []Member) []Member {
 
 // member appends p if it fits into the shard.
 func (s *Shard) member(dst []Member, p Member) []Member {
-	if p.Bytes <= 0 || p.Bytes > min(stoker.ExtentBytes, s.Bytes-p.Off) || int64(BlocksOf(p.Bytes)) > int64(s.Blocks)-int64(p.FirstBlock) {
+	if !s.fits(&p) {
 		return dst
 	}
 	return append(dst, p)
+}
+
+// fits reports whether p lies within the shard.
+func (s *Shard) fits(p *Member) bool {
+	return p.Bytes > 0 && p.Bytes <= min(stoker.ExtentBytes, s.Bytes-p.Off) && int64(BlocksOf(p.Bytes)) <= int64(s.Blocks)-int64(p.FirstBlock)
 }
 
 // ShardOf returns the shard that holds the byte at off of a file; NoShard if

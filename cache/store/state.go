@@ -47,14 +47,21 @@ func (s *Store) Reserve(name string, bytes int64) error {
 // ReserveFor is Reserve for shards of which none is charged with more than
 // largest: with several folders, less is then set aside.
 func (s *Store) ReserveFor(name string, bytes, largest int64) error {
-	if bytes < 0 || largest < 0 || name == "" {
-		return stoker.Errorf(stoker.KindInvalid, "store.reserve", name, "%d bytes", bytes)
+	return s.ReserveAgainst(name, bytes, largest, 0)
+}
+
+// ReserveAgainst is ReserveFor for a caller who will remove shards that now take
+// pledged bytes, as the promise is drawn: until then nobody else can take space,
+// and Create says NoSpace where too little has been removed yet.
+func (s *Store) ReserveAgainst(name string, bytes, largest, pledged int64) error {
+	if bytes < 0 || largest < 0 || pledged < 0 || name == "" {
+		return stoker.Errorf(stoker.KindInvalid, "store.reserve", name, "%d bytes against %d", bytes, pledged)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	had, known := s.reserved[name]
 	delete(s.reserved, name)
-	free := s.freeLocked(largest)
+	free := s.freeLocked(largest) + pledged
 	s.reserved[name] = promise{bytes, largest}
 	err := error(nil)
 	if bytes > max(0, free) {

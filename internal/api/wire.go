@@ -313,6 +313,7 @@ type LoadProgress struct {
 	TotalBytes    int64     `json:"totalBytes"`
 	UFSRequests   int64     `json:"ufsRequests"` // spent by this load so far, over restarts of the stream
 	UFSBytes      int64     `json:"ufsBytes"`
+	CopiedBytes   int64     `json:"copiedBytes,omitempty"` // from older generations: of them the UFS was not asked
 	Refetched     Refetched `json:"refetched"`
 	WaitingSince  time.Time `json:"waitingSince,omitzero"` // since then the UFS has not answered
 	Done          bool      `json:"done,omitempty"`
