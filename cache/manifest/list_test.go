@@ -230,6 +230,8 @@ func TestListingIsParallel(t *testing.T) {
 		"one folder, hashes":  {shapes["hashes"], 4, 170},
 		"many tiny folders":   {func(_ *rand.Rand, i int) string { return fmt.Sprintf("train/n%08d/%05d.JPEG", i/5*685, i) }, 4, 150},
 		"two folders":         {func(_ *rand.Rand, i int) string { return fmt.Sprintf("%s/%08d", []string{"train", "val"}[i/18_000], i) }, 4, 170},
+		// Borders that folders show, and no guess knows.
+		"folders of a page each": {func(_ *rand.Rand, i int) string { return fmt.Sprintf("data/%x/%05d", (i/200*7919)%65536, i) }, 7, 145},
 		// Each folder is one page: no guess can know.
 		"one key each folder": {func(_ *rand.Rand, i int) string { return fmt.Sprintf("a/%d/b/c/%d/x", i%100, i) }, 3, 220},
 	} {

@@ -147,6 +147,9 @@ func (l *lister) steal() *span {
 	var border string
 	most, open := float64(minPages), l.missed
 	for _, s := range l.active {
+		if s.held {
+			continue
+		}
 		prefix := len(l.roots[s.root].prefix)
 		open += int64(s.pending)
 		if n := s.left(prefix); n >= most {
@@ -182,10 +185,73 @@ func (l *lister) list(ctx context.Context, s *span) error {
 		} else if empty > maxEmpty {
 			return stoker.Errorf(stoker.KindCorrupt, "manifest.list", root.prefix, "the store sent %d pages without a key, and says that more follow", empty)
 		}
-		found, done := l.advance(s, p, time.Since(begun))
+		found, done, whole := l.advance(s, p, time.Since(begun))
 		if err := l.page(ctx, s, found, done); err != nil || done {
 			return err
 		}
+		if whole {
+			if err := l.byFolders(ctx, s); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// folderDepth is how deep folders are looked for in which all keys lie.
+const folderDepth = 8
+
+// byFolders cuts a root of which more than a page follows at its uppermost
+// folders, one part for each worker: one request finds borders that need no
+// guess. A root with more folders than a page has, or with one alone, is left
+// to guesses.
+func (l *lister) byFolders(ctx context.Context, s *span) error {
+	folders, err := l.uppermost(ctx, s)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.held = false
+	if err == nil {
+		l.cutAt(s, folders)
+	}
+	l.changed.Broadcast()
+	return err
+}
+
+// uppermost lists the folders of a root that has several; none if they are
+// more than a page.
+func (l *lister) uppermost(ctx context.Context, s *span) ([]string, error) {
+	root := l.roots[s.root]
+	prefix := root.prefix
+	for range folderDepth {
+		p, err := root.fs.List(ctx, ufs.ListOptions{Prefix: prefix, Delimiter: "/"})
+		switch {
+		case err != nil:
+			return nil, err
+		case p.Next == "" && len(p.Prefixes) == 1 && len(p.Prefixes[0]) > len(prefix):
+			prefix = p.Prefixes[0]
+			continue
+		case p.Next == "":
+			return p.Prefixes, nil
+		}
+		break
+	}
+	return nil, nil
+}
+
+// cutAt takes the parts of s from some folders on away. REQUIRES: l.mu is held.
+func (l *lister) cutAt(s *span, folders []string) {
+	var borders []string
+	for _, f := range folders {
+		if at, ok := s.within(strings.TrimSuffix(f, "/")); ok {
+			borders = append(borders, at)
+		}
+	}
+	slices.Sort(borders) // a/ comes after a-b/, a before a-b
+	parts := min(len(borders), int(l.parallel)-1)
+	for i := parts; i > 0; i-- {
+		t := s.split(borders[len(borders)*i/(parts+1)])
+		s.pending--
+		t.parent = nil // no guess
+		l.todo = append(l.todo, t)
 	}
 }
 
@@ -217,9 +283,13 @@ func check(s *span, prefix string, p ufs.Page) error {
 }
 
 // advance enters a page and returns the part of it that belongs to the range.
-func (l *lister) advance(s *span, p ufs.Page, took time.Duration) (found []ufs.Object, done bool) {
+// whole: it is the first page of a root, and nobody splits that by a guess
+// before its folders were asked for.
+func (l *lister) advance(s *span, p ufs.Page, took time.Duration) (found []ufs.Object, done, whole bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	whole = s.after == "" && s.until == "" && l.parallel > 1 && len(p.Objects) > 0
+	s.held = whole
 	if l.usual == 0 {
 		l.usual, l.best = took, took
 	}
@@ -236,7 +306,7 @@ func (l *lister) advance(s *span, p ufs.Page, took time.Duration) (found []ufs.O
 	s.token = p.Next
 	l.settle(s, len(found) > 0, done)
 	l.changed.Broadcast()
-	return found, done
+	return found, done, whole
 }
 
 // settle says of a guess whether it was right, when its first page has come.

@@ -22,6 +22,7 @@ type span struct {
 	pending  int  // splits whose first page is under way
 	parent   *span
 	answered bool // its first page has come
+	held     bool // it is not to be split by a guess
 }
 
 // learn looks at a whole page of the keys of s.
