@@ -398,7 +398,7 @@ func listenersWantTokens(t *testing.T, c *cluster) {
 		}
 	}
 	for role, more := range map[string][]string{
-		"worker":     {"--cache-dir", t.TempDir(), "--socket", filepath.Join(t.TempDir(), "s")},
+		"worker":     {"--cache-dir", t.TempDir(), "--socket", filepath.Join(t.TempDir(), "s"), "--advertise", "http://127.0.0.1:1"},
 		"controller": {"--dir", t.TempDir(), "--listen-socket", filepath.Join(t.TempDir(), "s")},
 	} {
 		cmd := exec.Command(binary(t, "stokerd"), append([]string{role, "--listen", "0.0.0.0:0", "--redis", "127.0.0.1:" + c.redisPort(), "--redis-prefix", "x", "--store", t.TempDir()}, more...)...)

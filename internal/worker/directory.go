@@ -153,6 +153,14 @@ func (d *directory) refresh(ctx context.Context) {
 	d.workers, d.asked = ws, time.Now()
 }
 
+// emptied reports whether the index was emptied less than a lease ago: not all
+// who live are in it yet.
+func (d *directory) emptied() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return time.Since(d.forgot) < leaseTTL
+}
+
 // joined adds to the present workers those of before that have no other life
 // among them: an index that was emptied hears of them within their leases.
 func joined(now, before []placement.Worker) []placement.Worker {
@@ -259,7 +267,7 @@ func (d *directory) Owner(ctx context.Context, plan *planner.Plan, shard stoker.
 			if w, ok := d.search(ctx, func(w placement.Worker) bool { return w.ID == id }); ok {
 				return cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address}, false
 			}
-			if d.blind.Load() { // it may live, unknown to us; whichever of its lives is there will do
+			if d.blind.Load() || d.emptied() { // it may live, unknown to us; whichever of its lives is there will do
 				return cache.Peer{ID: id, Address: plan.Workers[o].Address}, false
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,6 +50,13 @@ func TestEmptiedIndexHidesNobody(t *testing.T) {
 		empty()
 		d.refresh(ctx) // a read comes first
 		owner("nobody is registered", "w1")
+		d.mu.Lock()
+		d.workers = all[:1] // as of a worker that came first, and had not heard of the others
+		d.mu.Unlock()
+		owner("nobody was heard of", "w1")
+		d.mu.Lock()
+		d.workers = slices.Clone(all)
+		d.mu.Unlock()
 		if d.renew(ctx) || !d.register(ctx) {
 			t.Fatal("it is still known, or cannot register")
 		}
