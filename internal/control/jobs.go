@@ -341,6 +341,15 @@ func (c *Controller) showJob(w http.ResponseWriter, r *http.Request) error {
 func (c *Controller) watchJob(w http.ResponseWriter, r *http.Request) error {
 	stream := api.NewStream(w)
 	heard := time.Now()
+	ctx, cancel := context.WithCancel(r.Context())
+	var ended <-chan struct{} // a preload's end is heard at once
+	waited := false
+	defer func() {
+		cancel()
+		if ended != nil {
+			<-ended
+		}
+	}()
 	for wait := watchFirst; ; wait = min(2*wait, watchEvery) {
 		s, err := c.job(r.Context(), r.PathValue("job"))
 		if stoker.KindOf(err) == stoker.KindTransient && err != nil && time.Since(heard) < watchPatience && r.Context().Err() == nil {
@@ -362,12 +371,28 @@ func (c *Controller) watchJob(w http.ResponseWriter, r *http.Request) error {
 		if api.Settled(st.State) {
 			return nil
 		}
+		if s.Input.Preload && !waited {
+			ended, waited = c.endOf(ctx, s.Input.Job), true
+		}
 		select {
 		case <-r.Context().Done():
 			return nil
+		case <-ended:
+			ended = nil
 		case <-time.After(wait):
 		}
 	}
+}
+
+// endOf returns a channel that is closed when a job has ended, ctx has, or it
+// cannot be waited for.
+func (c *Controller) endOf(ctx context.Context, job string) <-chan struct{} {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = c.o.Flows.Wait(ctx, job) // whoever is woken asks for the state
+	}()
+	return ended
 }
 
 // letGo waits until a job that has ended holds nothing any more, so that who
