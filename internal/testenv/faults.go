@@ -59,7 +59,9 @@ func (p *Proxy) withFaults(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g, ok := objectOf(r)
 		if !ok {
-			next.ServeHTTP(w, r)
+			if p.listed(r) {
+				next.ServeHTTP(w, r)
+			}
 			return
 		}
 		f := p.faultOf(g)

@@ -167,6 +167,7 @@ type Proxy struct {
 	gate  *gate
 	fault func(Get, int) Fault
 	asked int
+	lists map[string]*lists // by bucket
 }
 
 // Get is one request for bytes [From, To) of an object; To is -1 for all.
@@ -178,7 +179,7 @@ type Get struct {
 // CountingProxy starts a proxy before the server at backend, a URL.
 func CountingProxy(t testing.TB, backend string) *Proxy {
 	t.Helper()
-	p := &Proxy{bytes: map[string]int64{}, gets: map[string]int64{}}
+	p := &Proxy{bytes: map[string]int64{}, gets: map[string]int64{}, lists: map[string]*lists{}}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
