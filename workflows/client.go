@@ -127,6 +127,17 @@ func (c *Client) told(op, key string, err error) error {
 	return activities.FromTemporal(op, key, err)
 }
 
+// unanswered is told for a query that has no answer. A Temporal that is being
+// stopped ends queries with errors of no type, such as its own "context
+// canceled": while the caller waits, that is no more than a service away.
+func (c *Client) unanswered(ctx context.Context, op, key string, err error) error {
+	var service serviceerror.ServiceError
+	if ctx.Err() == nil && !errors.As(err, &service) {
+		return stoker.Errorf(stoker.KindTransient, op, key, "Temporal at %s does not answer: %v", c.address, err)
+	}
+	return c.told(op, key, err)
+}
+
 // StartJob begins a job, or finds it running.
 func (c *Client) StartJob(ctx context.Context, in JobInput) error {
 	in.Cluster, in.Searchable = c.cluster, c.searchable.Load()
@@ -145,11 +156,12 @@ func (c *Client) JobState(ctx context.Context, job string) (JobState, error) {
 }
 
 func (c *Client) jobState(ctx context.Context, id, run string) (s JobState, err error) {
+	job := id[len(JobID(c.cluster, "")):]
 	v, err := c.temporal.QueryWorkflow(ctx, id, run, statusQuery)
-	if err == nil {
-		err = v.Get(&s)
+	if err != nil {
+		return s, c.unanswered(ctx, "job", job, err)
 	}
-	return s, c.told("job", id[len(JobID(c.cluster, "")):], err)
+	return s, c.told("job", job, v.Get(&s))
 }
 
 // Release ends a claim. One that has ended is fine.
@@ -261,10 +273,10 @@ func (c *Client) DatasetState(ctx context.Context, id stoker.ID) (DatasetState, 
 
 func (c *Client) datasetState(ctx context.Context, id string) (s DatasetState, err error) {
 	v, err := c.temporal.QueryWorkflow(ctx, id, "", statusQuery)
-	if err == nil {
-		err = v.Get(&s)
+	if err != nil {
+		return s, c.unanswered(ctx, "dataset", id, err)
 	}
-	return s, c.told("dataset", id, err)
+	return s, c.told("dataset", id, v.Get(&s))
 }
 
 // maxListed bounds one list of workflows.
