@@ -25,6 +25,8 @@ type apart struct {
 	s3       *testenv.S3
 	replaced []string // old, new, …: what differs from the document
 	daemons  map[string]*daemon
+	services map[string]*service
+	taken    map[string]bool // marks of the blocks that were used
 }
 
 // daemon is a process that tells its states to a socket, as to systemd.
@@ -41,10 +43,21 @@ func (a *apart) marked(mark string) string {
 	a.t.Helper()
 	_, after, ok := strings.Cut(a.doc, "<!-- "+mark+" -->\n```\n")
 	block, _, closed := strings.Cut(after, "\n```\n")
+	a.taken[mark] = true
 	if !ok || !closed {
 		a.t.Fatalf("docs/deploy.md has no block %q", mark)
 	}
 	return block + "\n"
+}
+
+// allTaken checks that no marked block of the document is left unused.
+func (a *apart) allTaken() {
+	a.t.Helper()
+	for _, part := range strings.Split(a.doc, "\n<!-- ")[1:] {
+		if mark, _, _ := strings.Cut(part, " -->"); !a.taken[mark] {
+			a.t.Errorf("docs/deploy.md says that this test uses the block %q, and it does not", mark)
+		}
+	}
 }
 
 // here puts this machine's addresses and folders into a block.
@@ -81,27 +94,46 @@ func freeAddress(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// service starts a process that lives until the test ends.
-func (a *apart) service(name string, cmd *exec.Cmd, address string) {
+// service is a server that stoker uses, with what starts it.
+type service struct {
+	name    string
+	line    []string
+	address string
+	cmd     *exec.Cmd
+}
+
+// service starts a server, which lives until it is stopped or the test ends.
+func (a *apart) service(name, address string, line ...string) {
 	a.t.Helper()
-	log, err := os.Create(filepath.Join(a.dir, name+".log"))
+	s := &service{name: name, line: line, address: address}
+	a.services[name] = s
+	a.t.Cleanup(func() { _ = s.cmd.Process.Kill(); _ = s.cmd.Wait() })
+	a.serve(s)
+}
+
+// serve starts a server, for the first time or again.
+func (a *apart) serve(s *service) {
+	a.t.Helper()
+	log, err := os.OpenFile(filepath.Join(a.dir, s.name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		a.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	s.cmd = exec.Command(s.line[0], s.line[1:]...)
+	s.cmd.Stdout, s.cmd.Stderr = log, log
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := s.cmd.Start(); err != nil {
 		a.t.Fatal(err)
 	}
-	a.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	a.eventually(name+" listens", func() bool {
-		c, err := net.Dial("tcp", address)
-		if err == nil {
-			_ = c.Close()
-		}
-		return err == nil
-	})
+	a.eventually(s.name+" listens", func() bool { return listens(s.address) })
+}
+
+func listens(address string) bool {
+	c, err := net.Dial("tcp", address)
+	if err == nil {
+		_ = c.Close()
+	}
+	return err == nil
 }
 
 // start starts a daemon and waits until it says that it is ready.
@@ -193,7 +225,7 @@ func upApart(t *testing.T) *apart {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &apart{cluster: &cluster{t: t}, doc: string(doc), dir: t.TempDir(), daemons: map[string]*daemon{}}
+	a := &apart{cluster: &cluster{t: t}, doc: string(doc), dir: t.TempDir(), daemons: map[string]*daemon{}, services: map[string]*service{}, taken: map[string]bool{}}
 	a.cluster.dir = a.dir
 	for _, d := range []string{"etc", "shared", "nvme", "run"} {
 		if err := os.Mkdir(filepath.Join(a.dir, d), 0o755); err != nil {
@@ -214,7 +246,9 @@ func upApart(t *testing.T) *apart {
 	}
 	a.sh("tokens")
 	a.sh("acl")
-	a.service("redis", exec.Command(testenv.Program(t, "redis-server"), a.file("redis.conf", "redis.conf"), "--dir", t.TempDir()), redis)
+	a.file("redis.conf", "redis.conf")
+	line := strings.Fields(a.here(a.marked("run: redis")))
+	a.service("redis", redis, append([]string{testenv.Program(t, line[0])}, append(line[1:], "--dir", t.TempDir())...)...)
 	for k := range 2 {
 		a.daemon(fmt.Sprintf("controller-%d", k+1), "10.0.0.1:7071", fmt.Sprintf("listen-socket: %s\ndir: %s\nreturn-window: 60s\n",
 			a.socket("controller", k+1), filepath.Join(a.dir, fmt.Sprint("controller-", k+1))))

@@ -48,7 +48,7 @@ func (a *apart) temporalBehindTLS() (address string) {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	a.service("temporal", exec.Command(binary(a.t, "stoker-dev"), "serve", "temporal", "--dir", dir), plain)
+	a.service("temporal", plain, binary(a.t, "stoker-dev"), "serve", "temporal", "--dir", dir)
 	ns, err := client.NewNamespaceClient(client.Options{HostPort: plain, Logger: silent{}})
 	if err != nil {
 		a.t.Fatal(err)
@@ -190,10 +190,12 @@ func (a *apart) job(k int) (view string, end func()) {
 // with TLS and passwords. Each worker and controller is stopped and started in
 // turn while jobs read through every worker's view, past the page cache, and a
 // preload runs: no read fails but those through the view of the very worker
-// that is away, and that view is right again once it is back; no claim is
-// lost; the preload ends Ready. No secret is in a log, a page or a command line.
+// that is away, and that view is right again once it is back. Then Redis and Temporal
+// in the same way: no read fails at all. No claim is lost; the preload ends
+// Ready. No secret is in a log, a page or a command line.
 func TestApart(t *testing.T) {
 	a := upApart(t)
+	a.allTaken()
 	makeFiles(t, a.s3.Bucket(t, "data"), 150, 64<<10, 1, 70<<20)
 	size := makeFiles(t, a.s3.Bucket(t, "more"), 300, 64<<10, 4, 40<<20)
 	a.proxy = testenv.CountingProxy(t, a.s3.Endpoint)
@@ -212,7 +214,7 @@ func TestApart(t *testing.T) {
 		ends = append(ends, end)
 	}
 	preload, said := a.at(a.alice(), "preload", "more", "--wait", "-o", "json")
-	roles := []string{"worker-1", "worker-2", "worker-3", "controller-1", "controller-2"}
+	roles := []string{"worker-1", "worker-2", "worker-3", "controller-1", "controller-2", "redis", "temporal"}
 	for i, role := range roles {
 		reached, release := a.proxy.Hold(size * int64(i+1) / int64(len(roles)+2))
 		select {
@@ -221,7 +223,11 @@ func TestApart(t *testing.T) {
 			release()
 			t.Fatalf("the preload stands still before %s: %s", role, said)
 		}
-		a.restart(role, views, readers)
+		if a.services[role] != nil {
+			a.restartService(role, readers)
+		} else {
+			a.restart(role, views, readers)
+		}
 		release()
 	}
 	if err := preload.Wait(); err != nil {
@@ -279,6 +285,39 @@ func (a *apart) restart(role string, views map[string]string, readers map[string
 			a.t.Errorf("while %s was restarted, %d reads through %s failed: %v", role, len(failed), other, failed[:min(3, len(failed))])
 		} else if len(failed) > 1 { // one may have begun before it was back
 			a.t.Errorf("%s is back, but %d reads through it failed: %v", role, len(failed), failed[:min(3, len(failed))])
+		}
+	}
+}
+
+// restartService stops Redis or Temporal and starts it again, with the same
+// address and folder. All is read through every view meanwhile and afterwards.
+func (a *apart) restartService(name string, readers map[string]*reader) {
+	a.t.Helper()
+	s := a.services[name]
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		a.t.Fatal(err)
+	}
+	_ = s.cmd.Wait() // how it ends is its own affair
+	if listens(s.address) {
+		a.t.Fatalf("%s is stopped, and somebody listens at %s", name, s.address)
+	}
+	a.readThroughAll("while "+name+" is away", readers)
+	a.serve(s)
+	a.readThroughAll("since "+name+" is back", readers)
+	for k := range readers {
+		id := "job-" + strings.TrimPrefix(k, "worker-")
+		a.inState(id, api.JobLeased)
+	}
+}
+
+// readThroughAll waits until every reader has read all once from its beginning.
+func (a *apart) readThroughAll(when string, readers map[string]*reader) {
+	a.t.Helper()
+	for through, r := range readers {
+		passes := r.passed()
+		a.eventually(when+", all is read through "+through, func() bool { return r.passed() >= passes+2 })
+		if failed := r.errors(); len(failed) > 0 {
+			a.t.Errorf("%s, %d reads through %s failed: %v", when, len(failed), through, failed[:min(3, len(failed))])
 		}
 	}
 }
