@@ -93,7 +93,8 @@ func (a *app) status(ctx context.Context, f statusFlags, name string) error {
 	}
 	fill(&st)
 	return a.print(st, func(w io.Writer) {
-		a.tables(w, f.wide, datasetTable(st.Datasets, f.wide), jobTable(st.Jobs, f.wide), workerTable(st.Workers, f.wide))
+		all := []*live.Table{datasetTable(st.Datasets, f.wide), jobTable(st.Jobs, f.wide), workerTable(st.Workers, f.wide)}
+		a.tables(w, f.wide, append(all, diskTable(st.Workers, f.wide)...)...)
 	})
 }
 
@@ -263,10 +264,14 @@ func (a *app) workersCommand() *cobra.Command {
 		Use: "workers", Short: "list the cache workers", Args: noArgs,
 		Long: `Lists the workers that the controller knows: live ones, and lost ones as they
 were last. USED is what lies in the cache folder, RESERVED what is promised to
-loads beyond that. Ids are shortened; --wide and -o json have them whole.`,
+loads beyond that. Ids are shortened; --wide and -o json have them whole.
+
+A second table names the disks that are full of others' files, or out of service
+(readonly, failed), and why: what is out of service counts in none of the sums.`,
 		Example: `  stoker workers
   stoker workers --wide
-  stoker workers -o json | jq 'map(.capacityBytes) | add'`,
+  stoker workers -o json | jq 'map(.capacityBytes) | add'
+  stoker workers -o json | jq '.[] | .id as $w | .disks[]? | select(.state != "ok") | [$w, .dir, .reason]'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.controller()
 			if err != nil {
@@ -276,7 +281,9 @@ loads beyond that. Ids are shortened; --wide and -o json have them whole.`,
 			if err != nil {
 				return err
 			}
-			return a.print(orEmpty(all), func(w io.Writer) { a.tables(w, wide, workerTable(all, wide)) })
+			return a.print(orEmpty(all), func(w io.Writer) {
+				a.tables(w, wide, append([]*live.Table{workerTable(all, wide)}, diskTable(all, wide)...)...)
+			})
 		},
 	}
 	wideFlag(cmd, &wide)

@@ -50,6 +50,39 @@ WORKER        STATE     USED   RESERVED  CAPACITY     %  ADDRESS
 	}
 }
 
+// A disk that is out of service or full is seen by a person: beneath the
+// workers, within any terminal.
+func TestBadDisksAreShown(t *testing.T) {
+	st := someStatus()
+	st.Workers[0].Disks = []api.DiskInfo{
+		{Dir: "/nvme0", State: "ok", CapacityBytes: 1 << 30}, {Dir: "/nvme1", State: "full", Reason: "no space left on device", CapacityBytes: 1 << 30},
+		{Dir: "/nvme2", State: "failed", Reason: "another folder shows: " + strings.Repeat("no such file ", 9), CapacityBytes: 2 << 30},
+	}
+	want := `
+WORKER        DISK    CAPACITY  FOLDER  REASON
+0123456789ab  failed   2.0 GiB  /nvme2  ` + strings.TrimSpace(st.Workers[0].Disks[2].Reason) + `
+0123456789ab  full     1.0 GiB  /nvme1  no space left on device
+`
+	rs := routes{"GET /v1/status": answer(st), "GET /v1/workers": answer(st.Workers)}
+	for _, command := range []string{"workers", "status"} {
+		g := newRig(t, rs, nil)
+		g.want(0, command)
+		if got := g.stdout.String(); !strings.HasSuffix(got, want) {
+			t.Errorf("%s: got\n%swant at its end\n%s", command, got, want)
+		}
+	}
+	for _, line := range diskTable(st.Workers, false)[0].Lines(80, false) {
+		if live.Width(line) > 80 || line == "" {
+			t.Errorf("wider than 80: %q", line)
+		}
+	}
+	g := newRig(t, rs, nil)
+	g.want(0, "workers", "--wide")
+	if !strings.Contains(g.stdout.String(), st.Workers[0].ID+"  failed") {
+		t.Errorf("--wide has no whole id:\n%s", g.stdout.String())
+	}
+}
+
 // Whole ids are to be had: --wide, and what programs read.
 func TestWide(t *testing.T) {
 	const id = "0123456789abcdef0123456789abcdef"

@@ -69,6 +69,24 @@ func workerTable(workers []api.WorkerInfo, wide bool) *live.Table {
 	return t
 }
 
+// diskTable lists the cache folders that are out of service or full; nothing
+// if all are well.
+func diskTable(workers []api.WorkerInfo, wide bool) []*live.Table {
+	bad := live.BadDisks(workers)
+	if len(bad) == 0 {
+		return nil
+	}
+	t := table(left("WORKER"), left("DISK"), number("CAPACITY"), cut("FOLDER"), cut("REASON"))
+	for _, d := range bad {
+		id := live.ShortID(d.Worker)
+		if wide {
+			id = d.Worker
+		}
+		t.Row(id, live.State(d.State), api.HumanBytes(d.CapacityBytes), d.Dir, d.Reason)
+	}
+	return []*live.Table{t}
+}
+
 func datasetTable(datasets []api.DatasetInfo, wide bool) *live.Table {
 	anyPin := slices.ContainsFunc(datasets, func(d api.DatasetInfo) bool { return len(d.Pins) > 0 })
 	columns := []live.Column{cut("DATASET"), number("OBJECTS"), number("BYTES"), number("RESIDENT"), number("%"), number("LISTED")}

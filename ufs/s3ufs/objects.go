@@ -29,8 +29,8 @@ var (
 )
 
 // Objects is a prefix of a bucket as a store of small named objects. It needs
-// a store that honours If-None-Match and If-Match on PUT (S3 since 2024, Ceph,
-// versitygw); CheckObjects finds out. Requests that may succeed on another try
+// a store that honours If-None-Match and If-Match on PUT (S3 since 2024,
+// versitygw; not Ceph 16); CheckObjects finds out. Requests that may succeed on another try
 // are tried again for about ten seconds.
 type Objects struct {
 	fs     *FS
@@ -91,7 +91,8 @@ func locationOf(query string) (at ufs.Location, err error) {
 }
 
 // CheckObjects writes, replaces and deletes one object to learn whether the
-// store keeps to conditions: one that ignores them would lose updates.
+// store keeps to conditions: one that ignores them would lose updates, and on
+// one that takes a right ETag for a wrong one (Ceph 16) nothing is ever replaced.
 func (o *Objects) CheckObjects(ctx context.Context) error {
 	name := "probe/" + stoker.NewToken()[:16]
 	tag, err := o.PutIfAbsent(ctx, name, []byte("1"))
@@ -111,7 +112,10 @@ func (o *Objects) CheckObjects(ctx context.Context) error {
 	if absent == nil || replaced == nil || now != tag || string(body) != "1" {
 		return stoker.Errorf(stoker.KindInvalid, "store", o.fs.bucket, "this S3 server ignores If-None-Match or If-Match on PUT: updates would be lost; keep the manifest store elsewhere, or in a shared folder")
 	}
-	return nil
+	if _, err = o.ReplaceIf(ctx, name, []byte("4"), tag); stoker.KindOf(err) == stoker.KindHeld {
+		return stoker.Errorf(stoker.KindInvalid, "store", o.fs.bucket, "this S3 server refuses a PUT though its If-Match holds: nothing could be updated; upgrade the server, or keep the manifest store elsewhere, or in a shared folder")
+	}
+	return err
 }
 
 func (o *Objects) key(name string) (string, error) {

@@ -181,8 +181,14 @@ type failingWriter struct{}
 
 func (failingWriter) Write([]byte) (int, error) { return 0, errFull }
 
-// A store that ignores conditions is found out.
+// A store that ignores conditions is found out, and so is one that refuses
+// those that hold.
 func TestStoreWithoutConditions(t *testing.T) {
+	t.Run("ignores them", func(t *testing.T) { storeWithout(t, false, "ignores") })
+	t.Run("refuses a right one", func(t *testing.T) { storeWithout(t, true, "though its If-Match holds") })
+}
+
+func storeWithout(t *testing.T, refuses bool, want string) {
 	for k, v := range (&testenv.S3{AccessKey: "k", SecretKey: "s"}).Env() {
 		t.Setenv(k, v)
 	}
@@ -194,6 +200,10 @@ func TestStoreWithoutConditions(t *testing.T) {
 		w.Header().Set("Etag", `"constant"`)
 		switch r.Method {
 		case http.MethodPut:
+			if _, there := bodies[r.URL.Path]; refuses && (r.Header.Get("If-Match") != "" || r.Header.Get("If-None-Match") != "" && there) {
+				w.WriteHeader(http.StatusPreconditionFailed)
+				return
+			}
 			body, err := io.ReadAll(r.Body)
 			if err != nil {
 				t.Error(err)
@@ -209,7 +219,7 @@ func TestStoreWithoutConditions(t *testing.T) {
 	t.Cleanup(srv.Close)
 	t.Setenv("AWS_ENDPOINT_URL_S3", srv.URL)
 	o := openObjects(t, "s3://store")
-	if err := o.CheckObjects(t.Context()); stoker.KindOf(err) != stoker.KindInvalid || err == nil || !strings.Contains(err.Error(), "ignores") {
+	if err := o.CheckObjects(t.Context()); stoker.KindOf(err) != stoker.KindInvalid || err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v", err)
 	}
 	if len(bodies) != 0 {

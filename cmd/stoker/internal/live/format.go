@@ -17,6 +17,30 @@ func ShortID(id string) string {
 	return id[:n]
 }
 
+// BadDisk is a cache folder that is full of others' files or out of service,
+// and the id of the worker that has it.
+type BadDisk struct {
+	Worker string
+	api.DiskInfo
+}
+
+// BadDisks lists those of all workers, what is out of service first.
+func BadDisks(workers []api.WorkerInfo) []BadDisk {
+	var full, out []BadDisk
+	for _, w := range workers {
+		for _, d := range w.Disks {
+			switch d.State {
+			case "ok":
+			case "full":
+				full = append(full, BadDisk{w.ID, d})
+			default:
+				out = append(out, BadDisk{w.ID, d})
+			}
+		}
+	}
+	return append(out, full...)
+}
+
 // Generation is the name of a dataset's generation.
 func Generation(name string, generation int) string {
 	if generation == 0 {
@@ -73,9 +97,9 @@ func State(state string) Cell {
 		c.Paint = Green
 	case api.JobPlanned, api.JobQueued, api.JobWarming, "partial":
 		c.Paint = Cyan
-	case api.JobDegraded, api.CheckWarn:
+	case api.JobDegraded, api.CheckWarn, "full":
 		c.Paint = Yellow
-	case api.JobFailed, "lost", api.CheckFail:
+	case api.JobFailed, "lost", "readonly", "failed", api.CheckFail:
 		c.Paint = Red
 	default:
 		c.Paint = Dim

@@ -75,7 +75,11 @@ func (v *view) Block() []string {
 		}
 		lines = append(lines, s.table.Lines(0, false)...)
 	}
-	return append(lines, "", v.totals())
+	lines = append(lines, "", v.totals())
+	for _, text := range v.badDisks() {
+		lines = append(lines, "disks  "+text)
+	}
+	return lines
 }
 
 // share gives each section the lines it needs, as far as there are any: those
@@ -139,7 +143,19 @@ func (v *view) head(width int) []string {
 		}
 		lines = append(lines, text)
 	}
-	return append(lines, v.cache(width), Cut(v.totals(), width))
+	lines = append(lines, v.cache(width), Cut(v.totals(), width))
+	if bad := v.badDisks(); len(bad) > 0 {
+		more := ""
+		if len(bad) > 1 {
+			more = fmt.Sprintf("%d disks, ", len(bad))
+		}
+		text := Cut("disks  "+more+bad[0], width)
+		if v.color {
+			text = Red(text)
+		}
+		lines = append(lines, text)
+	}
+	return lines
 }
 
 // cache sums the workers' space up.
@@ -175,6 +191,15 @@ func (v *view) totals() string {
 	}
 	return fmt.Sprintf("UFS    %s read, %s    peers  %s read, %s",
 		api.HumanBytes(ufs), cmp.Or(rate(ufsRate), "0 B/s"), api.HumanBytes(peer), cmp.Or(rate(peerRate), "0 B/s"))
+}
+
+// badDisks says in a line each what is wrong with disks.
+func (v *view) badDisks() []string {
+	var out []string
+	for _, d := range BadDisks(v.status.Workers) {
+		out = append(out, Printable(fmt.Sprintf("%s of %s: %s: %s", d.State, ShortID(d.Worker), d.Dir, d.Reason)))
+	}
+	return out
 }
 
 func (v *view) datasets() section {

@@ -190,6 +190,25 @@ func screenOf(t *testing.T, x *terminal, fetch func(context.Context) (api.Status
 	return shown, err
 }
 
+// A disk that is out of service stands above the tables, in red.
+func TestBadDiskIsOnTheScreen(t *testing.T) {
+	st := warming(1)
+	st.Workers[0].Disks = []api.DiskInfo{{Dir: "/nvme0", State: "full", Reason: "r0"}, {Dir: "/nvme1", State: "failed", Reason: strings.Repeat("gone ", 30)}, {Dir: "/nvme2", State: "ok"}}
+	v := &view{status: st, rates: &rates{}, color: true, glyphs: Blocks(true)}
+	var found string
+	for _, line := range v.Screen(80, 24) {
+		if strings.Contains(line, "/nvme1") {
+			found = line
+		}
+	}
+	if !strings.Contains(found, "disks  2 disks, failed of "+ShortID(st.Workers[0].ID)) || !strings.HasPrefix(found, "\x1b[31m") || Width(found) > 80+len("\x1b[31m\x1b[0m") {
+		t.Errorf("%q", found)
+	}
+	if all := strings.Join(v.Block(), "\n"); !strings.Contains(all, "/nvme0: r0") || strings.Contains(all, "/nvme2") {
+		t.Errorf("%s", all)
+	}
+}
+
 // The golden screen: 80 columns, rates from differences over the last seconds,
 // ETA from those, what moves first.
 func TestScreenGolden(t *testing.T) {
