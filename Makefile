@@ -27,7 +27,8 @@ test: need build ## every test, race detector on, real Redis, S3, FUSE and Tempo
 	cd cmd/stoker-dev && $(GO) test ./...
 	$(GO) test -timeout 25m ./internal/e2e
 
-test-long: test ## the slow ones too
+test-long: test ## the slow ones too, and those on Ceph
+	STOKER_TEST_LONG=1 scripts/need
 	STOKER_TEST_LONG=1 $(GO) test -race -timeout 50m -count=1 $(PKGS)
 
 lint: need ## gofmt, vet, staticcheck, workflowcheck, the import rules

@@ -1,5 +1,6 @@
 // Package testenv starts the real servers that tests need: an S3 server, a
-// Redis, and a proxy that counts what an S3 server sends. A program that is
+// Ceph with its gateway, a Redis, and a proxy that counts what an S3 server
+// sends. A program that is
 // missing fails the test and names scripts/need; nothing is skipped. Every
 // process dies with the test, even if the test is killed.
 package testenv
@@ -52,6 +53,11 @@ func freeAddress(t testing.TB) string {
 // connections at address.
 func start(t testing.TB, address string, cmd *exec.Cmd) {
 	t.Helper()
+	startWithin(t, 30*time.Second, address, cmd)
+}
+
+func startWithin(t testing.TB, patience time.Duration, address string, cmd *exec.Cmd) {
+	t.Helper()
 	var out lockedBuffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
@@ -64,7 +70,7 @@ func start(t testing.TB, address string, cmd *exec.Cmd) {
 		_ = cmd.Process.Kill()
 		<-ended
 	})
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		c, err := net.DialTimeout("tcp", address, time.Second)
 		if err == nil {
@@ -113,12 +119,17 @@ func StartS3(t testing.TB) *S3 {
 	s.Endpoint = "http://" + address
 	start(t, address, exec.Command(Program(t, "versitygw"), "--access", s.AccessKey, "--secret", s.SecretKey,
 		"--port", address, "--keep-alive", "--quiet", "posix", s.Root))
+	s.setenv(t)
+	return s
+}
+
+// setenv sets the AWS environment of the test.
+func (s *S3) setenv(t testing.TB) {
 	if env, ok := t.(interface{ Setenv(k, v string) }); ok {
 		for k, v := range s.Env() {
 			env.Setenv(k, v)
 		}
 	}
-	return s
 }
 
 // Env is the AWS environment of the server's users. The endpoint is not in it.

@@ -30,6 +30,10 @@ func bucket(t *testing.T, srv *testenv.S3, name string) ufstest.Env {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return envOf(t, f)
+}
+
+func envOf(t *testing.T, f *FS) ufstest.Env {
 	return ufstest.Env{
 		FS: f,
 		Put: func(key string, body []byte) {
