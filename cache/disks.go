@@ -9,6 +9,7 @@ import (
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/store"
+	"stoker.dev/ufs/guard"
 )
 
 // What a disk takes with it is fetched again, in this order: by the read or
@@ -143,28 +144,13 @@ func (s *Set) countLost(n uint32, sh *store.Shard) {
 	}
 }
 
-// bring brings in what is missing of shard n. Its error is want of space, or
+// bring brings in what is missing of shard n. It is not patient with a store
+// that is away: what else disks take waits for it. Its error is want of space, or
 // that ctx has ended; objects that cannot be had are left out.
 func (s *Set) bring(ctx context.Context, n uint32) error {
 	for _, p := range s.pieces(n) {
-		for at := p.from; at < p.to; {
-			if err := s.create(n); err != nil {
-				return err
-			}
-			f := s.joinFlight(n, at, p.to, why{})
-			if f == nil {
-				break
-			}
-			select {
-			case <-f.done:
-			case <-ctx.Done():
-				s.c.leave(f, false)
-				return ctx.Err()
-			}
-			s.c.leave(f, true)
-			if !f.ahead {
-				at = f.to
-			}
+		if err := s.bringRun(ctx, n, p.from, p.to, guard.Prefetch, func(*flight, int, int) {}); err != nil {
+			return err
 		}
 	}
 	return s.c.stopped()

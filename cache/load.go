@@ -283,11 +283,29 @@ func (s *Set) pieces(n uint32) []piece {
 // notes the objects that cannot be had. Its error is the load's end. A second
 // replica comes through the shard's owner, like a read.
 func (s *Set) loadPiece(ctx context.Context, l *load, n uint32, from, to int) error {
+	err := s.bringRun(ctx, n, from, to, guard.Preload, func(f *flight, from, to int) {
+		for b := from; b < to; b++ {
+			if s.firstMissing(n, b, b+1) == b && !s.slots[n].lost.Load() { // what a disk took is mended
+				l.fail(s, n, b, s.failure(n, f, b))
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	l.bytes.Add(s.residentBytes(n, from, to))
+	return s.c.stopped()
+}
+
+// bringRun waits until each missing block of [from, to) was asked for, whoever
+// asked, and calls ended with each flight and the blocks of the run that were
+// its. Its error is want of space, or that ctx has ended.
+func (s *Set) bringRun(ctx context.Context, n uint32, from, to int, prio guard.Priority, ended func(f *flight, from, to int)) error {
 	if err := s.create(n); err != nil {
 		return err
 	}
 	for at := from; at < to; {
-		f := s.joinFlight(n, at, to, why{prio: guard.Preload})
+		f := s.joinFlight(n, at, to, why{prio: prio})
 		if f == nil {
 			break
 		}
@@ -301,15 +319,10 @@ func (s *Set) loadPiece(ctx context.Context, l *load, n uint32, from, to int) er
 		if f.ahead {
 			continue
 		}
-		for b := max(at, f.from); b < min(to, f.to); b++ {
-			if s.firstMissing(n, b, b+1) == b && !s.slots[n].lost.Load() { // what a disk took is mended
-				l.fail(s, n, b, s.failure(n, f, b))
-			}
-		}
+		ended(f, max(at, f.from), min(to, f.to))
 		at = f.to
 	}
-	l.bytes.Add(s.residentBytes(n, from, to))
-	return s.c.stopped()
+	return nil
 }
 
 // residentBytes adds up the object bytes of blocks [from, to) that are here.
