@@ -34,6 +34,9 @@ func NewUrgency(p Priority) *Urgency {
 // Join adds a waiter: the work becomes as urgent as its most urgent waiter,
 // and as patient as its most patient one.
 func (u *Urgency) Join(p Priority) {
+	if p == 0 {
+		p = Prefetch
+	}
 	if p >= Preload {
 		u.patient.Store(true)
 	}
