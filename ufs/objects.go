@@ -3,7 +3,25 @@ package ufs
 import (
 	"context"
 	"io"
+	"regexp"
+
+	"stoker.dev"
 )
+
+var objectName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]*(/[a-zA-Z0-9][a-zA-Z0-9._-]*)*$`)
+
+const maxObjectName = 512
+
+// IsObjectName reports whether a listed name may be one of Objects.
+func IsObjectName(name string) bool { return objectName.MatchString(name) }
+
+// CheckObjectName refuses what is no name of Objects: kind Invalid.
+func CheckObjectName(name string) error {
+	if !IsObjectName(name) || len(name) > maxObjectName {
+		return stoker.Errorf(stoker.KindInvalid, "store", name, "not a name: words of letters, digits, '.', '_', '-', with slashes between")
+	}
+	return nil
+}
 
 // Objects is a store of small named objects with conditional writes: what the
 // manifest store is kept in. Names are slash-separated words of letters,

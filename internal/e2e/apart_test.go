@@ -83,17 +83,6 @@ func (a *apart) sh(mark string) {
 	}
 }
 
-// freeAddress is one of loopback where nobody listens now.
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // service is a server that stoker uses, with what starts it.
 type service struct {
 	name    string
@@ -238,7 +227,7 @@ func upApart(t *testing.T) *apart {
 		}
 	})
 	a.s3 = testenv.StartS3(t)
-	redis, temporal := freeAddress(t), a.temporalBehindTLS()
+	redis, temporal := testenv.FreeAddress(t), a.temporalBehindTLS()
 	_, redisPort, _ := net.SplitHostPort(redis)
 	a.replaced = []string{
 		"/etc/stoker", filepath.Join(a.dir, "etc"), "/shared/stoker", filepath.Join(a.dir, "shared"), "10.0.0.0/16", "127.0.0.0/8",
@@ -270,7 +259,7 @@ func (a *apart) socket(kind string, k int) string {
 func (a *apart) daemon(role, listen, lines string, more ...string) {
 	a.t.Helper()
 	kind, _, _ := strings.Cut(role, "-")
-	config := a.file(kind+".yaml", role+".yaml", append(more, listen, freeAddress(a.t))...)
+	config := a.file(kind+".yaml", role+".yaml", append(more, listen, testenv.FreeAddress(a.t))...)
 	f, err := os.OpenFile(config, os.O_APPEND|os.O_WRONLY, 0)
 	if err == nil {
 		_, err = f.WriteString(lines)

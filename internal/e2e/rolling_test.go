@@ -39,7 +39,7 @@ func (a *apart) temporalBehindTLS() (address string) {
 			a.t.Fatal(err)
 		}
 	}
-	plain, dir := freeAddress(a.t), filepath.Join(a.dir, "temporal")
+	plain, dir := testenv.FreeAddress(a.t), filepath.Join(a.dir, "temporal")
 	_, port, _ := net.SplitHostPort(plain)
 	err := os.Mkdir(dir, 0o755)
 	if err == nil {

@@ -2,13 +2,14 @@ package e2e
 
 import (
 	"bytes"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	"stoker.dev/internal/testenv"
 )
 
 // daemon starts a stokerd as a service of its own, with the cluster's AWS
@@ -52,12 +53,7 @@ func TestManifestStoreInS3(t *testing.T) {
 	for _, s := range sockets {
 		c.daemon(append([]string{"controller", "--temporal", "127.0.0.1:" + c.port("temporal"), "--cluster", "other", "--dir", s + ".d", "--listen-socket", s}, common...)...)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_ = l.Close() // it is the worker's now
+	address := testenv.FreeAddress(t)
 	socket := filepath.Join(dir, "w.sock")
 	c.daemon(append([]string{"worker", "--cache-dir", filepath.Join(dir, "cache"), "--capacity", "256MiB", "--listen", address, "--socket", socket}, common...)...)
 	at := func(n int) { c.env = append(c.env, "STOKER_CONTROLLER=unix://"+sockets[n], "STOKER_SOCKET="+socket) }
@@ -84,7 +80,7 @@ func TestManifestStoreInS3(t *testing.T) {
 	sameTree(t, filepath.Join(c.root, "data"), view)
 	c.must("umount", view)
 	var kept []string
-	err = filepath.WalkDir(filepath.Join(c.root, "manifests", "of", "this"), func(p string, d os.DirEntry, err error) error {
+	err := filepath.WalkDir(filepath.Join(c.root, "manifests", "of", "this"), func(p string, d os.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
 			kept = append(kept, p)
 		}

@@ -75,8 +75,8 @@ func StartRGW(t testing.TB) *S3 {
 	for _, p := range []string{"ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool", "ceph"} {
 		Program(t, p)
 	}
-	monitor := freeAddress(t)
-	mons := fmt.Sprintf("[v2:%s,v1:%s]", freeAddress(t), monitor)
+	monitor := FreeAddress(t)
+	mons := fmt.Sprintf("[v2:%s,v1:%s]", FreeAddress(t), monitor)
 	cluster, osd := newUUID(), newUUID()
 	for _, d := range []string{"mon", "osd", "rgw"} {
 		if err := os.Mkdir(filepath.Join(c.dir, d), 0o755); err != nil {
@@ -98,7 +98,7 @@ func StartRGW(t testing.TB) *S3 {
 	s := &S3{AccessKey: "stoker-test", SecretKey: "stoker-test-secret"}
 	c.do("radosgw-admin", "-n", "client.rgw", "user", "create", "--uid", "stoker", "--display-name", "stoker",
 		"--access-key", s.AccessKey, "--secret-key", s.SecretKey)
-	address := freeAddress(t)
+	address := FreeAddress(t)
 	c.serve(address, "radosgw", "-n", "client.rgw", "-f", "--rgw-frontends", "beast endpoint="+address)
 	s.Endpoint = "http://" + address
 	s.setenv(t)

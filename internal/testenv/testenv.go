@@ -38,8 +38,8 @@ func Program(t testing.TB, name string) string {
 	return ""
 }
 
-// freeAddress returns a loopback address where nobody listens.
-func freeAddress(t testing.TB) string {
+// FreeAddress returns a loopback address where nobody listens.
+func FreeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -115,7 +115,7 @@ type S3 struct {
 func StartS3(t testing.TB) *S3 {
 	t.Helper()
 	s := &S3{AccessKey: "stoker-test", SecretKey: "stoker-test-secret", Root: t.TempDir()}
-	address := freeAddress(t)
+	address := FreeAddress(t)
 	s.Endpoint = "http://" + address
 	start(t, address, exec.Command(Program(t, "versitygw"), "--access", s.AccessKey, "--secret", s.SecretKey,
 		"--port", address, "--keep-alive", "--quiet", "posix", s.Root))
@@ -154,7 +154,7 @@ func (s *S3) Bucket(t testing.TB, name string) string {
 // lines of its configuration, as arguments.
 func StartRedis(t testing.TB, more ...string) (address string) {
 	t.Helper()
-	address = freeAddress(t)
+	address = FreeAddress(t)
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		t.Fatal(err)

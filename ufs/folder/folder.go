@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -29,8 +28,7 @@ var (
 
 // Objects is one folder. Open makes it.
 type Objects struct {
-	dir  string
-	name *regexp.Regexp
+	dir string
 }
 
 const tempPrefix = ".new-" // no name can begin with it: words begin with a letter or digit
@@ -40,12 +38,12 @@ func Open(dir string) (*Objects, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, stoker.Errorf(stoker.KindInvalid, "store", dir, "%w", err)
 	}
-	return &Objects{filepath.Clean(dir), regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]*(/[a-zA-Z0-9][a-zA-Z0-9._-]*)*$`)}, nil
+	return &Objects{filepath.Clean(dir)}, nil
 }
 
 func (o *Objects) path(name string) (string, error) {
-	if !o.name.MatchString(name) || len(name) > 512 {
-		return "", stoker.Errorf(stoker.KindInvalid, "store", name, "not a name: words of letters, digits, '.', '_', '-', with slashes between")
+	if err := ufs.CheckObjectName(name); err != nil {
+		return "", err
 	}
 	return filepath.Join(o.dir, filepath.FromSlash(name)), nil
 }
@@ -251,7 +249,7 @@ func (o *Objects) List(ctx context.Context, prefix string) ([]string, error) {
 		if err != nil {
 			return err
 		}
-		if name := filepath.ToSlash(rel); strings.HasPrefix(name, prefix) && o.name.MatchString(name) {
+		if name := filepath.ToSlash(rel); strings.HasPrefix(name, prefix) && ufs.IsObjectName(name) {
 			names = append(names, name)
 		}
 		return nil

@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,7 +34,6 @@ var (
 type Objects struct {
 	fs     *FS
 	prefix string // "" or ending in a slash
-	name   *regexp.Regexp
 }
 
 const (
@@ -65,7 +63,7 @@ func OpenObjects(ctx context.Context, uri string) (*Objects, error) {
 	if prefix = strings.Trim(prefix, "/"); prefix != "" {
 		prefix += "/"
 	}
-	return &Objects{f, prefix, regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]*(/[a-zA-Z0-9][a-zA-Z0-9._-]*)*$`)}, nil
+	return &Objects{f, prefix}, nil
 }
 
 func locationOf(query string) (at ufs.Location, err error) {
@@ -119,8 +117,8 @@ func (o *Objects) CheckObjects(ctx context.Context) error {
 }
 
 func (o *Objects) key(name string) (string, error) {
-	if !o.name.MatchString(name) || len(name) > 512 {
-		return "", stoker.Errorf(stoker.KindInvalid, "store", name, "not a name: words of letters, digits, '.', '_', '-', with slashes between")
+	if err := ufs.CheckObjectName(name); err != nil {
+		return "", err
 	}
 	return o.prefix + name, nil
 }
@@ -292,7 +290,7 @@ func (o *Objects) List(ctx context.Context, prefix string) ([]string, error) {
 			return nil, err
 		}
 		for _, obj := range p.Objects {
-			if name := strings.TrimPrefix(obj.Key, o.prefix); o.name.MatchString(name) {
+			if name := strings.TrimPrefix(obj.Key, o.prefix); ufs.IsObjectName(name) {
 				names = append(names, name)
 			}
 		}
