@@ -8,6 +8,7 @@ import (
 	"go.temporal.io/sdk/activity"
 
 	"stoker.dev"
+	"stoker.dev/cache/listing"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/internal/api"
 )
@@ -37,7 +38,7 @@ const beatEvery = 10 * time.Second
 // that one's journal ends.
 func (a *Activities) Freeze(ctx context.Context, in FreezeInput) (Frozen, error) {
 	at := activity.GetInfo(ctx)
-	journal := a.o.Store.Journal(at.WorkflowExecution.ID+" "+at.WorkflowExecution.RunID+" "+at.ActivityID, manifest.JournalOptions{})
+	journal := a.o.Store.Journal(at.WorkflowExecution.ID+" "+at.WorkflowExecution.RunID+" "+at.ActivityID, listing.JournalOptions{})
 	f, err := a.freeze(ctx, in, journal)
 	if jerr := journal.Err(); jerr != nil && ctx.Err() == nil {
 		a.o.Log.Warn("a listing was not journalled to its end", "dataset", in.Roots[0].URI, "err", jerr)
@@ -50,7 +51,7 @@ func (a *Activities) Freeze(ctx context.Context, in FreezeInput) (Frozen, error)
 	return f, ToTemporal(err)
 }
 
-func (a *Activities) freeze(ctx context.Context, in FreezeInput, journal *manifest.Journal) (Frozen, error) {
+func (a *Activities) freeze(ctx context.Context, in FreezeInput, journal *listing.Journal) (Frozen, error) {
 	var last atomic.Pointer[api.ListProgress]
 	last.Store(&api.ListProgress{})
 	stop := beat(ctx, &last)

@@ -23,7 +23,7 @@ import (
 // wide is a store whose keys are numbers, in pages of 4,000, with something
 // that happens before a page is sent.
 type wide struct {
-	listing
+	listed
 	objects int
 
 	mu     sync.Mutex

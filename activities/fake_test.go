@@ -21,11 +21,11 @@ import (
 	"stoker.dev/ufs/folder"
 )
 
-// listing is an under file system that can only be listed: its objects have
+// listed is an under file system that can only be listed: its objects have
 // sizes and no bytes.
-type listing map[string]int64
+type listed map[string]int64
 
-func (l listing) List(_ context.Context, o ufs.ListOptions) (ufs.Page, error) {
+func (l listed) List(_ context.Context, o ufs.ListOptions) (ufs.Page, error) {
 	var p ufs.Page
 	for key, size := range l {
 		if strings.HasPrefix(key, o.Prefix) {
@@ -36,11 +36,11 @@ func (l listing) List(_ context.Context, o ufs.ListOptions) (ufs.Page, error) {
 	return p, nil
 }
 
-func (l listing) Stat(context.Context, string) (ufs.Object, error) {
+func (l listed) Stat(context.Context, string) (ufs.Object, error) {
 	return ufs.Object{}, stoker.Errorf(stoker.KindInternal, "listing", "", "is only listed")
 }
 
-func (l listing) Open(context.Context, string, ufs.Version, int64, int64) (io.ReadCloser, error) {
+func (l listed) Open(context.Context, string, ufs.Version, int64, int64) (io.ReadCloser, error) {
 	return nil, stoker.Errorf(stoker.KindInternal, "listing", "", "is only listed")
 }
 
@@ -162,7 +162,7 @@ type cluster struct {
 	*Activities
 	index    *brokenIndex
 	workers  []*fakeWorker
-	listing  listing
+	listed   listed
 	manifest stoker.ID
 	m        *manifest.Manifest
 }
@@ -200,13 +200,13 @@ func newCluster(t testing.TB, workers int) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{index: &brokenIndex{Mem: placement.NewMem(time.Now)}, listing: listing{"big": 150 * mib, "empty": 0, "odd": 256<<10 + 1}}
+	c := &cluster{index: &brokenIndex{Mem: placement.NewMem(time.Now)}, listed: listed{"big": 150 * mib, "empty": 0, "odd": 256<<10 + 1}}
 	for n := 1; n <= 40; n++ {
-		c.listing[fmt.Sprintf("file-%02d", n)] = int64(n) * mib
+		c.listed[fmt.Sprintf("file-%02d", n)] = int64(n) * mib
 	}
 	c.Activities = New(Options{
 		Store: manifest.NewStore(objects, t.TempDir()), Index: c.index, TempDir: t.TempDir(),
-		Open: func(context.Context, ufs.Location) (ufs.FS, string, error) { return c.listing, "", nil },
+		Open: func(context.Context, ufs.Location) (ufs.FS, string, error) { return c.listed, "", nil },
 	})
 	for range workers {
 		c.addWorker(t)

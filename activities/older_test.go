@@ -50,9 +50,9 @@ func TestPlanFollowsTheOldGeneration(t *testing.T) {
 	c.announce(t, first, true)
 	old := map[string]string{}
 	c.eachShard(c.m, func(n uint32, path string) { old[path] = first.Workers[first.Owners[n][0]].ID })
-	for key := range c.listing {
+	for key := range c.listed {
 		if key[len(key)-1] == '7' {
-			c.listing[key]++
+			c.listed[key]++
 		}
 	}
 	id, plan := c.next(t)

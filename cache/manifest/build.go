@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/cache/listing"
 	"stoker.dev/ufs"
 )
 
@@ -18,7 +19,7 @@ type BuildOptions struct {
 	Base     stoker.ID                         // generation that this one follows; zero = none
 	Parallel int                               // listing requests in flight; 0 = 16
 	Progress func(objects, bytes, pages int64) // called after each page, from several goroutines; may be nil
-	Journal  *Journal                          // of this listing, so that another process can go on with it; may be nil
+	Journal  *listing.Journal                  // of this listing, so that another process can go on with it; may be nil
 	TempDir  string                            // where the file, and what it is made of, is written; "" = the system's
 	Memory   int                               // bytes of the listing held in memory, the rest goes to TempDir; 0 = 64 MiB
 }
@@ -56,10 +57,10 @@ func Build(ctx context.Context, o BuildOptions) (*Built, error) {
 	if err := c.folders(); err != nil {
 		return nil, err
 	}
-	if err := listRoots(ctx, o, c.page); err != nil {
+	if err := list(ctx, o, c.page); err != nil {
 		return nil, err
 	}
-	from, to := o.Journal.since(from), time.Now()
+	from, to := o.Journal.Since(from), time.Now()
 	w := newWriter(o.TempDir, c)
 	defer w.close()
 	if err := w.rowsOf(ctx); err != nil {

@@ -286,6 +286,19 @@ func TestIDsOfFormat1(t *testing.T) {
 	}
 }
 
+// Nothing is asked of any store where one root is joined at no folder's path.
+func TestWrongFoldersAreRefusedAtOnce(t *testing.T) {
+	for _, folder := range []string{"..", "a//b", "a/"} {
+		s := some()
+		o := s.options(t)
+		o.Roots = append(slices.Clone(o.Roots), Root{Location: o.Roots[0].Location, Folder: folder})
+		_, err := Build(t.Context(), o)
+		if wantKind(t, err, stoker.KindInvalid); s.pages > 0 {
+			t.Errorf("%d pages for a folder %q", s.pages, folder)
+		}
+	}
+}
+
 // A manifest is complete or it is none, whichever page cannot be listed.
 func TestListingErrorFailsTheBuild(t *testing.T) {
 	s := some()

@@ -29,7 +29,7 @@ func oracle(ctx context.Context, o BuildOptions, from, to time.Time) ([]byte, []
 	}
 	var mu sync.Mutex
 	found := make([][]ufs.Object, len(o.Roots))
-	err := listRoots(ctx, o, func(root int, objects []ufs.Object) error {
+	err := list(ctx, o, func(root int, objects []ufs.Object) error {
 		mu.Lock()
 		defer mu.Unlock()
 		found[root] = append(found[root], objects...)

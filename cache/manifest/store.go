@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"stoker.dev"
+	"stoker.dev/cache/listing"
 	"stoker.dev/ufs"
 )
 
@@ -29,6 +30,12 @@ type Store struct {
 // NewStore keeps local copies in dir, which must exist.
 func NewStore(objects ufs.Objects, dir string) *Store {
 	return &Store{objects: objects, dir: dir, open: map[stoker.ID]*Manifest{}, loading: map[stoker.ID]chan struct{}{}}
+}
+
+// Journal is the journal of the listing that a name stands for, kept in this
+// store: any text that every try of this listing has, and no other listing.
+func (s *Store) Journal(name string, o listing.JournalOptions) *listing.Journal {
+	return listing.NewJournal(s.objects, name, o)
 }
 
 func manifestName(id stoker.ID) string { return "manifests/" + id.String() }

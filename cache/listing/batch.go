@@ -1,4 +1,4 @@
-package manifest
+package listing
 
 import (
 	"bytes"
@@ -30,13 +30,13 @@ type batchHead struct {
 
 // restOf is a range that is not listed yet. Keys may be any bytes.
 type restOf struct {
-	Root         int
+	Source       int `json:"Root"`
 	After, Until []byte
 }
 
 const (
-	batchMagic    = "stokerL1"
-	maxBatchRoots = 1<<16 - 1
+	batchMagic = "stokerL1"
+	maxSources = 1<<16 - 1
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -62,8 +62,8 @@ func (b *batch) encode() ([]byte, error) {
 
 var errBatch = errors.New("is damaged")
 
-// decodeBatch reads a batch of a listing of so many roots.
-func decodeBatch(body []byte, roots int) (*batch, error) {
+// decodeBatch reads a batch of a listing of so many sources.
+func decodeBatch(body []byte, sources int) (*batch, error) {
 	const fixed = len(batchMagic) + 4
 	if len(body) < fixed+4 || string(body[:len(batchMagic)]) != batchMagic {
 		return nil, errBatch
@@ -78,7 +78,7 @@ func decodeBatch(body []byte, roots int) (*batch, error) {
 		return nil, err
 	}
 	for _, r := range b.Rest {
-		if r.Root < 0 || r.Root >= roots {
+		if r.Source < 0 || r.Source >= sources {
 			return nil, errBatch
 		}
 	}
@@ -86,13 +86,13 @@ func decodeBatch(body []byte, roots int) (*batch, error) {
 	if b.pages, err = io.ReadAll(flate.NewReader(bytes.NewReader(body[int64(fixed)+head : end]))); err != nil {
 		return nil, err
 	}
-	return b, b.check(roots)
+	return b, b.check(sources)
 }
 
 // check reads all pages once, so that nothing of a damaged batch is handed on.
-func (b *batch) check(roots int) error {
-	return b.each(func(root int, _ []ufs.Object) error {
-		if root >= roots {
+func (b *batch) check(sources int) error {
+	return b.each(func(source int, _ []ufs.Object) error {
+		if source >= sources {
 			return errBatch
 		}
 		return nil
@@ -100,10 +100,10 @@ func (b *batch) check(roots int) error {
 }
 
 // each hands the pages on, one by one.
-func (b *batch) each(emit func(root int, objects []ufs.Object) error) error {
+func (b *batch) each(emit func(source int, objects []ufs.Object) error) error {
 	for r := (reader{b: b.pages}); len(r.b) > 0; {
-		root, n := r.uint(), r.uint()
-		if root > maxBatchRoots || n > uint64(len(r.b)) { // an object takes more than a byte
+		source, n := r.uint(), r.uint()
+		if source > maxSources || n > uint64(len(r.b)) { // an object takes more than a byte
 			return errBatch
 		}
 		objects := make([]ufs.Object, 0, n)
@@ -117,7 +117,7 @@ func (b *batch) each(emit func(root int, objects []ufs.Object) error) error {
 			return errBatch
 		}
 		if n > 0 {
-			if err := emit(int(root), objects); err != nil {
+			if err := emit(int(source), objects); err != nil {
 				return err
 			}
 		}
@@ -135,11 +135,11 @@ const (
 	isUnmountable
 )
 
-// appendPage writes a page: root, number of objects, and each as the bytes
+// appendPage writes a page: source, number of objects, and each as the bytes
 // that its key shares with the one before, the rest of the key, flags, size,
 // and what the flags say.
-func appendPage(b []byte, root int, objects []ufs.Object) []byte {
-	b = binary.AppendUvarint(b, uint64(root))
+func appendPage(b []byte, source int, objects []ufs.Object) []byte {
+	b = binary.AppendUvarint(b, uint64(source))
 	b = binary.AppendUvarint(b, uint64(len(objects)))
 	last := ""
 	for i := range objects {

@@ -1,4 +1,4 @@
-package manifest
+package listing
 
 import (
 	"bytes"
@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -25,7 +24,7 @@ type JournalOptions struct {
 	MaxAge  time.Duration // one whose last batch is older is thrown away; 0 = 1 h
 }
 
-// Journal keeps in the manifest store what a listing has found so far, and
+// Journal keeps in a store of small objects what a listing has found so far, and
 // which ranges of keys are left, so that another process can go on with it. It
 // is a chain of batches: each holds objects and, with them in one write, what
 // is left after them, so a chain is sound wherever it ends. Batches are only
@@ -57,12 +56,12 @@ const (
 	forgotten = 24 * time.Hour // journals of listings that nobody went on with are removed after it
 )
 
-// Journal is the journal of the listing that a name stands for: any text that
-// every try of this listing has, and no other listing.
-func (s *Store) Journal(name string, o JournalOptions) *Journal {
+// NewJournal is the journal, in store, of the listing that a name stands for:
+// any text that every try of this listing has, and no other listing.
+func NewJournal(store ufs.Objects, name string, o JournalOptions) *Journal {
 	o.Objects, o.Every, o.MaxAge = cmp.Or(o.Objects, 50_000), cmp.Or(o.Every, 5*time.Second), cmp.Or(o.MaxAge, time.Hour)
 	sum := sha256.Sum256([]byte(name))
-	return &Journal{store: s.objects, dir: listings + hex.EncodeToString(sum[:16]) + "/", o: o}
+	return &Journal{store: store, dir: listings + hex.EncodeToString(sum[:16]) + "/", o: o}
 }
 
 // Err says why the journal was given up, nil if it was not.
@@ -78,8 +77,9 @@ func (j *Journal) giveUp(err error) {
 	j.err, j.pages = err, nil
 }
 
-// since is when the listing began, by the first process that had part in it.
-func (j *Journal) since(now time.Time) time.Time {
+// Since is when the listing began, by the first process that had part in it;
+// now if it has no journal, or has not begun.
+func (j *Journal) Since(now time.Time) time.Time {
 	if j == nil || j.began.IsZero() {
 		return now
 	}
@@ -102,13 +102,9 @@ func (j *Journal) name(began time.Time, n int) string {
 // open hands what the newest chain has to emit, and returns what is left to
 // list; found is false if there is none to go on with. Errors are emit's and
 // the context's alone: whatever cannot be read is listed again.
-func (j *Journal) open(ctx context.Context, roots []Root, emit func(root int, objects []ufs.Object) error) (rest []*span, found bool, err error) {
-	text, err := json.Marshal(roots)
-	if err != nil {
-		return nil, false, stoker.Errorf(stoker.KindInternal, "manifest.journal", j.dir, "%w", err)
-	}
+func (j *Journal) open(ctx context.Context, sources int, of []byte, emit func(source int, objects []ufs.Object) error) (rest []*span, found bool, err error) {
 	now := time.Now()
-	j.options, j.began, j.next, j.wrote, j.err = sha256.Sum256(text), now, 0, now, nil
+	j.options, j.began, j.next, j.wrote, j.err = sha256.Sum256(of), now, 0, now, nil
 	names, err := j.store.List(ctx, listings)
 	if err != nil {
 		j.giveUp(err)
@@ -116,7 +112,7 @@ func (j *Journal) open(ctx context.Context, roots []Root, emit func(root int, ob
 	}
 	began, batches := j.newest(ctx, names, now)
 	for n := range batches {
-		b, err := j.read(ctx, j.name(began, n), len(roots))
+		b, err := j.read(ctx, j.name(began, n), sources)
 		if ctx.Err() != nil {
 			return nil, false, ctx.Err()
 		}
@@ -131,7 +127,7 @@ func (j *Journal) open(ctx context.Context, roots []Root, emit func(root int, ob
 		}
 		found, j.began, j.next, rest = true, began, n+1, nil
 		for _, r := range b.Rest {
-			rest = append(rest, &span{root: r.Root, after: string(r.After), until: string(r.Until), logged: string(r.After)})
+			rest = append(rest, &span{source: r.Source, after: string(r.After), until: string(r.Until), logged: string(r.After)})
 		}
 	}
 	return rest, found, nil
@@ -155,7 +151,7 @@ func (j *Journal) newest(ctx context.Context, names []string, now time.Time) (be
 	}
 	began, batches = time.Unix(0, best), chains[best]
 	if batches > 0 {
-		last, err := j.read(ctx, j.name(began, batches-1), maxBatchRoots)
+		last, err := j.read(ctx, j.name(began, batches-1), maxSources)
 		if err == nil && (!bytes.Equal(last.Options, j.options[:]) || now.Sub(last.Written) > j.o.MaxAge) {
 			batches = 0
 		}
@@ -219,14 +215,14 @@ func (j *Journal) write(ctx context.Context, pages []byte, rest []restOf) {
 	j.next++
 }
 
-func (j *Journal) read(ctx context.Context, name string, roots int) (*batch, error) {
+func (j *Journal) read(ctx context.Context, name string, sources int) (*batch, error) {
 	body, _, err := j.store.Get(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	b, err := decodeBatch(body, roots)
+	b, err := decodeBatch(body, sources)
 	if err != nil {
-		return nil, stoker.Errorf(stoker.KindCorrupt, "manifest.journal", name, "%w", err)
+		return nil, stoker.Errorf(stoker.KindCorrupt, "listing.journal", name, "%w", err)
 	}
 	return b, nil
 }

@@ -1,4 +1,6 @@
-package manifest
+// Package listing lists object stores: by ranges of keys, several at once, with
+// a journal from which another process can go on.
+package listing
 
 import (
 	"context"
@@ -13,25 +15,31 @@ import (
 	"stoker.dev/ufs"
 )
 
-// listRoots lists every root and hands each page's objects to emit, from
-// several goroutines, in no order. An error of emit ends it. At most
-// o.Parallel pages are under way or in emit at a time, and no page is kept.
-func listRoots(ctx context.Context, o BuildOptions, emit func(root int, objects []ufs.Object) error) error {
-	l := &lister{progress: o.Progress, emit: emit, journal: o.Journal, parallel: int64(max(o.Parallel, 1))}
-	for _, root := range o.Roots {
-		if _, _, reason := pathOf(root.Folder, "", "", 0); reason != "" || strings.HasSuffix(root.Folder, "/") {
-			return stoker.Errorf(stoker.KindInvalid, "manifest.build", root.Folder, "not a folder's path: %s", reason)
-		}
+// Source is one store's prefix, all of which is listed.
+type Source struct {
+	FS     ufs.FS
+	Prefix string // "" or ending in a slash
+}
+
+// Options say what to list.
+type Options struct {
+	Sources  []Source
+	Parallel int                               // requests in flight, and pages in emit; below 1 = 1
+	Progress func(objects, bytes, pages int64) // called after each page, from several goroutines; may be nil
+	Journal  *Journal                          // so that another process can go on; may be nil
+	Of       []byte                            // what the sources are, for the journal: one of anything else is thrown away
+}
+
+// List lists every source and hands each page's objects to emit with the
+// source's number, from several goroutines, in no order. An error of emit ends
+// it, as does a page that cannot be had, or one that cannot be right
+// (KindCorrupt): a listing is complete or it fails. No page is kept.
+func List(ctx context.Context, o Options, emit func(source int, objects []ufs.Object) error) error {
+	l := &lister{sources: o.Sources, progress: o.Progress, emit: emit, journal: o.Journal, parallel: int64(max(o.Parallel, 1))}
+	for i := range o.Sources {
+		l.todo = append(l.todo, &span{source: i})
 	}
-	for i, root := range o.Roots {
-		fs, prefix, err := o.Open(ctx, root.Location)
-		if err != nil {
-			return err
-		}
-		l.roots = append(l.roots, listedRoot{fs, prefix})
-		l.todo = append(l.todo, &span{root: i})
-	}
-	if err := l.resume(ctx, o.Roots); err != nil {
+	if err := l.resume(ctx, o.Of); err != nil {
 		return err
 	}
 	l.changed.L = &l.mu
@@ -55,14 +63,14 @@ func listRoots(ctx context.Context, o BuildOptions, emit func(root int, objects 
 	return nil
 }
 
-// lister lists roots by ranges of keys, without a delimiter: 1,000 keys for
+// lister lists sources by ranges of keys, without a delimiter: 1,000 keys for
 // each request, whatever the folders are. S3 cannot be asked where the middle
 // of a range is, so a worker with nothing to do guesses a key that halves the
 // largest range under way and takes the part above it. A wrong guess costs one
 // request that finds nothing, and those are bounded.
 type lister struct {
-	roots    []listedRoot
-	emit     func(root int, objects []ufs.Object) error
+	sources  []Source
+	emit     func(source int, objects []ufs.Object) error
 	progress func(objects, bytes, pages int64)
 	journal  *Journal // may be nil
 	parallel int64
@@ -78,11 +86,6 @@ type lister struct {
 	usual, best time.Duration // that a page takes, over the last ones, and the shortest that this was
 
 	objects, bytes, asked int64
-}
-
-type listedRoot struct {
-	fs     ufs.FS
-	prefix string
 }
 
 // work lists one range after the other until there is none left.
@@ -150,7 +153,7 @@ func (l *lister) steal() *span {
 		if s.held {
 			continue
 		}
-		prefix := len(l.roots[s.root].prefix)
+		prefix := len(l.sources[s.source].Prefix)
 		open += int64(s.pending)
 		if n := s.left(prefix); n >= most {
 			if at, ok := s.middle(prefix); ok {
@@ -170,20 +173,20 @@ const maxEmpty = 1000
 // list lists a range to its end, which moves down while others take parts of
 // it away.
 func (l *lister) list(ctx context.Context, s *span) error {
-	root := l.roots[s.root]
+	from := l.sources[s.source]
 	for empty := 0; ; {
 		begun := time.Now()
-		p, err := root.fs.List(ctx, ufs.ListOptions{Prefix: root.prefix, StartAfter: s.after, Token: s.token})
+		p, err := from.FS.List(ctx, ufs.ListOptions{Prefix: from.Prefix, StartAfter: s.after, Token: s.token})
 		if err != nil {
 			return err
 		}
-		if err := check(s, root.prefix, p); err != nil {
+		if err := check(s, from.Prefix, p); err != nil {
 			return err
 		}
 		if empty++; len(p.Objects) > 0 {
 			empty = 0
 		} else if empty > maxEmpty {
-			return stoker.Errorf(stoker.KindCorrupt, "manifest.list", root.prefix, "the store sent %d pages without a key, and says that more follow", empty)
+			return stoker.Errorf(stoker.KindCorrupt, "listing.list", from.Prefix, "the store sent %d pages without a key, and says that more follow", empty)
 		}
 		found, done, whole := l.advance(s, p, time.Since(begun))
 		if err := l.page(ctx, s, found, done); err != nil || done {
@@ -200,9 +203,9 @@ func (l *lister) list(ctx context.Context, s *span) error {
 // folderDepth is how deep folders are looked for in which all keys lie.
 const folderDepth = 8
 
-// byFolders cuts a root of which more than a page follows at its uppermost
+// byFolders cuts a source of which more than a page follows at its uppermost
 // folders, one part for each worker: one request finds borders that need no
-// guess. A root with more folders than a page has, or with one alone, is left
+// guess. A source with more folders than a page has, or with one alone, is left
 // to guesses.
 func (l *lister) byFolders(ctx context.Context, s *span) error {
 	folders, err := l.uppermost(ctx, s)
@@ -216,13 +219,13 @@ func (l *lister) byFolders(ctx context.Context, s *span) error {
 	return err
 }
 
-// uppermost lists the folders of a root that has several; none if they are
+// uppermost lists the folders of a source that has several; none if they are
 // more than a page.
 func (l *lister) uppermost(ctx context.Context, s *span) ([]string, error) {
-	root := l.roots[s.root]
-	prefix := root.prefix
+	from := l.sources[s.source]
+	prefix := from.Prefix
 	for range folderDepth {
-		p, err := root.fs.List(ctx, ufs.ListOptions{Prefix: prefix, Delimiter: "/"})
+		p, err := from.FS.List(ctx, ufs.ListOptions{Prefix: prefix, Delimiter: "/"})
 		switch {
 		case err != nil:
 			return nil, err
@@ -258,7 +261,7 @@ func (l *lister) cutAt(s *span, folders []string) {
 // check refuses a page that would make a listing wrong or endless.
 func check(s *span, prefix string, p ufs.Page) error {
 	corrupt := func(format string, args ...any) error {
-		return stoker.Errorf(stoker.KindCorrupt, "manifest.list", prefix, format, args...)
+		return stoker.Errorf(stoker.KindCorrupt, "listing.list", prefix, format, args...)
 	}
 	if len(p.Prefixes) > 0 {
 		return corrupt("the store folds keys below %q though it was not asked to: its listing is not complete", p.Prefixes[0])
@@ -283,7 +286,7 @@ func check(s *span, prefix string, p ufs.Page) error {
 }
 
 // advance enters a page and returns the part of it that belongs to the range.
-// whole: it is the first page of a root, and nobody splits that by a guess
+// whole: it is the first page of a source, and nobody splits that by a guess
 // before its folders were asked for.
 func (l *lister) advance(s *span, p ufs.Page, took time.Duration) (found []ufs.Object, done, whole bool) {
 	l.mu.Lock()
@@ -333,7 +336,7 @@ func (l *lister) settle(s *span, hit, done bool) {
 // page hands a page on, counts it, and has the journal know.
 func (l *lister) page(ctx context.Context, s *span, found []ufs.Object, done bool) error {
 	if len(found) > 0 {
-		if err := l.emit(s.root, found); err != nil {
+		if err := l.emit(s.source, found); err != nil {
 			return err
 		}
 	}
@@ -355,13 +358,13 @@ func (l *lister) count(found []ufs.Object) {
 }
 
 // resume begins where the journal of an earlier try ends, if there is one.
-func (l *lister) resume(ctx context.Context, roots []Root) error {
+func (l *lister) resume(ctx context.Context, of []byte) error {
 	if l.journal == nil {
 		return nil
 	}
-	rest, found, err := l.journal.open(ctx, roots, func(root int, objects []ufs.Object) error {
+	rest, found, err := l.journal.open(ctx, len(l.sources), of, func(source int, objects []ufs.Object) error {
 		l.count(objects)
-		return l.emit(root, objects)
+		return l.emit(source, objects)
 	})
 	if found {
 		l.todo = rest
@@ -374,7 +377,7 @@ func (l *lister) log(ctx context.Context, s *span, found []ufs.Object, done bool
 	if l.journal == nil {
 		return
 	}
-	page := appendPage(nil, s.root, found)
+	page := appendPage(nil, s.source, found)
 	l.mu.Lock()
 	s.logged, s.ended = s.after, done
 	due := l.journal.add(page, len(found))
@@ -393,7 +396,7 @@ func (l *lister) flush(ctx context.Context, end bool) {
 	var rest []restOf
 	for _, s := range slices.Concat(l.todo, l.active) {
 		if !s.ended {
-			rest = append(rest, restOf{s.root, []byte(s.logged), []byte(s.until)})
+			rest = append(rest, restOf{s.source, []byte(s.logged), []byte(s.until)})
 		}
 	}
 	l.mu.Unlock()

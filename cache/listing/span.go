@@ -1,14 +1,14 @@
-package manifest
+package listing
 
 import "stoker.dev/ufs"
 
-// span is a range of one root's keys that one worker lists: those after
+// span is a range of one source's keys that one worker lists: those after
 // `after`, up to and including `until`. No two spans hold the same key. All
 // but first, last and token is guarded by the lister's lock.
 type span struct {
-	root  int
-	after string // the last key that was handed on; at first, the lower bound
-	until string // "" = to the end of the root
+	source int
+	after  string // the last key that was handed on; at first, the lower bound
+	until  string // "" = to the end of the source
 
 	logged string // like after, as the journal knows it
 	ended  bool   // the journal knows all of it
@@ -111,7 +111,7 @@ func (s *span) within(border string) (string, bool) {
 
 // split takes the upper part of s away, from border on.
 func (s *span) split(border string) *span {
-	t := &span{root: s.root, after: border, logged: border, until: s.until, parent: s}
+	t := &span{source: s.source, after: border, logged: border, until: s.until, parent: s}
 	s.until = border
 	s.pending++
 	return t

@@ -1,4 +1,4 @@
-package manifest
+package listing
 
 import (
 	"bytes"
@@ -14,10 +14,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"stoker.dev"
 	"stoker.dev/ufs"
 	"stoker.dev/ufs/memufs"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // store is a memufs that a test may slow down, make ragged, or watch.
 type store struct {
@@ -113,26 +117,37 @@ func (h *heard) sorted() []string {
 	return slices.Sorted(slices.Values(h.keys))
 }
 
-// optionsFor list the roots of one store.
-func optionsFor(fs ufs.FS, parallel int, prefixes ...string) BuildOptions {
-	o := BuildOptions{Parallel: parallel, Open: func(_ context.Context, l ufs.Location) (ufs.FS, string, error) { return fs, prefixOf(l.URI), nil }}
-	for i, p := range prefixes {
-		r := Root{Location: ufs.Location{URI: "mem://bucket/" + p}}
-		if i > 0 {
-			r.Folder = fmt.Sprint("root", i)
-		}
-		o.Roots = append(o.Roots, r)
+// folder is the key prefix of a folder.
+func folder(name string) string {
+	if name == "" {
+		return ""
+	}
+	return name + "/"
+}
+
+// optionsFor list some folders of one store.
+func optionsFor(fs ufs.FS, parallel int, folders ...string) Options {
+	o := Options{Parallel: parallel, Of: []byte(strings.Join(folders, "|"))}
+	for _, f := range folders {
+		o.Sources = append(o.Sources, Source{fs, folder(f)})
 	}
 	return o
 }
 
-// wantAll wants each key below each prefix handed on exactly once.
-func wantAll(t testing.TB, h *heard, keys []string, prefixes ...string) {
+func wantKind(t testing.TB, err error, kind stoker.Kind) {
+	t.Helper()
+	if err == nil || stoker.KindOf(err) != kind {
+		t.Errorf("got %v (%v), want kind %v", err, stoker.KindOf(err), kind)
+	}
+}
+
+// wantAll wants each key below each folder handed on exactly once.
+func wantAll(t testing.TB, h *heard, keys []string, folders ...string) {
 	t.Helper()
 	var want []string
-	for i, p := range prefixes {
+	for i, p := range folders {
 		for _, k := range keys {
-			if strings.HasPrefix(k, prefixOf("mem://bucket/"+p)) {
+			if strings.HasPrefix(k, folder(p)) {
 				want = append(want, fmt.Sprint(i, " ", k))
 			}
 		}
@@ -198,7 +213,7 @@ func TestEveryKeyIsListedOnce(t *testing.T) {
 					}
 					var h heard
 					o := optionsFor(s, 1+r.IntN(20), "", "train", "a", "none")
-					if err := listRoots(context.Background(), o, h.emit); err != nil {
+					if err := List(context.Background(), o, h.emit); err != nil {
 						t.Fatal(err)
 					}
 					var all []string
@@ -247,7 +262,7 @@ func TestListingIsParallel(t *testing.T) {
 				s.latency = 50 * time.Millisecond
 				var n atomic.Int64
 				begin := time.Now()
-				err := listRoots(t.Context(), optionsFor(s, 16, ""), func(_ int, objects []ufs.Object) error {
+				err := List(t.Context(), optionsFor(s, 16, ""), func(_ int, objects []ufs.Object) error {
 					n.Add(int64(len(objects)))
 					return nil
 				})
@@ -284,7 +299,7 @@ func TestPagesUnderWayAreBounded(t *testing.T) {
 		var inside, most atomic.Int64
 		done := make(chan error)
 		go func() {
-			done <- listRoots(t.Context(), optionsFor(s, 7, ""), func(int, []ufs.Object) error {
+			done <- List(t.Context(), optionsFor(s, 7, ""), func(int, []ufs.Object) error {
 				most.Store(max(most.Load(), inside.Add(1)))
 				defer inside.Add(-1)
 				<-busy
@@ -341,7 +356,7 @@ func TestListingsThatLie(t *testing.T) {
 		}, "start-after"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := listRoots(t.Context(), optionsFor(&lying{page: c.page}, 4, ""), (&heard{}).emit)
+			err := List(t.Context(), optionsFor(&lying{page: c.page}, 4, ""), (&heard{}).emit)
 			if wantKind(t, err, stoker.KindCorrupt); err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%v, want %q in it", err, c.says)
 			}
@@ -349,12 +364,11 @@ func TestListingsThatLie(t *testing.T) {
 	}
 	t.Run("another folder's keys", func(t *testing.T) {
 		l := &lying{page: func(int, ufs.ListOptions) ufs.Page { return page("", "b/1") }}
-		wantKind(t, listRoots(t.Context(), optionsFor(l, 4, "a"), (&heard{}).emit), stoker.KindCorrupt)
+		wantKind(t, List(t.Context(), optionsFor(l, 4, "a"), (&heard{}).emit), stoker.KindCorrupt)
 	})
 }
 
-// An error of whoever takes the pages ends the listing, and nothing is begun
-// where a root is wrong.
+// An error of whoever takes the pages ends the listing.
 func TestListingEnds(t *testing.T) {
 	s := storeOf()
 	for i := range 5000 {
@@ -363,7 +377,7 @@ func TestListingEnds(t *testing.T) {
 	s.page = 10
 	full := errors.New("full")
 	var pages atomic.Int64
-	err := listRoots(t.Context(), optionsFor(s, 8, "", ""), func(int, []ufs.Object) error {
+	err := List(t.Context(), optionsFor(s, 8, "", ""), func(int, []ufs.Object) error {
 		if pages.Add(1) > 5 {
 			return full
 		}
@@ -372,25 +386,20 @@ func TestListingEnds(t *testing.T) {
 	if !errors.Is(err, full) || s.requests() > 5+2*8 {
 		t.Errorf("%v after %d requests", err, s.requests())
 	}
-	s.asked = nil
-	o := optionsFor(s, 8, "", "")
-	o.Roots[1].Folder = ".."
-	wantKind(t, listRoots(t.Context(), o, (&heard{}).emit), stoker.KindInvalid)
-	if s.requests() > 0 {
-		t.Errorf("%d requests for a root that is refused", s.requests())
-	}
 }
+
+var aTime = time.Date(2026, 3, 1, 12, 0, 0, 500, time.UTC)
 
 // What a page is written as in a journal comes back.
 func TestPagesComeBack(t *testing.T) {
 	var want []ufs.Object
 	for i, tag := range []string{"", `"0123456789abcdef0123456789abcdef"`, `"0123456789ABCDEF0123456789abcdef"`, `W/"x"`, strings.Repeat("v", 300)} {
-		for _, mod := range []time.Time{{}, someTime, time.Unix(-5, 7).UTC(), time.Date(9999, 1, 1, 0, 0, 0, 5, time.UTC)} {
+		for _, mod := range []time.Time{{}, aTime, time.Unix(-5, 7).UTC(), time.Date(9999, 1, 1, 0, 0, 0, 5, time.UTC)} {
 			want = append(want, ufs.Object{Key: fmt.Sprintf("k\xff/%d/%d", i, len(want)), Exec: i%2 == 1, Link: strings.Repeat("l", i*50), Unmountable: strings.Repeat("u", i%3),
 				Version: ufs.Version{Tag: tag, ModTime: mod, Bytes: int64(i) << 40}})
 		}
 	}
-	b := batch{batchHead{[]byte{1}, someTime, []restOf{{1, []byte("\xff"), nil}}}, appendPage(appendPage(appendPage(nil, 1, want), 0, nil), 0, want[:1])}
+	b := batch{batchHead{[]byte{1}, aTime, []restOf{{1, []byte("\xff"), nil}}}, appendPage(appendPage(appendPage(nil, 1, want), 0, nil), 0, want[:1])}
 	body, err := b.encode()
 	if err != nil {
 		t.Fatal(err)
@@ -410,7 +419,7 @@ func TestPagesComeBack(t *testing.T) {
 	if err != nil || len(pages) != 2 || !slices.Equal(pages[0], want) || !slices.Equal(pages[1], want[:1]) {
 		t.Errorf("%v, %v, want %v", err, pages, want)
 	}
-	if !bytes.Equal(got.Rest[0].After, []byte("\xff")) || got.Rest[0].Root != 1 {
+	if !bytes.Equal(got.Rest[0].After, []byte("\xff")) || got.Rest[0].Source != 1 {
 		t.Errorf("left is %v", got.Rest)
 	}
 	for i := range body {

@@ -1,4 +1,4 @@
-package manifest
+package listing
 
 import (
 	"context"
@@ -100,7 +100,7 @@ func BenchmarkListing(b *testing.B) {
 			const own = "stoker"
 			rivals[own] = func() (n int64, err error) {
 				var sum atomic.Int64
-				err = listRoots(b.Context(), optionsFor(ours, 16, ""), func(_ int, objects []ufs.Object) error {
+				err = List(b.Context(), optionsFor(ours, 16, ""), func(_ int, objects []ufs.Object) error {
 					sum.Add(int64(len(objects)))
 					return nil
 				})

@@ -1,4 +1,4 @@
-package manifest
+package listing
 
 import (
 	"context"
@@ -84,7 +84,7 @@ var each = JournalOptions{Objects: 1}
 
 // journal is one of a process of its own.
 func (s *shelf) journal(name string, o JournalOptions) *Journal {
-	return NewStore(s, "").Journal(name, o)
+	return NewJournal(s, name, o)
 }
 
 // numbers are 60 keys below two prefixes, in pages of 5.
@@ -97,7 +97,7 @@ func numbers() (s *store, keys []string) {
 	return s, keys
 }
 
-var bothRoots = []string{"a", "b\xff"}
+var both = []string{"a", "b\xff"}
 
 // until lists with a journal, and dies when request n is about to be sent; 0
 // = not at all.
@@ -114,9 +114,9 @@ func until(s *store, shelf *shelf, parallel, n int) (*heard, *Journal, error) {
 	}
 	s.mu.Unlock()
 	h := new(heard)
-	o := optionsFor(s, parallel, bothRoots...)
+	o := optionsFor(s, parallel, both...)
 	o.Journal = shelf.journal("sync", each)
-	err := listRoots(ctx, o, h.emit)
+	err := List(ctx, o, h.emit)
 	return h, o.Journal, err
 }
 
@@ -126,7 +126,7 @@ func TestListingGoesOnWhereItDied(t *testing.T) {
 	for _, parallel := range []int{1, 4} {
 		s, keys := numbers()
 		h, j, err := until(s, newShelf(), parallel, 0)
-		if wantAll(t, h, keys, bothRoots...); err != nil || j.Err() != nil {
+		if wantAll(t, h, keys, both...); err != nil || j.Err() != nil {
 			t.Fatal(err, j.Err())
 		}
 		pages := s.requests()
@@ -140,7 +140,7 @@ func TestListingGoesOnWhereItDied(t *testing.T) {
 			if err != nil || j.Err() != nil {
 				t.Fatal(err, j.Err())
 			}
-			wantAll(t, h, keys, bothRoots...)
+			wantAll(t, h, keys, both...)
 			// A page under way for each worker, and as many wrong guesses again.
 			if most := len(keys)/s.page + parallel + (parallel-1)*2*guesses; s.requests() > most {
 				t.Errorf("%d workers, died at page %d: %d requests, want at most %d", parallel, k, s.requests(), most)
@@ -148,7 +148,7 @@ func TestListingGoesOnWhereItDied(t *testing.T) {
 			// It may die again, when all is listed.
 			before := s.requests()
 			h, _, err = until(s, shelf, parallel, 0)
-			if wantAll(t, h, keys, bothRoots...); err != nil || s.requests() != before {
+			if wantAll(t, h, keys, both...); err != nil || s.requests() != before {
 				t.Errorf("%v, %d requests after all was listed", err, s.requests()-before)
 			}
 			if err := j.Remove(t.Context()); err != nil || len(shelf.has) > 0 {
@@ -166,7 +166,7 @@ func TestListingDiesAgainAndAgain(t *testing.T) {
 		for n := 0; ; n++ {
 			h, _, err := until(s, shelf, parallel, 2+parallel)
 			if err == nil {
-				wantAll(t, h, keys, bothRoots...)
+				wantAll(t, h, keys, both...)
 				break
 			}
 			if n > 100 {
@@ -199,12 +199,12 @@ func TestListingDiesAtAWrite(t *testing.T) {
 					return fail()
 				}
 				var h heard
-				o := optionsFor(s, 2, bothRoots...)
+				o := optionsFor(s, 2, both...)
 				o.Journal = shelf.journal("sync", each)
-				err := listRoots(ctx, o, h.emit)
+				err := List(ctx, o, h.emit)
 				cancel()
 				if alive { // it lists on without a journal
-					if wantAll(t, &h, keys, bothRoots...); err != nil || shelf.puts >= n && !errors.Is(o.Journal.Err(), lost) {
+					if wantAll(t, &h, keys, both...); err != nil || shelf.puts >= n && !errors.Is(o.Journal.Err(), lost) {
 						t.Errorf("%s, write %d: %v, journal: %v", name, n, err, o.Journal.Err())
 					}
 				}
@@ -212,7 +212,7 @@ func TestListingDiesAtAWrite(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				wantAll(t, again, keys, bothRoots...)
+				wantAll(t, again, keys, both...)
 			}
 		}
 	}
@@ -234,12 +234,12 @@ func TestTwoGoOnWithOneListing(t *testing.T) {
 			journals[i] = shelf.journal("sync", each)
 			wg.Go(func() {
 				var h heard
-				o := optionsFor(s, 2, bothRoots...)
+				o := optionsFor(s, 2, both...)
 				o.Journal = journals[i]
-				if err := listRoots(t.Context(), o, h.emit); err != nil {
+				if err := List(t.Context(), o, h.emit); err != nil {
 					t.Error(err)
 				}
-				wantAll(t, &h, keys, bothRoots...)
+				wantAll(t, &h, keys, both...)
 			})
 		}
 		wg.Wait()
@@ -247,21 +247,21 @@ func TestTwoGoOnWithOneListing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		wantAll(t, h, keys, bothRoots...)
+		wantAll(t, h, keys, both...)
 	}
 }
 
 // A journal that is of no use is thrown away: all is listed anew.
 func TestJournalsOfNoUse(t *testing.T) {
-	for name, spoil := range map[string]func(shelf *shelf, o *BuildOptions){
-		"too old":       func(*shelf, *BuildOptions) { time.Sleep(time.Hour + time.Second) },
-		"other roots":   func(_ *shelf, o *BuildOptions) { o.Roots[0].Region = "elsewhere" },
-		"other listing": func(shelf *shelf, o *BuildOptions) { o.Journal = shelf.journal("another", each) },
-		"first batch damaged": func(shelf *shelf, _ *BuildOptions) {
+	for name, spoil := range map[string]func(shelf *shelf, o *Options){
+		"too old":       func(*shelf, *Options) { time.Sleep(time.Hour + time.Second) },
+		"other sources": func(_ *shelf, o *Options) { o.Of = []byte("elsewhere") },
+		"other listing": func(shelf *shelf, o *Options) { o.Journal = shelf.journal("another", each) },
+		"first batch damaged": func(shelf *shelf, _ *Options) {
 			name := slices.Min(slices.Collect(maps.Keys(shelf.has)))
 			shelf.has[name] = slices.Replace(slices.Clone(shelf.has[name]), 50, 51, 0)
 		},
-		"first batch gone": func(shelf *shelf, _ *BuildOptions) {
+		"first batch gone": func(shelf *shelf, _ *Options) {
 			delete(shelf.has, slices.Min(slices.Collect(maps.Keys(shelf.has))))
 		},
 	} {
@@ -275,13 +275,13 @@ func TestJournalsOfNoUse(t *testing.T) {
 				s.before, s.asked = nil, nil
 				time.Sleep(time.Second)
 				var h heard
-				o := optionsFor(s, 1, bothRoots...)
+				o := optionsFor(s, 1, both...)
 				o.Journal = shelf.journal("sync", each)
 				spoil(shelf, &o)
-				if err := listRoots(t.Context(), o, h.emit); err != nil || o.Journal.Err() != nil {
+				if err := List(t.Context(), o, h.emit); err != nil || o.Journal.Err() != nil {
 					t.Fatal(err, o.Journal.Err())
 				}
-				wantAll(t, &h, keys, bothRoots...)
+				wantAll(t, &h, keys, both...)
 				if s.requests() < len(keys)/s.page {
 					t.Errorf("only %d requests", s.requests())
 				}
@@ -297,9 +297,9 @@ func TestOldJournalsAreRemoved(t *testing.T) {
 		shelf := newShelf()
 		list := func(name string) {
 			s, _ := numbers()
-			o := optionsFor(s, 1, bothRoots...)
+			o := optionsFor(s, 1, both...)
 			o.Journal = shelf.journal(name, each)
-			if err := listRoots(t.Context(), o, (&heard{}).emit); err != nil {
+			if err := List(t.Context(), o, (&heard{}).emit); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -327,9 +327,9 @@ func TestJournalsAreWrittenNowAndThen(t *testing.T) {
 			s, _ := numbers()
 			shelf := newShelf()
 			s.latency = latency
-			o := optionsFor(s, 1, bothRoots...)
+			o := optionsFor(s, 1, both...)
 			o.Journal = shelf.journal("x", JournalOptions{})
-			if err := listRoots(t.Context(), o, (&heard{}).emit); err != nil {
+			if err := List(t.Context(), o, (&heard{}).emit); err != nil {
 				t.Fatal(err)
 			}
 			if n := len(shelf.has); n > most || most > 0 && n < most-2 {
