@@ -39,7 +39,9 @@ type Options struct {
 	TempDir string // for manifests in the making
 	Token   string // sent to workers
 	Joiner  Joiner
-	Log     *slog.Logger
+	// Scheduler keeps the schedules of syncs; nil = there are none.
+	Scheduler Scheduler
+	Log       *slog.Logger
 }
 
 // Joiner reaches the workflow of a dataset.

@@ -128,9 +128,11 @@ func (a *Activities) Renew(ctx context.Context, in RenewInput) (Frozen, error) {
 		return Frozen{}, ToTemporal(err)
 	}
 	out := in.Frozen
+	failed := d.LastSync != nil && d.LastSync.Kind != ""
+	d.LastSync = &manifest.Synced{At: in.ListedAt}
 	if n := len(d.Generations); n > 0 && d.Generations[n-1].Manifest == in.Manifest {
 		out.Unchanged = true
-		if !in.ListedAt.After(d.Generations[n-1].ListedAt) {
+		if !in.ListedAt.After(d.Generations[n-1].ListedAt) && !failed {
 			return out, nil
 		}
 		d.Generations[n-1].ListedAt = in.ListedAt

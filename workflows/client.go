@@ -357,19 +357,23 @@ func (c *Client) AddDataset(ctx context.Context, d manifest.Dataset, progress fu
 }
 
 // catalogID is the id of whatever changes a registry entry: one at a time.
-func (c *Client) catalogID(name string) string { return "catalog-" + c.cluster + "-" + name }
+func (c *Client) catalogID(name string) string { return catalogID(c.cluster, name) }
 
 // SyncDataset lists a registered dataset again. Those who ask at the same time
 // share one listing.
 func (c *Client) SyncDataset(ctx context.Context, d *manifest.Dataset, progress func(api.ListProgress)) (activities.Frozen, error) {
 	in := SyncInput{Name: d.Name, Roots: d.Roots, Base: d.Current().Manifest}
-	return c.freeze(ctx, c.catalogID(d.Name), syncWorkflow, d.Name, in, false, progress)
+	f, err := c.freeze(ctx, c.catalogID(d.Name), syncWorkflow, d.Name, in, false, progress)
+	if errors.Is(err, context.Canceled) && ctx.Err() == nil {
+		return f, stoker.Errorf(stoker.KindNotExist, "dataset", d.Name, "was removed while it was listed")
+	}
+	return f, err
 }
 
-// RemoveDataset takes an entry out of the registry.
+// RemoveDataset takes an entry out of the registry. A sync of it that runs is
+// cancelled.
 func (c *Client) RemoveDataset(ctx context.Context, d *manifest.Dataset) error {
-	_, err := c.freeze(ctx, c.catalogID(d.Name), removeWorkflow, d.Name, RemoveInput{d.Name, d.Created}, false, func(api.ListProgress) {})
-	return err
+	return c.alone(ctx, d.Name, removeWorkflow, RemoveInput{d.Name, d.Created})
 }
 
 // List freezes roots that are registered nowhere. Those who ask for the same
@@ -386,13 +390,9 @@ func (c *Client) List(ctx context.Context, in activities.FreezeInput, progress f
 const askListing = 300 * time.Millisecond // how often a listing is asked how far it is
 
 func (c *Client) freeze(ctx context.Context, id, name, key string, in any, own bool, progress func(api.ListProgress)) (f activities.Frozen, err error) {
-	o := c.options(id)
-	o.TypedSearchAttributes = attributes(c.searchable.Load(), "", key)
-	run, err := c.temporal.ExecuteWorkflow(ctx, o, name, in)
-	if c.notSearchable(err) {
-		return c.freeze(ctx, id, name, key, in, own, progress)
-	} else if err != nil {
-		return f, c.told("dataset", key, err)
+	run, err := c.begin(ctx, id, name, key, in, true)
+	if err != nil {
+		return f, err
 	}
 	done := make(chan error, 1) // one answer, also when nobody waits any more
 	go func() { done <- run.Get(ctx, &f) }()

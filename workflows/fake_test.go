@@ -50,6 +50,7 @@ type world struct {
 	check func(n int, in activities.VerifyInput) (activities.Verified, error)
 	join  func(n int) error
 	leave func(n int) error
+	list  func(n int) error
 	holds func() time.Duration // until a claim's next silence; nil = it is renewed for ever
 }
 
@@ -68,12 +69,11 @@ func newWorld(t testing.TB) *world {
 		check: func(int, activities.VerifyInput) (activities.Verified, error) {
 			return activities.Verified{State: api.CertificateReady, Certificate: id(200)}, nil
 		},
-		join: func(int) error { return nil }, leave: func(int) error { return nil },
+		join: func(int) error { return nil }, leave: func(int) error { return nil }, list: func(int) error { return nil },
 	}
 	w.SetTestTimeout(20 * time.Second)
-	for name, f := range map[string]any{jobWorkflow: Job, datasetWorkflow: Dataset, loadWorkflow: Load} {
-		w.RegisterWorkflowWithOptions(f, workflow.RegisterOptions{Name: name})
-	}
+	registerWorkflows(w)
+	w.serveCatalog()
 	w.serve()
 	for _, f := range w.slow {
 		f()

@@ -58,7 +58,7 @@ func (c *Client) serve(ctx context.Context, ready func()) {
 func register(w worker.Registry, acts *activities.Activities) {
 	for _, f := range []any{
 		acts.Hold, acts.Join, acts.Leave, acts.PutLeases, acts.Plan, acts.Reserve, acts.GiveBack, acts.LoadPart, acts.AwaitReturn, acts.Mend, acts.Verify,
-		acts.Freeze, acts.Register, acts.Renew, acts.Unregister,
+		acts.Freeze, acts.Register, acts.Renew, acts.Unregister, acts.SetSyncEvery, acts.PutSchedule, acts.SyncTarget, acts.SyncFailed,
 	} {
 		w.RegisterActivity(f)
 	}
@@ -68,6 +68,7 @@ func register(w worker.Registry, acts *activities.Activities) {
 func registerWorkflows(w worker.WorkflowRegistry) {
 	for name, f := range map[string]any{
 		jobWorkflow: Job, datasetWorkflow: Dataset, loadWorkflow: Load, catalogWorkflow: Catalog, listWorkflow: List, syncWorkflow: Sync, removeWorkflow: Remove,
+		scheduleWorkflow: Schedule, scheduledWorkflow: ScheduledSync,
 	} {
 		w.RegisterWorkflowWithOptions(f, workflow.RegisterOptions{Name: name})
 	}

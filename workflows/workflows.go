@@ -26,6 +26,9 @@ const (
 	syncWorkflow    = "Sync"
 	removeWorkflow  = "Remove"
 
+	scheduleWorkflow  = "Schedule"
+	scheduledWorkflow = "ScheduledSync"
+
 	newsSignal    = "dataset-state"
 	startedSignal = "started"
 	releaseSignal = "release"

@@ -19,6 +19,16 @@ type Dataset struct {
 	MaxAge      time.Duration `json:"maxAge,omitempty"` // older listings are renewed before use; 0 = never
 	Created     time.Time     `json:"created"`
 	Generations []Generation  `json:"generations"`
+	SyncEvery   time.Duration `json:"syncEvery,omitempty"` // listed again on schedule; 0 = not
+	LastSync    *Synced       `json:"lastSync,omitempty"`  // nil = none yet since that is kept
+}
+
+// Synced is how the last sync of a dataset ended. One that failed left the
+// current generation as it was.
+type Synced struct {
+	At      time.Time `json:"at"`                // its end; of one that succeeded, when it had listed
+	Kind    string    `json:"kind,omitempty"`    // stoker.Kind by name of why it failed; "" = it did not
+	Message string    `json:"message,omitempty"` // why it failed
 }
 
 // Generation is one frozen listing of a dataset.

@@ -26,6 +26,7 @@ in the store.`,
 func (a *app) datasetAddCommand() *cobra.Command {
 	var at locationFlags
 	var maxAge time.Duration
+	var every string
 	cmd := &cobra.Command{
 		Use:   "add NAME URI|FOLDER=URI...",
 		Short: "list a prefix of a store, freeze it as generation 1 and give it a name",
@@ -36,11 +37,15 @@ every controller and worker. Without --endpoint the daemons' AWS environment say
 where the store is; credentials are always the daemons' own, by name with
 --profile.
 
+With --every the dataset is listed again on schedule: what has changed by then is
+its new generation, for jobs that are submitted from then on.
+
 Several URIs are joined, each under a folder of its own. --endpoint, --region,
 --profile, --path-style and --anonymous are then for all stores, or for one of
 them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 --path-style=FOLDER, --anonymous=FOLDER; its own wins.`,
 		Example: `  stoker dataset add imagenet s3://datasets/imagenet
+  stoker dataset add logs s3://logs/clean --every 1h
   stoker dataset add speech audio=s3://speech/wav text=s3://speech/transcripts
   stoker dataset add local s3://bucket --endpoint http://127.0.0.1:9000 --path-style
   stoker dataset add mix images=s3://images labels=file:///nfs/labels old=s3://old \
@@ -56,6 +61,11 @@ them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 				return usagef(cmd, "--max-age %s: want a time such as 24h, or 0 for never", maxAge)
 			}
 			req := api.AddDatasetRequest{Name: args[0], MaxAgeSeconds: maxAge.Seconds()}
+			often, err := parseEvery(cmd, every)
+			if err != nil {
+				return err
+			}
+			req.SyncEverySeconds = often.Seconds()
 			if !isName(req.Name) {
 				return stoker.Errorf(stoker.KindInvalid, "dataset add", printable(req.Name), "is no dataset name: %s", aName)
 			}
@@ -87,6 +97,7 @@ them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 	}
 	f := cmd.Flags()
 	f.DurationVar(&maxAge, "max-age", 0, "list again before use when the listing is older, such as 24h (default never)")
+	f.StringVar(&every, "every", "", "list it again on schedule, each `TIME` from 1m to 366 days, such as 10m or 24h (default never)")
 	at.add(cmd)
 	return cmd
 }

@@ -100,6 +100,7 @@ func (a *app) printDetail(d *api.DatasetDetail) error {
 		row(w, "generation", d.Generation)
 		row(w, "manifest", d.Manifest)
 		row(w, "listed", when(d.ListedAt))
+		syncRows(w, d)
 		row(w, "objects", d.Objects)
 		row(w, "folders", d.Directories)
 		row(w, "bytes", api.HumanBytes(d.Bytes))
@@ -109,6 +110,20 @@ func (a *app) printDetail(d *api.DatasetDetail) error {
 		pinRows(w, d.Name, d.Pins)
 		unmountableRows(w, d.Unmountable)
 	})
+}
+
+// syncRows say when a dataset is listed again, and why it was not.
+func syncRows(w io.Writer, d *api.DatasetDetail) {
+	if d.SyncEverySeconds > 0 {
+		line := "every " + live.Every(d.SyncEverySeconds)
+		if !d.NextSync.IsZero() {
+			line += ", next " + when(d.NextSync)
+		}
+		row(w, "synced", line)
+	}
+	if s := d.LastSync; s != nil && s.Error != nil {
+		row(w, "last sync", "failed "+when(s.At)+": "+s.Error.Message)
+	}
 }
 
 // maxListed is how many failures or odd keys a table or message shows.

@@ -90,6 +90,10 @@ func diskTable(workers []api.WorkerInfo, wide bool) []*live.Table {
 func datasetTable(datasets []api.DatasetInfo, wide bool) *live.Table {
 	anyPin := slices.ContainsFunc(datasets, func(d api.DatasetInfo) bool { return len(d.Pins) > 0 })
 	columns := []live.Column{cut("DATASET"), number("OBJECTS"), number("BYTES"), number("RESIDENT"), number("%"), number("LISTED")}
+	anySync := slices.ContainsFunc(datasets, func(d api.DatasetInfo) bool { return d.SyncEverySeconds > 0 || failedSync(d) })
+	if anySync {
+		columns = append(columns, left("SYNC"))
+	}
 	if anyPin {
 		columns = append(columns, number("PINNED"))
 	}
@@ -105,10 +109,28 @@ func datasetTable(datasets []api.DatasetInfo, wide bool) *live.Table {
 		}
 		cells := []any{live.Generation(d.Name, d.Generation), d.Objects, api.HumanBytes(d.Bytes), api.HumanBytes(d.ResidentBytes),
 			percentOf(d.ResidentBytes, d.Bytes), age}
+		if anySync {
+			cells = append(cells, syncCell(d))
+		}
 		if anyPin {
 			cells = append(cells, pinned(d))
 		}
 		t.Row(append(cells, strings.Join(d.URIs, ","), d.Owner, when(d.ListedAt), d.Manifest.String())...)
 	}
 	return t
+}
+
+// failedSync reports whether the last sync of a dataset failed.
+func failedSync(d api.DatasetInfo) bool { return d.LastSync != nil && d.LastSync.Error != nil }
+
+// syncCell says how often a dataset is synced, and whether that goes wrong.
+func syncCell(d api.DatasetInfo) live.Cell {
+	c := live.Cell{}
+	if d.SyncEverySeconds > 0 {
+		c.Text = live.Every(d.SyncEverySeconds)
+	}
+	if failedSync(d) {
+		c.Text, c.Paint = strings.TrimSpace(c.Text+" failed"), live.Red
+	}
+	return c
 }

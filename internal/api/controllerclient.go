@@ -72,6 +72,16 @@ func (c *Controller) SyncDataset(ctx context.Context, name string, each func(Eve
 	return e.Dataset, err
 }
 
+// Schedule sets how often a dataset is synced; 0 ends it.
+func (c *Controller) Schedule(ctx context.Context, name string, every time.Duration) (*DatasetDetail, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return nil, err
+	}
+	d, err := get[DatasetDetail](ctx, c.c, workTimeout, http.MethodPut, "/v1/datasets/"+seg+"/schedule", ScheduleRequest{SyncEverySeconds: every.Seconds()})
+	return &d, err
+}
+
 // RemoveDataset frees a dataset's space and takes its name out of the registry.
 func (c *Controller) RemoveDataset(ctx context.Context, name string) (EvictReport, error) {
 	seg, err := segment("dataset", name)

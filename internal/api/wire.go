@@ -190,6 +190,16 @@ type DatasetInfo struct {
 	ResidentBytes int64     `json:"residentBytes"`
 	ListedAt      time.Time `json:"listedAt"`
 	Pins          []Pin     `json:"pins,omitempty"` // of all its generations
+	// SyncEverySeconds is how often it is listed again on schedule; 0 = not.
+	SyncEverySeconds float64     `json:"syncEverySeconds,omitempty"`
+	LastSync         *SyncResult `json:"lastSync,omitempty"`
+}
+
+// SyncResult is how the last sync of a dataset ended. One that failed left the
+// current generation as it was.
+type SyncResult struct {
+	At    time.Time  `json:"at"`
+	Error *ErrorBody `json:"error,omitempty"` // nil: it did not fail
 }
 
 // Pin is a person's hold on a dataset's data, until it expires.
@@ -218,6 +228,7 @@ type DatasetDetail struct {
 	Holders     []string       `json:"holders"`
 	Unchanged   bool           `json:"unchanged,omitempty"` // a sync found what the generation has
 	Changes     *ChangeCounts  `json:"changes,omitempty"`   // what a sync found since the generation before
+	NextSync    time.Time      `json:"nextSync,omitzero"`   // by its schedule
 }
 
 // Tally counts files and links, and their bytes.
@@ -271,6 +282,13 @@ type AddDatasetRequest struct {
 	Name          string    `json:"name"`
 	Roots         []AddRoot `json:"roots"`
 	MaxAgeSeconds float64   `json:"maxAgeSeconds,omitempty"`
+	// SyncEverySeconds lists it again on schedule: 60 to 366 days; 0 = not.
+	SyncEverySeconds float64 `json:"syncEverySeconds,omitempty"`
+}
+
+// ScheduleRequest is the body of PUT /v1/datasets/{name}/schedule.
+type ScheduleRequest struct {
+	SyncEverySeconds float64 `json:"syncEverySeconds"` // as in AddDatasetRequest
 }
 
 // ListProgress counts a running listing.

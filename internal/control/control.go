@@ -75,7 +75,7 @@ func Open(o Options) (*Controller, error) {
 	}
 	c := &Controller{o: o, manifests: manifest.NewStore(o.Objects, o.Dir), mounts: mounts.New(mounts.Options{AllowFiles: o.AllowFiles}), probing: make(chan struct{}, probesAtOnce)}
 	c.acts = activities.New(activities.Options{
-		Store: c.manifests, Index: o.Index, Open: c.mounts.Open, TempDir: o.Dir, Token: o.Tokens.Own(), Joiner: o.Flows, Log: o.Log,
+		Store: c.manifests, Index: o.Index, Open: c.mounts.Open, TempDir: o.Dir, Token: o.Tokens.Own(), Joiner: o.Flows, Scheduler: o.Flows, Log: o.Log,
 	})
 	c.loads, c.phases = newLoads(c.acts), newPhases(o.Flows)
 	c.metrics = c.watched()

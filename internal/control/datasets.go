@@ -99,6 +99,10 @@ func (c *Controller) addDataset(w http.ResponseWriter, r *http.Request) error {
 	if req.MaxAgeSeconds < 0 || math.IsNaN(req.MaxAgeSeconds) || req.MaxAgeSeconds > 1e9 {
 		return stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "a listing of at most %v seconds", req.MaxAgeSeconds)
 	}
+	every, err := syncEvery(req.Name, req.SyncEverySeconds)
+	if err != nil {
+		return err
+	}
 	rs, err := roots(&req)
 	if err != nil {
 		return err
@@ -113,7 +117,7 @@ func (c *Controller) addDataset(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	d := manifest.Dataset{Name: req.Name, Owner: api.PrincipalOf(r.Context()).Name, Roots: rs, Created: time.Now().UTC(),
-		MaxAge: time.Duration(req.MaxAgeSeconds * float64(time.Second))}
+		MaxAge: time.Duration(req.MaxAgeSeconds * float64(time.Second)), SyncEvery: every}
 	stream := api.NewStream(w)
 	_, err = c.o.Flows.AddDataset(r.Context(), d, func(p api.ListProgress) { _ = stream.Send(api.Event{Listing: &p}) })
 	if err == nil {
@@ -181,7 +185,7 @@ func (c *Controller) datasets(ctx context.Context, ws []worker) ([]api.DatasetIn
 
 func info(d *manifest.Dataset, g manifest.Generation, ws []worker) api.DatasetInfo {
 	i := api.DatasetInfo{Name: d.Name, URIs: []string{}, Owner: d.Owner, Generation: g.Number, Manifest: g.Manifest,
-		Objects: g.Objects, Bytes: g.Bytes, ListedAt: g.ListedAt}
+		Objects: g.Objects, Bytes: g.Bytes, ListedAt: g.ListedAt, SyncEverySeconds: d.SyncEvery.Seconds(), LastSync: lastSync(d)}
 	for _, r := range d.Roots {
 		uri := r.URI
 		if r.Folder != "" {
@@ -233,6 +237,7 @@ func (c *Controller) detail(ctx context.Context, d *resolved) (*api.DatasetDetai
 	}
 	out.Pins = shownPins(pins.InForce(time.Now()))
 	out.Holders = heldBy(ws, pins, d.Manifest)
+	c.nextSync(ctx, out)
 	for _, r := range d.entry.Roots {
 		out.Locations = append(out.Locations, r.Location)
 	}

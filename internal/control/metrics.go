@@ -71,6 +71,8 @@ func (c *Controller) datasetMetrics(ctx context.Context, s *metrics.Samples, ws 
 	}
 	s.Gauge("stoker_datasets_registered", "Datasets in the registry.", float64(len(all)))
 	for _, d := range largest(all) {
+		s.Gauge("stoker_dataset_sync_failed", "1 if the last sync failed: the current generation is older than it should be.", failedSync(d), "dataset", d.Name)
+		s.Gauge("stoker_dataset_listed_timestamp_seconds", "When the current generation was listed, in seconds since 1970.", float64(d.ListedAt.Unix()), "dataset", d.Name)
 		s.Gauge("stoker_dataset_bytes", "Bytes of the current generation; the 200 largest datasets.", float64(d.Bytes), "dataset", d.Name)
 		if !asked {
 			continue

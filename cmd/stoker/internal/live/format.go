@@ -3,6 +3,7 @@ package live
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"stoker.dev/internal/api"
@@ -61,6 +62,18 @@ func Span(d time.Duration) string {
 	default:
 		return fmt.Sprintf("%d d", int(d.Hours()/24))
 	}
+}
+
+// Every prints an interval as it is written in flags: 90 s is 1m30s, a day 24h.
+func Every(seconds float64) string {
+	s := (time.Duration(seconds) * time.Second).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }
 
 // ETA prints the seconds that something takes yet; nothing if that is unknown.
