@@ -56,7 +56,7 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 		}
 	}
 	s.copyFromPeers(ctx, n, f, origins)
-	ctx = guard.WithCount(guard.WithUrgency(ctx, f.urgency), &s.c.counters.UFS)
+	ctx = guard.WithCount(guard.WithUrgency(guard.WithFlow(ctx, s.id.Short()), f.urgency), &s.c.counters.UFS)
 	a := s.accountOf(n)
 	if a != nil {
 		ctx = guard.WithCount(ctx, &a.count)

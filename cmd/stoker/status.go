@@ -94,7 +94,8 @@ func (a *app) status(ctx context.Context, f statusFlags, name string) error {
 	fill(&st)
 	return a.print(st, func(w io.Writer) {
 		all := []*live.Table{datasetTable(st.Datasets, f.wide), jobTable(st.Jobs, f.wide), workerTable(st.Workers, f.wide)}
-		a.tables(w, f.wide, append(all, diskTable(st.Workers, f.wide)...)...)
+		all = append(all, diskTable(st.Workers, f.wide)...)
+		a.tables(w, f.wide, append(all, budgetTable(st.Workers)...)...)
 	})
 }
 
@@ -267,7 +268,11 @@ were last. USED is what lies in the cache folder, RESERVED what is promised to
 loads beyond that. Ids are shortened; --wide and -o json have them whole.
 
 A second table names the disks that are full of others' files, or out of service
-(readonly, failed), and why: what is out of service counts in none of the sums.`,
+(readonly, failed), and why: what is out of service counts in none of the sums.
+
+A third one shows, where --ufs-bandwidth or --ufs-requests limit an under file
+system, how much of that all workers use, and whether it is shared by need or,
+while Redis does not answer, equally.`,
 		Example: `  stoker workers
   stoker workers --wide
   stoker workers -o json | jq 'map(.capacityBytes) | add'
@@ -282,7 +287,8 @@ A second table names the disks that are full of others' files, or out of service
 				return err
 			}
 			return a.print(orEmpty(all), func(w io.Writer) {
-				a.tables(w, wide, append([]*live.Table{workerTable(all, wide)}, diskTable(all, wide)...)...)
+				tables := append([]*live.Table{workerTable(all, wide)}, diskTable(all, wide)...)
+				a.tables(w, wide, append(tables, budgetTable(all)...)...)
 			})
 		},
 	}

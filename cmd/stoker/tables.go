@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -83,6 +84,43 @@ func diskTable(workers []api.WorkerInfo, wide bool) []*live.Table {
 			id = d.Worker
 		}
 		t.Row(id, live.State(d.State), api.HumanBytes(d.CapacityBytes), d.Dir, d.Reason)
+	}
+	return []*live.Table{t}
+}
+
+// budgetTable sums up, for each under file system that has a limit, what all
+// workers use of it; nothing if none has.
+func budgetTable(workers []api.WorkerInfo) []*live.Table {
+	byEndpoint := map[string]api.UFSUse{}
+	for _, w := range workers {
+		for _, u := range w.UFS {
+			sum, known := byEndpoint[u.Endpoint]
+			if !known {
+				sum.Endpoint = u.Endpoint
+			}
+			sum.LimitBytes, sum.LimitRequests = max(sum.LimitBytes, u.LimitBytes), max(sum.LimitRequests, u.LimitRequests)
+			sum.UsedBytes, sum.UsedRequests = sum.UsedBytes+u.UsedBytes, sum.UsedRequests+u.UsedRequests
+			sum.Members, sum.Alone = sum.Members+1, sum.Alone || u.Alone
+			byEndpoint[u.Endpoint] = sum
+		}
+	}
+	if len(byEndpoint) == 0 {
+		return nil
+	}
+	t := table(cut("UFS"), number("WORKERS"), number("BYTES/S"), number("OF"), number("REQUESTS/S"), number("OF"), left("SHARED"))
+	for _, name := range slices.Sorted(maps.Keys(byEndpoint)) {
+		u := byEndpoint[name]
+		bytes, requests, shared := "", "", "by need"
+		if u.LimitBytes > 0 {
+			bytes = api.HumanBytes(u.LimitBytes)
+		}
+		if u.LimitRequests > 0 {
+			requests = strconv.FormatFloat(u.LimitRequests, 'f', 0, 64)
+		}
+		if u.Alone {
+			shared = "equally"
+		}
+		t.Row(name, u.Members, api.HumanBytes(u.UsedBytes), bytes, strconv.FormatFloat(u.UsedRequests, 'f', 0, 64), requests, shared)
 	}
 	return []*live.Table{t}
 }

@@ -79,6 +79,7 @@ func runController(cmd *cobra.Command, f *controllerFlags) error {
 	c, err := control.Open(control.Options{
 		Objects: d.objects, Index: d.index, Flows: flows, Dir: absolute(dir), Socket: socket, Listen: f.listen,
 		Tokens: d.tokens, Version: version, Log: d.log, AllowFiles: f.allowFile, Grace: f.grace,
+		Limits: f.limits(), Claims: d.index,
 	})
 	if err != nil {
 		return err

@@ -128,6 +128,8 @@ func TestSettingsThatAreWrong(t *testing.T) {
 		"no YAML":                {"a: b: c\n", "", "config"},
 		"list":                   {"\nredis: [a, b]\n", "", "stokerd.yaml:2: redis: want one value"},
 		"bad size in the file":   {"capacity: 1XB\n", "", `stokerd.yaml:1: capacity: "1XB" is no number of bytes`},
+		"bad rate":               {"ufs-bandwidth: 10GB/h\n", "", `stokerd.yaml:1: ufs-bandwidth: is no rate: write 10GB/s`},
+		"too small a rate":       {"ufs-requests: \"*.example=5/s\"\n", "", `ufs-requests: is less than 10 in a second`},
 		"no number":              {"streams: many\n", "", `stokerd.yaml:1: streams: strconv.ParseInt: parsing "many"`},
 		"bad size outside":       {"", "much", `STOKER_CAPACITY: "much" is no number of bytes`},
 	} {

@@ -10,6 +10,7 @@ import (
 	"stoker.dev/cache/placement/redisplace"
 	"stoker.dev/internal/api"
 	"stoker.dev/ufs"
+	"stoker.dev/ufs/budget"
 	"stoker.dev/ufs/folder"
 	"stoker.dev/ufs/s3ufs"
 )
@@ -21,6 +22,7 @@ type sharedFlags struct {
 	store, tokenFile, pidFile             string
 	networks                              networks
 	allowFile                             allowed
+	bandwidth, requests                   rates
 }
 
 func (f *sharedFlags) add(cmd *cobra.Command) {
@@ -32,6 +34,9 @@ func (f *sharedFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.tokenFile, "token-file", "", "file with one `principal token` per line; the daemons use the line of principal stoker among each other")
 	cmd.Flags().Var(&f.networks, "worker-networks", "where workers may be, as 10.0.0.0/8,.nodes.example: what is registered elsewhere is ignored, and gets no token (default anywhere)")
 	cmd.Flags().Var(&f.allowFile, "allow-file", "folders that file:// datasets may lie in, with ':' between them or the flag repeated; every user of stoker may then read all that is below them (default none)")
+	f.requests.kind = budget.Requests
+	cmd.Flags().Var(&f.bandwidth, "ufs-bandwidth", "most bytes per second that the whole cluster takes from an under file system: 10GB/s for each, or PATTERN=10GB/s for the endpoints (host:port, or file: and where it is mounted) that match, with ',' between them; the same for all daemons (default no limit)")
+	cmd.Flags().Var(&f.requests, "ufs-requests", "most requests per second that the whole cluster sends to an under file system: 5000/s or PATTERN=5000/s, as --ufs-bandwidth (default no limit)")
 	cmd.Flags().StringVar(&f.pidFile, "pid-file", "", "write the process id here")
 }
 

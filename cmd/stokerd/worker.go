@@ -26,6 +26,7 @@ func workerCommand() *cobra.Command {
 		Short: "the daemon of a node: cache, peer server, mounts",
 		Example: `  stokerd worker --cache-dir /nvme/stoker --capacity 2TiB --redis redis:6379 --store /shared/stoker
   stokerd worker --dir /nvme0/stoker=500GiB --dir /nvme1/stoker=1TiB --redis redis:6379 --store /shared/stoker
+  stokerd worker --cache-dir /nvme/stoker --redis redis:6379 --store /shared/stoker --ufs-bandwidth 10GB/s --ufs-requests 5000/s
   STOKER_CAPACITY=500GiB stokerd worker --config /etc/stoker/stokerd.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runWorker(cmd, &f) },
@@ -72,6 +73,7 @@ func runWorker(cmd *cobra.Command, f *workerFlags) error {
 		Dir: absolute(f.cacheDir), CapacityBytes: int64(f.capacity), Folders: f.dirs.folders(), Objects: d.objects, Index: d.index,
 		Socket: absolute(f.socket), Listen: f.listen, Advertise: f.advertise, Tokens: d.tokens,
 		Streams: f.streams, MemoryBytes: int64(f.memory), ScrubRate: int64(f.scrubRate), AllowFiles: f.allowFile, Version: version, Log: d.log,
+		Limits: f.limits(), Claims: d.index,
 	})
 	if err != nil {
 		return err

@@ -164,8 +164,24 @@ type WorkerInfo struct {
 	ReservedBytes int64              `json:"reservedBytes"`
 	FreeableBytes int64              `json:"freeableBytes"`   // of usedBytes: held by nobody
 	Disks         []DiskInfo         `json:"disks,omitempty"` // its cache folders; none if it did not answer
+	UFS           []UFSUse           `json:"ufs,omitempty"`   // of each limited under file system in use
 	// Reads counts since the worker started; nil if it did not answer.
 	Reads *ReadCounters `json:"reads,omitempty"`
+}
+
+// UFSUse is what a worker uses of the cluster's budget of one under file
+// system. All are in a second.
+type UFSUse struct {
+	Endpoint      string  `json:"endpoint"`   // host and port, or file: and where it is mounted
+	LimitBytes    int64   `json:"limitBytes"` // of the whole cluster; 0 = none
+	LimitRequests float64 `json:"limitRequests"`
+	ShareBytes    int64   `json:"shareBytes"` // that this worker may take at present
+	ShareRequests float64 `json:"shareRequests"`
+	UsedBytes     int64   `json:"usedBytes"`
+	UsedRequests  float64 `json:"usedRequests"`
+	Members       int     `json:"members"`         // workers and controllers that share it; 0 = not known
+	WaitedSeconds float64 `json:"waitedSeconds"`   // since the worker started, added up over all that waited
+	Alone         bool    `json:"alone,omitempty"` // the index does not answer: an equal share
 }
 
 // DiskInfo is a cache folder of a worker. Only what is in service counts in

@@ -22,6 +22,7 @@ import (
 	"stoker.dev/internal/api"
 	"stoker.dev/internal/metrics"
 	"stoker.dev/ufs"
+	"stoker.dev/ufs/budget"
 	"stoker.dev/ufs/mounts"
 	"stoker.dev/workflows"
 )
@@ -41,6 +42,8 @@ type Options struct {
 	Log     *slog.Logger
 	// AllowFiles are folders that file:// datasets may lie in; none = no file://.
 	AllowFiles []string
+	Limits     budget.Limits // of the whole cluster, for each endpoint; none = no limits
+	Claims     budget.Table  // where those are shared out; nil = this controller has them for itself
 }
 
 // Controller is a running controller. Open makes it, Run serves until its
@@ -49,6 +52,7 @@ type Controller struct {
 	o         Options
 	manifests *manifest.Store
 	mounts    *mounts.Mounts
+	budgets   *budget.Budgets
 	acts      *activities.Activities
 	loads     *loads
 	phases    *phases
@@ -73,7 +77,9 @@ func Open(o Options) (*Controller, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, stoker.Errorf(stoker.KindInvalid, "controller", o.Dir, "%w", err)
 	}
-	c := &Controller{o: o, manifests: manifest.NewStore(o.Objects, o.Dir), mounts: mounts.New(mounts.Options{AllowFiles: o.AllowFiles}), probing: make(chan struct{}, probesAtOnce)}
+	budgets := budget.New(budget.Options{Limits: o.Limits, Table: o.Claims, Log: o.Log})
+	c := &Controller{o: o, manifests: manifest.NewStore(o.Objects, o.Dir), budgets: budgets, probing: make(chan struct{}, probesAtOnce)}
+	c.mounts = mounts.New(mounts.Options{AllowFiles: o.AllowFiles, Budgets: budgets})
 	c.acts = activities.New(activities.Options{
 		Store: c.manifests, Index: o.Index, Open: c.mounts.Open, TempDir: o.Dir, Token: o.Tokens.Own(), Joiner: o.Flows, Scheduler: o.Flows, Log: o.Log,
 	})
@@ -126,6 +132,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	var tending sync.WaitGroup
 	tending.Go(func() { c.o.Flows.Serve(ctx, c.acts, ready) })
 	tending.Go(func() { c.renewLeases(ctx) })
+	tending.Go(func() { c.budgets.Run(ctx) })
 	var err error
 	select {
 	case <-ctx.Done():

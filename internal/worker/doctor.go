@@ -32,6 +32,7 @@ func (w *Worker) probes() []api.Probe {
 		{Name: "cache-space", Hint: "its file system hangs: see dmesg", Run: func(context.Context) api.Check { return w.checkSpace() }},
 		{Name: "memory", Run: func(context.Context) api.Check { return w.checkMemory() }},
 		{Name: "descriptors", Run: func(context.Context) api.Check { return w.checkFiles() }},
+		{Name: "ufs-budget", Run: func(context.Context) api.Check { return w.checkBudget() }},
 		{Name: "index", Hint: redisHint, Run: w.checkIndex},
 		{Name: "privilege", Run: func(context.Context) api.Check { return checkPrivilege() }},
 		api.StoreProbe(w.o.Objects),

@@ -19,6 +19,7 @@ func (w *Worker) watched() *metrics.Registry {
 	r := metrics.New("worker", w.o.Version)
 	r.Live(w.readMetrics)
 	r.Live(w.spaceMetrics)
+	r.Live(w.budgetMetrics)
 	r.Asked(askDisk, w.heldMetrics)
 	return r
 }

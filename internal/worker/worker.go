@@ -26,6 +26,7 @@ import (
 	"stoker.dev/internal/api"
 	"stoker.dev/internal/metrics"
 	"stoker.dev/ufs"
+	"stoker.dev/ufs/budget"
 	"stoker.dev/ufs/mounts"
 )
 
@@ -45,6 +46,8 @@ type Options struct {
 	MemoryBytes   int64           // of the process; fills and answers to peers take half of it at most; 0 = AutoMemory
 	ScrubRate     int64           // bytes/s that a scrub of sealed shards reads; 0 = none
 	AllowFiles    []string        // folders that file:// datasets may lie in; none = no file://
+	Limits        budget.Limits   // of the whole cluster, for each endpoint; none = no limits
+	Claims        budget.Table    // where those are shared out; nil = this worker has them for itself
 	Version       string
 	Log           *slog.Logger
 }
@@ -57,6 +60,7 @@ type Worker struct {
 	store       *store.Store
 	manifests   *manifest.Store
 	mounts      *mounts.Mounts
+	budgets     *budget.Budgets
 	peers       *peer.Client
 	cache       *cache.Cache
 	directory   *directory
@@ -92,7 +96,10 @@ func (w *Worker) open() (err error) {
 		return stoker.Errorf(stoker.KindInternal, "worker", manifestDir, "%w", err)
 	}
 	w.manifests = manifest.NewStore(w.o.Objects, manifestDir)
-	w.mounts = mounts.New(mounts.Options{AllowFiles: w.o.AllowFiles})
+	w.budgets = budget.New(budget.Options{
+		Limits: w.o.Limits, Table: w.o.Claims, Member: w.incarnation, Count: func() int { return len(w.directory.live()) }, Log: w.o.Log,
+	})
+	w.mounts = mounts.New(mounts.Options{AllowFiles: w.o.AllowFiles, Budgets: w.budgets})
 	token := ""
 	if w.o.Tokens != nil {
 		token = w.o.Tokens.Own()
@@ -161,6 +168,7 @@ func (w *Worker) Run(ctx context.Context, ready func()) error {
 	})
 	tending.Go(func() { w.endViews(ctx) })
 	tending.Go(func() { w.tryDisks(ctx) })
+	tending.Go(func() { w.budgets.Run(ctx) })
 	if w.o.ScrubRate > 0 {
 		tending.Go(func() { w.cache.Scrub(ctx, cache.ScrubOptions{BytesPerSecond: w.o.ScrubRate, Every: scrubEvery}) })
 	}
@@ -278,7 +286,7 @@ func (w *Worker) info(ctx context.Context) (api.WorkerInfo, error) {
 	return api.WorkerInfo{
 		ID: s.ID, Incarnation: s.Incarnation, Address: s.Address, Socket: s.Socket, PID: s.PID, State: "live",
 		CapacityBytes: s.CapacityBytes, UsedBytes: s.UsedBytes, ReservedBytes: s.ReservedBytes, FreeableBytes: free,
-		Disks: w.disks(),
+		Disks: w.disks(), UFS: w.uses(),
 	}, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/ufs/budget"
 )
 
 // firstRead is how much a request that races another reads to have won.
@@ -17,6 +18,8 @@ const firstRead = 32 << 10
 type answer struct {
 	f      *FS
 	t      *ticket
+	u      *Urgency
+	flow   string
 	ctx    context.Context // of the request
 	cancel context.CancelCauseFunc
 	watch  *time.Timer // cancels with errHangs
@@ -35,9 +38,9 @@ func (b *body) ask(ctx context.Context, cancel context.CancelCauseFunc, t *ticke
 	r, err := f.fs.Open(ctx, b.key, b.want, off, length)
 	if err == nil {
 		f.health.answered(time.Since(began))
-		f.limit.good()
+		f.at.limit.good()
 		f.count(b.ctx, func(c *Count) { c.waiting.Store(0) })
-		return &answer{f: f, t: t, ctx: ctx, cancel: cancel, watch: watch, r: r}, nil
+		return &answer{f: f, t: t, u: b.u, flow: b.flow, ctx: ctx, cancel: cancel, watch: watch, r: r}, nil
 	}
 	watch.Stop()
 	if context.Cause(ctx) == errHangs {
@@ -47,10 +50,10 @@ func (b *body) ask(ctx context.Context, cancel context.CancelCauseFunc, t *ticke
 		f.count(b.ctx, func(c *Count) { c.Throttled.Add(1) })
 	}
 	if isThrottled(err) || errors.Is(err, errHangs) {
-		f.limit.cut(t)
+		f.at.limit.cut(t)
 	}
 	cancel(nil)
-	f.limit.give()
+	f.at.limit.give()
 	return nil, err
 }
 
@@ -65,6 +68,7 @@ func (a *answer) begin(length int64) error {
 	if a.first = buf[:n]; n == 0 {
 		return a.err
 	}
+	a.f.at.budget.Pay(budget.Bytes, a.u, a.flow, int64(n)) // nobody knew that they would come
 	return nil
 }
 
@@ -82,7 +86,7 @@ func (a *answer) read(p []byte, stall time.Duration) (int, error) {
 	n, err := a.r.Read(p)
 	a.watch.Stop()
 	if err != nil && context.Cause(a.ctx) == errHangs {
-		a.f.limit.cut(a.t)
+		a.f.at.limit.cut(a.t)
 		err = errStalls
 	}
 	return n, err
@@ -93,7 +97,7 @@ func (a *answer) end() {
 	a.watch.Stop()
 	_ = a.r.Close()
 	a.cancel(nil)
-	a.f.limit.give()
+	a.f.at.limit.give()
 }
 
 // hedgeAfter is when a second request is sent beside one that has not begun to
@@ -201,10 +205,15 @@ func (r *race) run(after time.Duration) (*answer, error) {
 			if !b.f.health.mayHedge() {
 				continue
 			}
-			if t := b.f.limit.spare(b.u); t != nil {
+			if !b.f.at.budget.Try(budget.Requests, b.u, b.flow, 1) {
+				continue
+			}
+			if t := b.f.at.limit.spare(b.u); t != nil {
 				b.f.count(b.ctx, func(c *Count) { c.Hedges.Add(1) })
 				r.send(t)
 				running++
+			} else {
+				b.f.at.budget.Pay(budget.Requests, b.u, b.flow, -1)
 			}
 		case <-b.ctx.Done():
 			return r.lose(b.ctx.Err())

@@ -24,6 +24,8 @@ type body struct {
 	f      *FS
 	ctx    context.Context // of the Open: a reader lives in it
 	u      *Urgency        // may be nil
+	flow   string          // dataset, for the budget
+	credit int64           // bytes taken from the budget and not yet read
 	key    string
 	want   ufs.Version
 	start  int64
@@ -46,7 +48,10 @@ type body struct {
 // open asks for what is left, trying as often as the options say.
 func (b *body) open() error {
 	for {
-		t, err := b.f.limit.take(b.ctx, b.u)
+		if err := b.f.mayAsk(b.ctx, b.u, b.flow); err != nil {
+			return err
+		}
+		t, err := b.f.at.limit.take(b.ctx, b.u)
 		if err != nil {
 			return err
 		}
@@ -108,7 +113,18 @@ func (b *body) Read(p []byte) (int, error) {
 // pull reads on, over as many requests as it takes.
 func (b *body) pull(p []byte) (int, error) {
 	for {
-		n, err := b.a.read(p[:min(int64(len(p)), b.left)], b.stall())
+		may := min(int64(len(p)), b.left)
+		paid := len(b.a.first) > 0
+		if !paid {
+			var err error
+			if may, err = b.earn(may); err != nil {
+				return 0, err
+			}
+		}
+		n, err := b.a.read(p[:may], b.stall())
+		if !paid {
+			b.credit -= int64(n)
+		}
 		b.off, b.left = b.off+int64(n), b.left-int64(n)
 		b.f.count(b.ctx, func(c *Count) { c.Bytes.Add(int64(n)) })
 		if b.sum != nil {
@@ -198,6 +214,7 @@ func (b *body) resume(err error) error {
 }
 
 func (b *body) drop() {
+	b.repay()
 	if b.a != nil {
 		b.a.end()
 		b.a = nil

@@ -1,7 +1,8 @@
 // Package guard stands in front of a driver: it retries what may succeed on
 // another try, resumes bodies that broke off, hedges reads that somebody waits
 // for, checks whole objects against the store's checksum, bounds the requests
-// in flight by what the store can take, ends what hangs, and counts. It is the
+// in flight by what the store can take, keeps to the cluster's budget, ends
+// what hangs, and counts. It is the
 // one place where requests to an under file system are retried. A guard may be
 // used from any goroutine.
 package guard
@@ -32,6 +33,7 @@ type Options struct {
 	HedgeAfter  time.Duration // a read that is waited for is not hedged sooner; 0 = 20 ms
 	DemandWait  time.Duration // how long such a read tries a store that does not answer at all; 0 = 60 s
 	Patience    time.Duration // the same for preloads and repairs; 0 = 1 h
+	Endpoint    *Endpoint     // shared with other stores of the same host; nil = its own, without a budget
 }
 
 func (o Options) withDefaults() Options {
@@ -63,7 +65,7 @@ const heldBytes = 128 << 20
 type FS struct {
 	fs     ufs.FS
 	o      Options
-	limit  *limiter
+	at     *Endpoint
 	health *health
 	held   *semaphore.Weighted // bytes
 	total  Count
@@ -72,7 +74,10 @@ type FS struct {
 // New guards fs.
 func New(fs ufs.FS, o Options) *FS {
 	o = o.withDefaults()
-	return &FS{fs: fs, o: o, limit: newLimiter(o.MaxInFlight), health: newHealth(), held: semaphore.NewWeighted(heldBytes)}
+	if o.Endpoint == nil {
+		o.Endpoint = NewEndpoint(o.MaxInFlight, nil)
+	}
+	return &FS{fs: fs, o: o, at: o.Endpoint, health: newHealth(), held: semaphore.NewWeighted(heldBytes)}
 }
 
 // Total returns the live counters of all requests.
@@ -80,7 +85,7 @@ func (f *FS) Total() *Count { return &f.total }
 
 // InFlight returns how many data requests may be in flight at present, and how
 // many are.
-func (f *FS) InFlight() (limit, now int) { return f.limit.now() }
+func (f *FS) InFlight() (limit, now int) { return f.at.limit.now() }
 
 // What an error of a driver may say about a store, besides its kind.
 type (
@@ -183,6 +188,10 @@ func (f *FS) List(ctx context.Context, o ufs.ListOptions) (ufs.Page, error) {
 
 func retry[T any](ctx context.Context, f *FS, do func(context.Context) (T, error)) (T, error) {
 	for t := (tries{began: time.Now()}); ; {
+		if err := f.mayAsk(ctx, urgencyOf(ctx), flowOf(ctx)); err != nil {
+			var none T
+			return none, err
+		}
 		t.last = time.Now()
 		v, err := within(ctx, f.o.HeaderWait, do)
 		if err == nil {
@@ -209,7 +218,7 @@ func within[T any](ctx context.Context, d time.Duration, do func(context.Context
 // The bytes of a whole object up to 8 MiB for which the store has a checksum
 // are handed out once they were found right.
 func (f *FS) Open(ctx context.Context, key string, want ufs.Version, off, length int64) (io.ReadCloser, error) {
-	b := &body{f: f, ctx: ctx, u: urgencyOf(ctx), key: key, want: want, start: off, off: off, left: length, t: tries{began: time.Now()}}
+	b := &body{f: f, ctx: ctx, u: urgencyOf(ctx), flow: flowOf(ctx), key: key, want: want, start: off, off: off, left: length, t: tries{began: time.Now()}}
 	if err := b.open(); err != nil {
 		b.losers.Wait()
 		return nil, err

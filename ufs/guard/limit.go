@@ -22,6 +22,7 @@ type limiter struct {
 	limit float64   // +checklocks:mu — requests in flight, 1 to most
 	calm  float64   // +checklocks:mu — below it the limit grows fast
 	out   int       // +checklocks:mu — tickets given
+	idle  int       // +checklocks:mu — of these, those that wait for the cluster's budget
 	round uint64    // +checklocks:mu — counts the cuts
 	queue []*ticket // +checklocks:mu — in order of arrival
 }
@@ -67,7 +68,7 @@ func (l *limiter) take(ctx context.Context, u *Urgency) (*ticket, error) {
 func (l *limiter) spare(u *Urgency) *ticket {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.queue) > 0 || l.out >= int(l.limit) {
+	if len(l.queue) > 0 || !l.roomLocked(u) {
 		return nil
 	}
 	l.out++
@@ -77,7 +78,7 @@ func (l *limiter) spare(u *Urgency) *ticket {
 // grantLocked serves the queue: by urgency as it is now, then by arrival. The
 // queue is as long as there are flights, some hundreds.
 func (l *limiter) grantLocked() {
-	for len(l.queue) > 0 && l.out < int(l.limit) {
+	for len(l.queue) > 0 {
 		first := 0
 		for i, t := range l.queue {
 			if t.u.Priority() < l.queue[first].u.Priority() {
@@ -85,10 +86,34 @@ func (l *limiter) grantLocked() {
 			}
 		}
 		t := l.queue[first]
+		if !l.roomLocked(t.u) {
+			return
+		}
 		l.queue = slices.Delete(l.queue, first, first+1)
 		l.out++
 		t.round = l.round
 		close(t.ready)
+	}
+}
+
+// roomLocked reports whether one more may run. Requests that wait for the
+// budget ask nothing of the store, so they do not keep a reader waiting; they
+// go on after him, so there may be twice as many for a while.
+func (l *limiter) roomLocked(u *Urgency) bool {
+	return l.out < int(l.limit) || u.demand() && l.out-l.idle < int(l.limit) && l.out < 2*l.most
+}
+
+// park notes that a request in flight waits for the budget; what it returns,
+// that it goes on.
+func (l *limiter) park() func() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.idle++
+	l.grantLocked()
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.idle--
 	}
 }
 

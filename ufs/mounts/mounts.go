@@ -13,6 +13,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/ufs"
+	"stoker.dev/ufs/budget"
 	"stoker.dev/ufs/guard"
 	"stoker.dev/ufs/posixufs"
 	"stoker.dev/ufs/s3ufs"
@@ -20,6 +21,7 @@ import (
 
 // Options tune the guards and say which folders may be read.
 type Options struct {
+	Budgets    *budget.Budgets // of the cluster; nil = no limits
 	Guard      guard.Options
 	AllowFiles []string // folders that file:// locations may lie in; none = no file:// at all
 }
@@ -34,11 +36,12 @@ type Mounts struct {
 
 	mu   sync.Mutex
 	open map[ufs.Location]*guard.FS // +checklocks:mu — by location with the URI cut to its store or folder
+	ends map[string]*guard.Endpoint // +checklocks:mu — by name
 }
 
 // New knows all schemes that are built in.
 func New(o Options) *Mounts {
-	m := &Mounts{o: o, open: map[ufs.Location]*guard.FS{}, openers: map[string]opener{}}
+	m := &Mounts{o: o, open: map[ufs.Location]*guard.FS{}, ends: map[string]*guard.Endpoint{}, openers: map[string]opener{}}
 	m.Register("s3", func(ctx context.Context, bucket string, l ufs.Location) (ufs.FS, error) {
 		return s3ufs.Open(ctx, s3ufs.Options{Bucket: bucket, Location: l})
 	})
@@ -128,18 +131,42 @@ func (m *Mounts) Open(ctx context.Context, l ufs.Location) (ufs.FS, string, erro
 	if err != nil {
 		return nil, "", err
 	}
-	g := guard.New(fs, m.o.Guard)
+	o := m.o.Guard
+	o.Endpoint = m.endpointLocked(endpointOf(fs, at))
+	g := guard.New(fs, o)
 	m.open[at] = g
 	return g, prefix, nil
 }
 
-// InFlight adds up, over all stores that are open, how many data requests may
+// endpointOf names what a store is reached by: a host, or of a folder the file
+// system that it lies in. All stores of one endpoint share its limits.
+func endpointOf(fs ufs.FS, at ufs.Location) string {
+	if e, ok := fs.(interface{ Endpoint() string }); ok {
+		return e.Endpoint()
+	}
+	return at.URI
+}
+
+func (m *Mounts) endpointLocked(name string) *guard.Endpoint {
+	e := m.ends[name]
+	if e == nil {
+		var b *budget.Endpoint
+		if m.o.Budgets != nil {
+			b = m.o.Budgets.Endpoint(name)
+		}
+		e = guard.NewEndpoint(m.o.Guard.MaxInFlight, b)
+		m.ends[name] = e
+	}
+	return e
+}
+
+// InFlight adds up, over all endpoints that are in use, how many data requests may
 // be in flight at present, and how many are.
 func (m *Mounts) InFlight() (limit, now int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, g := range m.open {
-		l, n := g.InFlight()
+	for _, e := range m.ends {
+		l, n := e.InFlight()
 		limit, now = limit+l, now+n
 	}
 	return limit, now

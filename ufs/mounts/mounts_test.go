@@ -13,6 +13,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/ufs"
+	"stoker.dev/ufs/budget"
 	"stoker.dev/ufs/guard"
 	"stoker.dev/ufs/memufs"
 )
@@ -246,5 +247,34 @@ func TestProbeKeepsNothing(t *testing.T) {
 		if _, err := m.Probe(t.Context(), ufs.Location{URI: uri}); err == nil || stoker.KindOf(err) != kind {
 			t.Errorf("%s: %v", uri, err)
 		}
+	}
+}
+
+// hosted is a store at a host.
+type hosted struct {
+	ufs.FS
+	host string
+}
+
+func (h hosted) Endpoint() string { return h.host }
+
+// Stores of one host share its limits, others do not.
+func TestStoresOfAHostShareItsLimits(t *testing.T) {
+	b := budget.New(budget.Options{Limits: budget.Limits{Bytes: budget.Rules{{Pattern: "one:*", PerSecond: 1e9}}}})
+	m := New(Options{Budgets: b})
+	m.Register("mem", func(_ context.Context, store string, l ufs.Location) (ufs.FS, error) {
+		return hosted{memufs.New(), l.Endpoint}, nil
+	})
+	for _, l := range []ufs.Location{{URI: "mem://a", Endpoint: "one:80"}, {URI: "mem://b/x", Endpoint: "one:80"}, {URI: "mem://a", Endpoint: "two:80"}} {
+		if _, _, err := m.Open(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if uses := b.Uses(); len(uses) != 1 || uses[0].Endpoint != "one:80" {
+		t.Errorf("limited are %v, want one:80 alone", uses)
+	}
+	one, _ := guard.NewEndpoint(0, nil).InFlight()
+	if limit, _ := m.InFlight(); limit != 2*one {
+		t.Errorf("%d requests may be in flight at two hosts, want %d", limit, 2*one)
 	}
 }

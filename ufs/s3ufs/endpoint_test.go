@@ -5,7 +5,32 @@ import (
 	"testing"
 
 	"stoker.dev"
+	"stoker.dev/ufs"
 )
+
+// All buckets of a host have one endpoint, whether their names stand in the
+// path or in the host.
+func TestEndpointOfBuckets(t *testing.T) {
+	for _, c := range []struct {
+		at   ufs.Location
+		want string
+	}{
+		{ufs.Location{Endpoint: "http://Store.example:9000", PathStyle: true}, "store.example:9000"},
+		{ufs.Location{Endpoint: "http://store.example:9000"}, "store.example:9000"},
+		{ufs.Location{Region: "eu-central-1", Anonymous: true}, "s3.eu-central-1.amazonaws.com"},
+	} {
+		t.Setenv("AWS_ENDPOINT_URL_S3", "")
+		for _, bucket := range []string{"one", "two"} {
+			f, err := Open(t.Context(), Options{Bucket: bucket, Location: c.at})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f.Endpoint() != c.want {
+				t.Errorf("bucket %s at %+v has endpoint %s, want %s", bucket, c.at, f.Endpoint(), c.want)
+			}
+		}
+	}
+}
 
 // An endpoint is stored and shown: one with credentials in it is refused, and
 // they are not repeated.

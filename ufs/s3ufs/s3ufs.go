@@ -43,6 +43,7 @@ type FS struct {
 	client *s3.Client
 	http   *http.Client
 	base   string // URL of the bucket, without a final slash
+	host   string // and port, without the bucket's name
 	region string
 	creds  aws.CredentialsProvider // nil: anonymous
 	signer *v4.Signer
@@ -103,8 +104,13 @@ func Open(ctx context.Context, o Options) (*FS, error) {
 		return nil, stoker.Errorf(stoker.KindInvalid, "s3", o.Bucket, "%w", err)
 	}
 	f.base = strings.TrimSuffix(at.URI.String(), "/")
+	f.host = strings.TrimPrefix(strings.ToLower(at.URI.Host), strings.ToLower(o.Bucket)+".")
 	return f, nil
 }
+
+// Endpoint is the host, with its port if there is one, that serves the bucket
+// and others: what limits are set for.
+func (f *FS) Endpoint() string { return f.host }
 
 // checkEndpoint keeps out, above all, user:password@: an endpoint is stored,
 // logged and shown.
