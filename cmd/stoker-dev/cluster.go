@@ -25,7 +25,9 @@ type cluster struct {
 	S3Root   string         `json:"s3Root,omitempty"`
 	Window   string         `json:"returnWindow,omitempty"`
 	Allow    []string       `json:"allowFile,omitempty"` // folders
-	Ports    map[string]int `json:"ports"`               // by role
+	Budget   string         `json:"ufsBandwidth,omitempty"`
+	Requests string         `json:"ufsRequests,omitempty"`
+	Ports    map[string]int `json:"ports"` // by role
 	Access   string         `json:"access"`
 	Secret   string         `json:"secret"`
 
@@ -96,6 +98,12 @@ func makeCluster(o *upOptions) (*cluster, error) {
 	}
 	if o.changed("return-window") {
 		c.Window = o.window.String()
+	}
+	if o.changed("ufs-bandwidth") {
+		c.Budget = o.bandwidth
+	}
+	if o.changed("ufs-requests") {
+		c.Requests = o.requests
 	}
 	if err := os.MkdirAll(c.dir, dirMode); err != nil {
 		return nil, err
@@ -260,18 +268,29 @@ func (c *cluster) command(role string) (*exec.Cmd, error) {
 		}
 		return exec.Command(self, "serve", role, "--dir", c.dir), nil
 	case role == "controller":
-		return exec.Command(stokerd, "controller", "--temporal", c.address("temporal"), "--redis", redis, "--store", c.path("store"),
+		return c.limited(exec.Command(stokerd, "controller", "--temporal", c.address("temporal"), "--redis", redis, "--store", c.path("store"),
 			"--dir", c.path("controller"), "--listen-socket", c.path("controller.sock"), "--token-file", c.path("token"),
-			"--return-window", cmp.Or(c.Window, defaultWindow.String()), "--allow-file", strings.Join(c.Allow, ":")), nil
+			"--return-window", cmp.Or(c.Window, defaultWindow.String()), "--allow-file", strings.Join(c.Allow, ":"))), nil
 	case workerRole.MatchString(role):
 		if err := os.MkdirAll(c.path(role), dirMode); err != nil {
 			return nil, err
 		}
-		return exec.Command(stokerd, "worker", "--cache-dir", c.path(role, "cache"), "--capacity", c.Capacity, "--redis", redis,
+		return c.limited(exec.Command(stokerd, "worker", "--cache-dir", c.path(role, "cache"), "--capacity", c.Capacity, "--redis", redis,
 			"--store", c.path("store"), "--socket", c.path(role, "worker.sock"), "--listen", c.address(role), "--token-file", c.path("token"),
-			"--allow-file", strings.Join(c.Allow, ":")), nil
+			"--allow-file", strings.Join(c.Allow, ":"))), nil
 	}
 	return nil, usagef("%q is no role: temporal, redis, s3, controller, worker-K", role)
+}
+
+// limited adds the limits of under file systems to a daemon's command line.
+func (c *cluster) limited(cmd *exec.Cmd) *exec.Cmd {
+	if c.Budget != "" {
+		cmd.Args = append(cmd.Args, "--ufs-bandwidth", c.Budget)
+	}
+	if c.Requests != "" {
+		cmd.Args = append(cmd.Args, "--ufs-requests", c.Requests)
+	}
+	return cmd
 }
 
 func writeFile(path string, body []byte, mode os.FileMode) error {

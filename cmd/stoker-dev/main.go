@@ -87,6 +87,8 @@ Without --detach it stays until Ctrl-C, which stops everything.`,
 	f.StringVar(&o.capacity, "capacity", "2GiB", "most bytes of each worker's cache folder")
 	f.StringVar(&o.s3Root, "s3-root", "", "serve this folder by S3; its sub-folders are the buckets")
 	f.StringArrayVar(&o.allow, "allow-file", nil, "folder whose files every user of the cluster may read as file:///folder datasets; may be repeated (default none)")
+	f.StringVar(&o.bandwidth, "ufs-bandwidth", "", "most bytes per second that all workers together take from the store, as 100MB/s (default no limit)")
+	f.StringVar(&o.requests, "ufs-requests", "", "most requests per second that they send to it, as 500/s (default no limit)")
 	f.DurationVar(&o.window, "return-window", defaultWindow, "how long a load waits for a worker that went away")
 	f.BoolVar(&o.detach, "detach", false, "return when all is ready")
 	return cmd

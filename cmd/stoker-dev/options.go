@@ -18,6 +18,7 @@ type upOptions struct {
 	window                time.Duration
 	workers               int
 	allow                 []string // folders
+	bandwidth, requests   string   // of under file systems, of the whole cluster
 	detach                bool
 	changed               func(flag string) bool
 }
@@ -43,6 +44,11 @@ func (o *upOptions) check() error {
 	for i, dir := range o.allow {
 		if o.allow[i], err = filepath.Abs(dir); err != nil || strings.Contains(o.allow[i], ":") {
 			return usagef("--allow-file %s: want a folder without ':' in its name", dir)
+		}
+	}
+	for flag, v := range map[string]string{"ufs-bandwidth": o.bandwidth, "ufs-requests": o.requests} {
+		if n, err := parseBytes(strings.TrimSuffix(v, "/s")); o.changed(flag) && v != "" && (err != nil || n < 10) {
+			return usagef("--%s %s: is no rate; write 100MB/s or, of requests, 500/s", flag, v)
 		}
 	}
 	if !o.changed("s3-root") {
@@ -90,6 +96,8 @@ func (c *cluster) refuseChanges(o *upOptions) error {
 		{"capacity", c.Capacity, o.capacity, had == wants},
 		{"s3-root", cmp.Or(c.S3Root, "none"), o.s3Root, c.S3Root == o.s3Root},
 		{"allow-file", cmp.Or(strings.Join(c.Allow, ":"), "none"), strings.Join(o.allow, ":"), slices.Equal(c.Allow, o.allow)},
+		{"ufs-bandwidth", cmp.Or(c.Budget, "none"), o.bandwidth, c.Budget == o.bandwidth},
+		{"ufs-requests", cmp.Or(c.Requests, "none"), o.requests, c.Requests == o.requests},
 		{"return-window", cmp.Or(c.Window, defaultWindow.String()), o.window.String(), o.window == window || c.Window == "" && o.window == defaultWindow},
 	} {
 		if o.changed(f.flag) && !f.same {

@@ -26,6 +26,10 @@ func flags(dir string, more ...string) *upOptions {
 			o.allow = append(o.allow, more[i+1])
 		case "return-window":
 			o.window, _ = time.ParseDuration(more[i+1])
+		case "ufs-bandwidth":
+			o.bandwidth = more[i+1]
+		case "ufs-requests":
+			o.requests = more[i+1]
 		}
 	}
 	return o
@@ -129,6 +133,8 @@ func TestUpRefusesChangesOfARunningCluster(t *testing.T) {
 		"another folder":       {"s3-root", other},
 		"return window":        {"return-window", "3s"},
 		"folders to read":      {"allow-file", other},
+		"bandwidth":            {"ufs-bandwidth", "10MB/s"},
+		"requests":             {"ufs-requests", "500/s"},
 		"one of two":           {"capacity", "2048MiB", "return-window", "5s"},
 		"a folder, late":       {"s3-root", other},
 		"back to the default":  {"return-window", "1m"},
