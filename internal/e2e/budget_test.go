@@ -1,7 +1,7 @@
 package e2e
 
 import (
-	"fmt"
+	"encoding/json"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -128,9 +128,9 @@ func ufsRate(c *cluster) float64 {
 }
 
 func jobOf(b *testing.B, out string) string {
-	var job string
-	if _, err := fmt.Sscanf(out, `{"job":%q}`, &job); err != nil {
+	var job struct{ Job string }
+	if err := json.Unmarshal([]byte(out), &job); err != nil || job.Job == "" {
 		b.Fatalf("%q: %v", out, err)
 	}
-	return job
+	return job.Job
 }
