@@ -327,6 +327,31 @@ func TestTableIsLost(t *testing.T) {
 	})
 }
 
+// A member that alone cannot reach the table takes no more than it was granted,
+// until the others must take it for gone.
+func TestOneIsCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := NewMem()
+		cut := &breakable{t: table}
+		c := newCluster(t, table)
+		a, b := c.join(nil), c.join(nil)
+		c.table = cut
+		lone := c.join(nil)
+		stops := []func(){a.busy(Preload, "one", 24), b.busy(Preload, "two", 24)}
+		<-time.After(10 * time.Second)
+		cut.set(true, false)
+		stops = append(stops, lone.busy(Preload, "three", 24))
+		<-time.After(claimTTL - 2*time.Second)
+		c.windows(0, c.at(), false)
+		for _, stop := range stops {
+			stop()
+		}
+		for _, m := range []*member{a, b, lone} {
+			m.leave()
+		}
+	})
+}
+
 // A member that never heard of others takes little: there may be many.
 func TestAloneFromTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -262,16 +262,35 @@ func (h hosted) Endpoint() string { return h.host }
 func TestStoresOfAHostShareItsLimits(t *testing.T) {
 	b := budget.New(budget.Options{Limits: budget.Limits{Bytes: budget.Rules{{Pattern: "one:*", PerSecond: 1e9}}}})
 	m := New(Options{Budgets: b})
+	body := memufs.New()
+	body.Put("key", []byte("body"))
 	m.Register("mem", func(_ context.Context, store string, l ufs.Location) (ufs.FS, error) {
-		return hosted{memufs.New(), l.Endpoint}, nil
+		return hosted{body, l.Endpoint}, nil
 	})
+	var stores []ufs.FS
 	for _, l := range []ufs.Location{{URI: "mem://a", Endpoint: "one:80"}, {URI: "mem://b/x", Endpoint: "one:80"}, {URI: "mem://a", Endpoint: "two:80"}} {
-		if _, _, err := m.Open(t.Context(), l); err != nil {
+		fs, _, err := m.Open(t.Context(), l)
+		if err != nil {
 			t.Fatal(err)
 		}
+		stores = append(stores, fs)
 	}
 	if uses := b.Uses(); len(uses) != 1 || uses[0].Endpoint != "one:80" {
 		t.Errorf("limited are %v, want one:80 alone", uses)
+	}
+	o, err := stores[0].Stat(t.Context(), "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := stores[0].Open(t.Context(), "key", o.Version, 0, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for i, want := range []int{1, 1, 0} {
+		if _, n := stores[i].(*guard.FS).InFlight(); n != want {
+			t.Errorf("store %d knows of %d requests in flight, want %d", i, n, want)
+		}
 	}
 	one, _ := guard.NewEndpoint(0, nil).InFlight()
 	if limit, _ := m.InFlight(); limit != 2*one {
