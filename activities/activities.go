@@ -8,14 +8,12 @@ package activities
 import (
 	"context"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"stoker.dev"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/placement"
 	"stoker.dev/internal/api"
@@ -55,6 +53,9 @@ type Activities struct {
 	o Options
 
 	refused atomic.Int64 // times that a worker did not take leases
+
+	plans     plans
+	addresses addresses
 
 	mu      sync.Mutex
 	clients map[string]*api.WorkerClient // +checklocks:mu — by address
@@ -147,15 +148,6 @@ func addressesOf(ws []placement.Worker) []string {
 	return out
 }
 
-// LoadPlan reads a stored plan.
-func (a *Activities) LoadPlan(ctx context.Context, id stoker.ID) (*planner.Plan, error) {
-	body, err := a.o.Store.GetBlob(ctx, "plans", id)
-	if err != nil {
-		return nil, err
-	}
-	return planner.DecodePlan(body)
-}
-
 // eachPart calls do for every worker that has something to load by a plan.
 func (a *Activities) eachPart(ctx context.Context, p *planner.Plan, do func(ctx context.Context, part int, w *api.WorkerClient) error) error {
 	parts := p.Parts()
@@ -164,13 +156,4 @@ func (a *Activities) eachPart(ctx context.Context, p *planner.Plan, do func(ctx 
 		addresses[i] = a.addressOf(ctx, p.Workers[part])
 	}
 	return a.EachWorker(ctx, addresses, func(ctx context.Context, i int, w *api.WorkerClient) error { return do(ctx, parts[i], w) })
-}
-
-// addressOf is where a worker of a plan is now: it may have moved since.
-func (a *Activities) addressOf(ctx context.Context, w planner.PlanWorker) string {
-	live, _, err := a.Workers(ctx)
-	if i := slices.IndexFunc(live, func(l placement.Worker) bool { return l.ID == w.ID }); err == nil && i >= 0 {
-		return live[i].Address
-	}
-	return w.Address
 }

@@ -141,12 +141,7 @@ func (a *Activities) plan(ctx context.Context, in PlanInput) (Planned, error) {
 	if err != nil {
 		return Planned{}, err
 	}
-	plan.Owners = make([][]uint16, len(owners))
-	for n, ws := range owners {
-		for _, w := range ws {
-			plan.Owners[n] = append(plan.Owners[n], uint16(w))
-		}
-	}
+	plan.SetOwners(owners)
 	id, err := a.o.Store.PutBlob(ctx, "plans", plan.Encode())
 	return Planned{Plan: id, Parts: len(plan.Workers), Bytes: m.Bytes()}, err
 }
@@ -164,7 +159,7 @@ func shardsOf(m *manifest.Manifest) []planner.Shard {
 // knows: the whole of it, or else some. What they have they keep, so that a
 // worker that joins or leaves moves no more than its share.
 func (a *Activities) having(ctx context.Context, id stoker.ID, shards int, live []placement.Worker, workers []planner.Worker) [][]int {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second+time.Duration(shards)*20*time.Microsecond)
 	defer cancel()
 	all := make([]uint32, shards)
 	for n := range all {

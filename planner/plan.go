@@ -122,17 +122,7 @@ func DecodePlan(b []byte) (*Plan, error) {
 		p.Workers = append(p.Workers, PlanWorker{ID: d.str(), Address: d.str()})
 	}
 	shards := d.num(uint64(len(d.b)))
-	p.Owners = make([][]uint16, shards)
-	for i := range p.Owners {
-		p.Owners[i] = make([]uint16, d.num(min(uint64(workers), uint64(len(d.b)))))
-		for j := range p.Owners[i] {
-			if w := d.num(1<<16 - 1); w < workers {
-				p.Owners[i][j] = uint16(w)
-			} else {
-				d.bad = true
-			}
-		}
-	}
+	p.Owners = d.owners(shards, workers)
 	if len(d.b) > 0 && !d.bad {
 		p.Mended = d.mended(shards)
 	}
@@ -141,6 +131,32 @@ func DecodePlan(b []byte) (*Plan, error) {
 	}
 	return p, nil
 }
+
+// owners reads the workers of each shard. They share pieces of memory, which
+// are made as they are needed: what a damaged plan says is not believed.
+func (d *decoder) owners(shards, workers int) [][]uint16 {
+	out := make([][]uint16, shards)
+	flat := []uint16{}
+	for i := range out {
+		n := d.num(min(uint64(workers), uint64(len(d.b))))
+		if cap(flat)-len(flat) < n {
+			flat = make([]uint16, 0, max(n, min(ownersAtOnce, len(d.b))))
+		}
+		from := len(flat)
+		for range n {
+			w := d.num(1<<16 - 1)
+			if w >= workers {
+				d.bad, w = true, 0
+			}
+			flat = append(flat, uint16(w))
+		}
+		out[i] = flat[from:len(flat):len(flat)]
+	}
+	return out
+}
+
+// ownersAtOnce is for how many owners memory is taken at a time.
+const ownersAtOnce = 1 << 16
 
 // mended reads the shards of a plan that mends another one.
 func (d *decoder) mended(shards int) []uint32 {
@@ -182,11 +198,44 @@ func (p *Plan) Part(part int) []uint32 {
 
 // Parts returns the numbers of the workers that have something to load.
 func (p *Plan) Parts() []int {
+	any := make([]bool, len(p.Workers))
+	note := func(n uint32) {
+		for _, w := range p.Owners[n] {
+			any[w] = true
+		}
+	}
+	if p.Mended != nil {
+		for _, n := range p.Mended {
+			note(n)
+		}
+	} else {
+		for n := range p.Owners {
+			note(uint32(n))
+		}
+	}
 	var out []int
-	for k := range p.Workers {
-		if len(p.Part(k)) > 0 {
+	for k := range any {
+		if any[k] {
 			out = append(out, k)
 		}
 	}
 	return out
+}
+
+// SetOwners takes over what Place returned. All owners lie in one piece of
+// memory: a plan may have millions of shards.
+func (p *Plan) SetOwners(owners [][]int) {
+	total := 0
+	for _, ws := range owners {
+		total += len(ws)
+	}
+	flat := make([]uint16, 0, total)
+	p.Owners = make([][]uint16, len(owners))
+	for n, ws := range owners {
+		from := len(flat)
+		for _, w := range ws {
+			flat = append(flat, uint16(w))
+		}
+		p.Owners[n] = flat[from:len(flat):len(flat)]
+	}
 }
