@@ -29,10 +29,6 @@ type Frozen struct {
 	Unchanged bool `json:",omitempty"`
 }
 
-// beatEvery is how often a listing says that it is alive, whatever its store
-// does.
-const beatEvery = 10 * time.Second
-
 // Freeze lists all roots and stores the manifest. Its heartbeats carry
 // api.ListProgress. A try that follows one whose controller died goes on where
 // that one's journal ends.
@@ -54,7 +50,7 @@ func (a *Activities) Freeze(ctx context.Context, in FreezeInput) (Frozen, error)
 func (a *Activities) freeze(ctx context.Context, in FreezeInput, journal *listing.Journal) (Frozen, error) {
 	var last atomic.Pointer[api.ListProgress]
 	last.Store(&api.ListProgress{})
-	stop := beat(ctx, &last)
+	stop := telling(ctx, &last)
 	defer stop()
 	b, err := manifest.Build(ctx, manifest.BuildOptions{
 		Roots: in.Roots, Base: in.Base, Open: a.o.Open, TempDir: a.o.TempDir, Journal: journal,
@@ -76,33 +72,10 @@ func (a *Activities) freeze(ctx context.Context, in FreezeInput, journal *listin
 	return Frozen{Manifest: b.ID, Objects: b.Objects, Bytes: b.Bytes, ListedAt: b.ListedTo.UTC()}, nil
 }
 
-// beat repeats the last progress until stop is called: a store that is slow to
-// answer, or a manifest being written, is not a controller that died.
-func beat(ctx context.Context, last *atomic.Pointer[api.ListProgress]) (stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		tick := time.NewTicker(beatEvery)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				activity.RecordHeartbeat(ctx, *last.Load())
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return func() {
-		cancel()
-		<-ended
-	}
-}
-
 // Register enters a dataset with its first generation. A repetition that
 // finds its own entry is fine.
 func (a *Activities) Register(ctx context.Context, d manifest.Dataset) error {
+	defer alive(ctx)()
 	err := a.o.Store.CreateDataset(ctx, &d)
 	if stoker.KindOf(err) == stoker.KindHeld {
 		there, _, gerr := a.o.Store.Dataset(ctx, d.Name)
@@ -123,6 +96,7 @@ type RenewInput struct {
 // Renew enters a new listing as the current generation, unless nothing has
 // changed: then the current one is as old as the listing. It may be repeated.
 func (a *Activities) Renew(ctx context.Context, in RenewInput) (Frozen, error) {
+	defer alive(ctx)()
 	d, tag, err := a.o.Store.Dataset(ctx, in.Name)
 	if err != nil {
 		return Frozen{}, ToTemporal(err)
@@ -156,6 +130,7 @@ type UnregisterInput struct {
 // Unregister takes an entry out of the registry. One that is gone, or that was
 // made anew since, is fine.
 func (a *Activities) Unregister(ctx context.Context, in UnregisterInput) error {
+	defer alive(ctx)()
 	d, _, err := a.o.Store.Dataset(ctx, in.Name)
 	if stoker.KindOf(err) == stoker.KindNotExist {
 		return nil

@@ -25,6 +25,7 @@ type JoinInput struct {
 	Preload    bool          `json:",omitempty"`
 	Replicas   int           `json:",omitempty"`
 	Grace      time.Duration `json:",omitempty"` // see api.Lease
+	Deep       bool          `json:",omitempty"` // Ready when every byte was read again
 }
 
 // LeaveInput ends that.
@@ -111,6 +112,7 @@ type Planned struct {
 // Plan places the shards of a manifest on the live workers and stores the
 // plan. NoSpace if they cannot hold it, whatever is evicted.
 func (a *Activities) Plan(ctx context.Context, in PlanInput) (Planned, error) {
+	defer alive(ctx)()
 	p, err := a.plan(ctx, in)
 	return p, ToTemporal(err)
 }
@@ -244,6 +246,7 @@ type ReserveInput struct {
 
 // Reserve asks every worker of the plan for its part: all or nothing.
 func (a *Activities) Reserve(ctx context.Context, in ReserveInput) error {
+	defer alive(ctx)()
 	plan, err := a.LoadPlan(ctx, in.Plan)
 	if err != nil {
 		return ToTemporal(err)

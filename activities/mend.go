@@ -29,6 +29,7 @@ type Mended struct {
 // which it had not begun, as far as the index knows; if that knows nothing of
 // the worker, all of them wait.
 func (a *Activities) Mend(ctx context.Context, in MendInput) (Mended, error) {
+	defer alive(ctx)()
 	m, err := a.mend(ctx, in)
 	return m, ToTemporal(err)
 }

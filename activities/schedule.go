@@ -27,6 +27,7 @@ type ScheduleInput struct {
 // SetSyncEvery enters it into the registry. An entry that is gone, or was made
 // anew since, is NotExist.
 func (a *Activities) SetSyncEvery(ctx context.Context, in ScheduleInput) error {
+	defer alive(ctx)()
 	return ToTemporal(a.changeEntry(ctx, in.Name, in.Created, func(d *manifest.Dataset) bool {
 		changed := d.SyncEvery != in.Every
 		d.SyncEvery = in.Every
@@ -37,6 +38,7 @@ func (a *Activities) SetSyncEvery(ctx context.Context, in ScheduleInput) error {
 // PutSchedule makes, changes or ends a dataset's schedule, as its entry in the
 // registry says: none if there is none.
 func (a *Activities) PutSchedule(ctx context.Context, name string) error {
+	defer alive(ctx)()
 	d, _, err := a.o.Store.Dataset(ctx, name)
 	if stoker.KindOf(err) == stoker.KindNotExist {
 		d, err = &manifest.Dataset{Name: name}, nil
@@ -57,6 +59,7 @@ type SyncTarget struct {
 
 // SyncTarget looks up what a schedule is for.
 func (a *Activities) SyncTarget(ctx context.Context, in ScheduleInput) (SyncTarget, error) {
+	defer alive(ctx)()
 	d, _, err := a.o.Store.Dataset(ctx, in.Name)
 	switch {
 	case stoker.KindOf(err) == stoker.KindNotExist && err != nil, err == nil && (!d.Created.Equal(in.Created) || d.SyncEvery == 0):
@@ -80,6 +83,7 @@ const maxWhy = 2000
 // SyncFailed enters why the last sync of a dataset failed. One that is gone
 // needs no entry.
 func (a *Activities) SyncFailed(ctx context.Context, in SyncFailedInput) error {
+	defer alive(ctx)()
 	err := a.changeEntry(ctx, in.Name, time.Time{}, func(d *manifest.Dataset) bool {
 		d.LastSync = &manifest.Synced{At: in.At, Kind: in.Error.Kind, Message: in.Error.Message[:min(len(in.Error.Message), maxWhy)]}
 		return true

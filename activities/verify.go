@@ -1,7 +1,6 @@
 package activities
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -23,7 +22,8 @@ type VerifyInput struct {
 	UFSBytes    int64 `json:",omitempty"`
 	Refetched   api.Refetched
 	Started     time.Time
-	Plan        stoker.ID `json:",omitzero"` // by which it was loaded
+	Plan        stoker.ID `json:",omitzero"`  // by which it was loaded
+	Deep        bool      `json:",omitempty"` // read every byte again
 }
 
 // Verified is a stored certificate, in brief.
@@ -48,7 +48,8 @@ const awayMost = 64
 // Verify counts what is on the workers' disks against the manifest and stores
 // the certificate.
 func (a *Activities) Verify(ctx context.Context, in VerifyInput) (Verified, error) {
-	c, t, err := a.certify(ctx, in, false)
+	defer alive(ctx)()
+	c, t, err := a.certify(ctx, in)
 	if err != nil {
 		return Verified{}, ToTemporal(err)
 	}
@@ -65,7 +66,7 @@ func (a *Activities) Verify(ctx context.Context, in VerifyInput) (Verified, erro
 	if c.State != api.CertificateReady {
 		err := stoker.Errorf(stoker.KindIncomplete, "preload", in.Dataset, "%d of %d objects are not resident", c.Objects-c.ResidentObjects, c.Objects)
 		v.Kind, v.Message = err.Kind.String(), err.Error()
-		v.Again = !slices.ContainsFunc(c.Failed, func(f api.Failure) bool { return !retryable(stoker.ParseKind(f.Kind)) })
+		v.Again = !slices.ContainsFunc(c.Failed, func(f api.Failure) bool { return !retryable(stoker.ParseKind(f.Kind)) && !t.refillable[f.Path] })
 		v.Gone, v.Away = t.gone, t.away[:min(len(t.away), awayMost)]
 	}
 	return v, nil
@@ -85,14 +86,14 @@ func (a *Activities) Certificate(ctx context.Context, id stoker.ID) (*api.Certif
 }
 
 // Certify asks every live worker what it truly has and counts it against the
-// manifest; deep re-reads every byte. It never says Ready unless each block of
+// manifest; in.Deep re-reads every byte. It never says Ready unless each block of
 // each object is whole on a disk.
-func (a *Activities) Certify(ctx context.Context, in VerifyInput, deep bool) (*api.Certificate, error) {
-	c, _, err := a.certify(ctx, in, deep)
+func (a *Activities) Certify(ctx context.Context, in VerifyInput) (*api.Certificate, error) {
+	c, _, err := a.certify(ctx, in)
 	return c, err
 }
 
-func (a *Activities) certify(ctx context.Context, in VerifyInput, deep bool) (*api.Certificate, *tally, error) {
+func (a *Activities) certify(ctx context.Context, in VerifyInput) (*api.Certificate, *tally, error) {
 	began := time.Now()
 	m, err := a.o.Store.Load(ctx, in.Manifest)
 	if err != nil {
@@ -105,7 +106,7 @@ func (a *Activities) certify(ctx context.Context, in VerifyInput, deep bool) (*a
 	}
 	reports, silent := make([]api.VerifyReport, len(asked)), make([]bool, len(asked))
 	err = a.EachWorker(ctx, addressesOf(asked), func(ctx context.Context, i int, w *api.WorkerClient) (err error) {
-		reports[i], err = w.Verify(ctx, api.VerifyRequest{Manifest: in.Manifest, Deep: deep})
+		reports[i], err = w.Verify(ctx, api.VerifyRequest{Manifest: in.Manifest, Deep: in.Deep})
 		if err != nil && ctx.Err() == nil {
 			a.o.Log.Warn("a worker cannot be counted", "dataset", in.Dataset, "manifest", in.Manifest.Short(), "worker", asked[i].ID, "error", err)
 			reports[i], silent[i], err = api.VerifyReport{}, true, nil // what only it has is not there
@@ -117,13 +118,13 @@ func (a *Activities) certify(ctx context.Context, in VerifyInput, deep bool) (*a
 	}
 	t := newTally(m)
 	for i := range reports {
-		t.add(&reports[i])
+		t.add(asked[i].ID, &reports[i])
 		if silent[i] && parts[i] >= 0 {
 			t.away = append(t.away, parts[i])
 		}
 	}
 	c := t.certificate()
-	c.Dataset, c.Generation, c.Manifest = in.Dataset, in.Generation, in.Manifest
+	c.Dataset, c.Generation, c.Manifest, c.Deep = in.Dataset, in.Generation, in.Manifest, in.Deep
 	c.UFSRequests, c.UFSBytes, c.Refetched = in.UFSRequests, in.UFSBytes, in.Refetched
 	c.Seconds = time.Since(began).Seconds()
 	return c, t, nil
@@ -157,60 +158,6 @@ func (a *Activities) counted(ctx context.Context, id stoker.ID) (asked []placeme
 		}
 	}
 	return asked, parts, nil
-}
-
-// tally joins what workers have, block by block.
-type tally struct {
-	m       *manifest.Manifest
-	present [][]byte          // by shard: bitmap; nil = nothing
-	corrupt []map[int]bool    // by shard: blocks that some worker found wrong
-	reasons map[string]reason // by path
-
-	gone int64 // see Verified
-	away []int
-}
-
-type reason struct{ kind, text string }
-
-func newTally(m *manifest.Manifest) *tally {
-	return &tally{m: m, present: make([][]byte, m.Shards()), corrupt: make([]map[int]bool, m.Shards()), reasons: map[string]reason{}}
-}
-
-func (t *tally) add(r *api.VerifyReport) {
-	for _, s := range r.Shards {
-		if int(s.Shard) >= len(t.present) {
-			continue
-		}
-		blocks := int(t.m.Shard(s.Shard).Blocks)
-		if t.present[s.Shard] == nil {
-			t.present[s.Shard] = make([]byte, (blocks+7)/8)
-		}
-		have := s.Present
-		if have == nil {
-			have = bytes.Repeat([]byte{0xff}, (blocks+7)/8)
-		}
-		have = bytes.Clone(have)
-		for _, b := range s.Corrupt {
-			if b < 0 || b >= blocks {
-				continue
-			}
-			if b/8 < len(have) {
-				have[b/8] &^= 1 << (b % 8)
-			}
-			if t.corrupt[s.Shard] == nil {
-				t.corrupt[s.Shard] = map[int]bool{}
-			}
-			t.corrupt[s.Shard][b] = true
-		}
-		for i := range min(len(have), len(t.present[s.Shard])) {
-			t.present[s.Shard][i] |= have[i]
-		}
-	}
-	for _, f := range r.Failed {
-		if _, known := t.reasons[f.Path]; !known {
-			t.reasons[f.Path] = reason{f.Kind, f.Reason}
-		}
-	}
 }
 
 func (t *tally) has(n uint32, block int) bool {
@@ -249,13 +196,14 @@ func (t *tally) certificate() *api.Certificate {
 				if t.has(n, b) {
 					continue
 				}
-				bytes := min(mem.Bytes-int64(b-int(mem.FirstBlock))*stoker.BlockBytes, stoker.BlockBytes)
+				bytes := blockBytes(mem, b)
 				missing, missingOf[mem.Row] = missing+bytes, missingOf[mem.Row]+bytes
 				lost[mem.Row] = lost[mem.Row] || t.corrupt[n][b]
 			}
 		}
 	}
 	c.ResidentObjects, c.ResidentBytes = c.Objects-int64(len(lost)), c.Bytes-missing
+	c.Checksums, c.Workers, c.Wrong = t.sums, t.workers, t.wrongFiles()
 	for row, wrong := range lost {
 		f := t.failure(row, wrong)
 		c.Failed = append(c.Failed, f)
@@ -274,9 +222,15 @@ func (t *tally) certificate() *api.Certificate {
 	return c
 }
 
+// blockBytes is how many bytes of its object block b of a shard has.
+func blockBytes(mem manifest.Member, b int) int64 {
+	return min(mem.Bytes-int64(b-int(mem.FirstBlock))*stoker.BlockBytes, stoker.BlockBytes)
+}
+
 func (t *tally) failure(row manifest.Row, wrong bool) api.Failure {
 	path := api.EscapePath(t.m.Path(row))
 	if wrong {
+		t.refillable[path] = true
 		return api.Failure{Path: path, Kind: stoker.KindCorrupt.String(), Reason: "its bytes on a worker's disk do not match their checksum"}
 	}
 	if r, known := t.reasons[path]; known {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -154,7 +155,7 @@ func TestCertify(t *testing.T) {
 			for _, r := range reports {
 				x.addWorker(t).report = r
 			}
-			cert, err := x.Certify(t.Context(), VerifyInput{Dataset: "d", Generation: 3, Manifest: x.manifest, UFSBytes: 7, UFSRequests: 8, Refetched: api.Refetched{Lost: 9}}, true)
+			cert, err := x.Certify(t.Context(), VerifyInput{Dataset: "d", Generation: 3, Manifest: x.manifest, UFSBytes: 7, UFSRequests: 8, Refetched: api.Refetched{Lost: 9}, Deep: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -166,6 +167,10 @@ func TestCertify(t *testing.T) {
 				Dataset: "d", Generation: 3, Manifest: x.manifest, State: state, Objects: 43, Bytes: x.m.Bytes(), Seconds: cert.Seconds,
 				ResidentObjects: 43 - int64(len(c.failed)), ResidentBytes: x.m.Bytes() - c.missing, UFSBytes: 7, UFSRequests: 8,
 				Refetched: api.Refetched{Lost: 9}, Failed: append([]api.Failure{}, c.failed...), Unmountable: []api.Unmountable{},
+				Deep: true, Checksums: cert.Checksums, Workers: cert.Workers, Wrong: cert.Wrong, // see TestCertificateCountsEachWorker
+			}
+			if strings.Contains(name, "wrong") != (len(cert.Wrong) > 0) {
+				t.Errorf("wrong are %+v", cert.Wrong)
 			}
 			if !reflect.DeepEqual(cert, want) {
 				t.Errorf("got  %+v\nwant %+v", cert, want)
@@ -174,6 +179,51 @@ func TestCertify(t *testing.T) {
 				t.Errorf("asked for deep: %v", x.workers[0].deep)
 			}
 		})
+	}
+}
+
+// A certificate says what each worker has, with how many checksums, and of which
+// files it had wrong bytes, also where another one has right ones; a load that
+// is verified so may bring them again.
+func TestCertificateCountsEachWorker(t *testing.T) {
+	c := newCluster(t, 3)
+	blocks := int64(0)
+	for n := range uint32(c.m.Shards()) {
+		blocks += int64(c.m.Shard(n).Blocks)
+	}
+	_, big := c.where(t, "big")
+	c.workers[0].report = drop(c.all(), big[0])
+	mems, shards := c.where(t, "file-20")
+	b := c.all()
+	b.Shards[shards[0]].Corrupt = []int{int(mems[0].FirstBlock)}
+	b.ReadBlocks, b.ReadBytes = blocks-1, c.m.Bytes()-256<<10
+	c.workers[1].report = b
+	in := VerifyInput{Dataset: "d", Manifest: c.manifest, Deep: true}
+	cert, err := c.Certify(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	extent := int64(c.m.Shard(big[0]).Blocks)
+	want := []api.CertificateWorker{
+		{Worker: c.workers[0].ID, Shards: c.m.Shards() - 1, Blocks: blocks - extent, Bytes: c.m.Bytes() - 64*mib},
+		{Worker: c.workers[1].ID, Shards: c.m.Shards(), Blocks: blocks - 1, Bytes: c.m.Bytes() - 256<<10, WrongBlocks: 1},
+	}
+	slices.SortFunc(want, func(a, b api.CertificateWorker) int { return strings.Compare(a.Worker, b.Worker) })
+	if !reflect.DeepEqual(cert.Workers, want) {
+		t.Errorf("got  %+v\nwant %+v", cert.Workers, want)
+	}
+	if sums := (api.Checksums{Blocks: 2*blocks - extent - 1, ReadBlocks: blocks - 1, ReadBytes: c.m.Bytes() - 256<<10}); cert.Checksums != sums {
+		t.Errorf("checksums %+v, want %+v", cert.Checksums, sums)
+	}
+	if wrong := []api.WrongFile{{Path: "file-20", Worker: c.workers[1].ID}}; cert.State != api.CertificateReady || !cert.Deep || !reflect.DeepEqual(cert.Wrong, wrong) {
+		t.Errorf("%s, wrong %+v", cert.State, cert.Wrong)
+	}
+	a := c.all() // now wrong on both
+	a.Shards[shards[0]].Corrupt = b.Shards[shards[0]].Corrupt
+	c.workers[0].report = a
+	v, err := c.Verify(t.Context(), in)
+	if err != nil || v.State != api.CertificateFailed || !v.Again || v.Gone != 256<<10 {
+		t.Errorf("%+v, %v: what was wrong is out of use, and a load brings it again", v, err)
 	}
 }
 
@@ -209,7 +259,7 @@ func TestSilentWorkersAreNotCounted(t *testing.T) {
 	}
 	t.Run("no worker at all", func(t *testing.T) {
 		c := newCluster(t, 0)
-		cert, err := c.Certify(t.Context(), VerifyInput{Dataset: "d", Manifest: c.manifest}, false)
+		cert, err := c.Certify(t.Context(), VerifyInput{Dataset: "d", Manifest: c.manifest})
 		if err != nil || cert.State != api.CertificateFailed || cert.ResidentObjects != 1 || cert.ResidentBytes != 0 {
 			t.Errorf("%+v, %v: only the empty file is there", cert, err)
 		}

@@ -90,13 +90,14 @@ type Cache struct {
 	holds    holds
 	loads    loads
 	accounts accounts
+	checks   checks
 	gone     mourning
 	memory   *memory
 
 	mu       sync.Mutex
-	sets     map[stoker.ID]*Set     // +checklocks:mu
-	sums     map[stoker.ID]*[]int64 // +checklocks:mu — object bytes by shard
-	restored map[string]int64       // +checklocks:mu — promises of the last life that nobody has asked for since
+	sets     map[stoker.ID]*Set        // +checklocks:mu
+	sums     map[stoker.ID]*[]shardSum // +checklocks:mu — by shard
+	restored map[string]int64          // +checklocks:mu — promises of the last life that nobody has asked for since
 	started  time.Time
 
 	stop context.Context // ends every flight and load; cancelled by Close
@@ -117,7 +118,7 @@ func New(o Options) (*Cache, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Cache{o: o, sets: map[stoker.ID]*Set{}, sums: map[stoker.ID]*[]int64{}, memory: newMemory(o.MemoryBytes),
+	c := &Cache{o: o, sets: map[stoker.ID]*Set{}, sums: map[stoker.ID]*[]shardSum{}, memory: newMemory(o.MemoryBytes),
 		following: make(chan struct{}, followMost), readerWaits: readerWaits}
 	// Flights and loads outlive the requests that start them; Close ends them.
 	c.stop, c.end = context.WithCancel(context.Background())
@@ -157,7 +158,7 @@ type Set struct {
 	plan  atomic.Pointer[planner.Plan]
 	bases bases
 
-	sums atomic.Pointer[[]int64] // see objectBytes
+	sums atomic.Pointer[[]shardSum] // see sumOf
 }
 
 // slot is this worker's file of one shard, while it is open.

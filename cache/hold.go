@@ -35,7 +35,8 @@ type holding struct {
 	// come again: nothing is held by it, but the data goes last.
 	GraceUntil time.Time `json:"graceUntil,omitzero"`
 
-	mounts, loads int // not durable: a new life has none
+	mounts, loads int           // not durable: a new life has none
+	more          []api.Failure // behind Failed, which is bounded; not durable either
 }
 
 // graceAt is until when the data is evicted last; the zero time: not any more.
@@ -178,7 +179,7 @@ func (h *holds) noteFailures(st *store.Store, id stoker.ID, failed []api.Failure
 	if k == nil {
 		return
 	}
-	k.Failed = failed[:min(len(failed), maxFailures)]
+	k.Failed, k.more = failed[:min(len(failed), maxFailures)], failed[min(len(failed), maxFailures):min(len(failed), keptFailures)]
 	_ = h.saveLocked(st, k) // verify then says "not resident" without the reason
 }
 
@@ -186,7 +187,7 @@ func (h *holds) failures(id stoker.ID) []api.Failure {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if k := h.known[id]; k != nil {
-		return slices.Clone(k.Failed)
+		return slices.Concat(k.Failed, k.more)
 	}
 	return nil
 }
@@ -427,9 +428,12 @@ func (c *Cache) Holdings(ctx context.Context) ([]api.ManifestHolding, error) {
 	c.holds.mu.Lock()
 	var out []api.ManifestHolding
 	for id, k := range c.holds.known {
-		out = append(out, api.ManifestHolding{Manifest: id, Dataset: k.Dataset, Holders: c.holds.holdersLocked(id), WaitingSince: c.accounts.waiting(id)})
+		out = append(out, api.ManifestHolding{Manifest: id, Dataset: k.Dataset, Holders: c.holds.holdersLocked(id), WaitingSince: c.accounts.waiting(id), Check: c.checks.of(id)})
 	}
 	c.holds.mu.Unlock()
+	for i := range out {
+		out[i].Load = c.loads.running(out[i].Manifest)
+	}
 	states := map[stoker.ID]store.ShardState{}
 	for _, sh := range c.o.Store.Shards() {
 		states[sh.ID] = sh
@@ -447,8 +451,10 @@ func (c *Cache) Holdings(ctx context.Context) ([]api.ManifestHolding, error) {
 			if st.Present == st.Blocks {
 				out[i].Shards++
 				out[i].Bytes += s.objectBytes(uint32(n))
+				out[i].Objects += s.sumOf(uint32(n)).objects
 			} else if st.Present > 0 {
 				out[i].Bytes += s.residentBytes(uint32(n), 0, st.Blocks)
+				out[i].Objects += s.residentObjects(uint32(n))
 			}
 		}
 		if err := s.Close(); err != nil {

@@ -23,7 +23,7 @@ import (
 const (
 	pieceBlocks  = 8 << 20 / stoker.BlockBytes
 	pieceObjects = 32
-	maxFailures  = 1000 // api.LoadProgress.Failed
+	maxFailures  = 1000 // api.LoadProgress.Failed, and what is kept over restarts
 )
 
 type loadKey struct {
@@ -166,38 +166,6 @@ func (c *Cache) openPlan(ctx context.Context, planID stoker.ID, part int) (*plan
 	}
 	set.UsePlan(plan)
 	return plan, set, nil
-}
-
-// objectBytes is how many bytes of objects shard n has. All shards are added up
-// when first asked for, and remembered while the dataset is known here.
-func (s *Set) objectBytes(n uint32) int64 {
-	sums := s.sums.Load()
-	if sums == nil {
-		sums = s.c.sumsOf(s)
-		s.sums.Store(sums)
-	}
-	return (*sums)[n]
-}
-
-func (c *Cache) sumsOf(s *Set) *[]int64 {
-	c.mu.Lock()
-	known := c.sums[s.id]
-	c.mu.Unlock()
-	if known != nil {
-		return known
-	}
-	sums := make([]int64, len(s.slots))
-	var members []manifest.Member
-	for n := range sums {
-		members = s.man.Members(uint32(n), members[:0])
-		for _, m := range members {
-			sums[n] += m.Bytes
-		}
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.sums[s.id] = &sums
-	return &sums
 }
 
 // runLoad brings in shard after shard, o.Streams pieces at a time.

@@ -31,6 +31,7 @@ type Holder struct {
 	Leased          bool          `json:",omitempty"` // the workers know
 	Served          bool          `json:",omitempty"` // told Ready or Failed
 	Grace           time.Duration `json:",omitempty"` // see api.Lease
+	Deep            bool          `json:",omitempty"` // served when every byte was read again
 }
 
 // Lease is what the workers are told of a holder of a manifest.
@@ -49,6 +50,7 @@ type DatasetState struct {
 	Why        string    `json:",omitempty"` // Queued: what is missing
 	Holders    []Holder
 	PausedBy   string `json:",omitempty"` // who wants no load now; "" = nobody
+	Deep       bool   `json:",omitempty"` // all is there, and is read again
 }
 
 const (
@@ -181,7 +183,7 @@ func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, e
 	if i := d.find(in.Job); i >= 0 {
 		d.s.Holders = slices.Delete(d.s.Holders, i, i+1) // an earlier run of the job that could not leave
 	}
-	h := Holder{Job: in.Job, Owner: in.Owner, Run: in.Run, Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace}
+	h := Holder{Job: in.Job, Owner: in.Owner, Run: in.Run, Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep}
 	d.s.Holders = append(d.s.Holders, h)
 	d.resume()
 	d.changes++

@@ -44,6 +44,8 @@ type JobInput struct {
 	TTL time.Duration `json:",omitempty"`
 	// Grace is how long after its end the job may come again; see api.Lease.
 	Grace time.Duration `json:",omitempty"`
+	// Deep: it is Ready when every byte was read again.
+	Deep bool `json:",omitempty"`
 }
 
 func (in *JobInput) names() (names []string) {
@@ -225,7 +227,7 @@ func (j *job) join(ctx workflow.Context) {
 		workflow.Go(ctx, func(ctx workflow.Context) {
 			err := workflow.ExecuteActivity(briefly(ctx, time.Minute, 6), do.Join, activities.JoinInput{
 				Dataset: d.Name, Generation: d.Generation, Manifest: d.Manifest, Job: in.Job, Owner: in.Owner,
-				Run: runOf(ctx), Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace,
+				Run: runOf(ctx), Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep,
 			}).Get(ctx, nil)
 			if err != nil && ctx.Err() == nil {
 				j.s.Outcomes[i], j.changed = Outcome{State: api.JobFailed, Error: errorBody(err)}, true

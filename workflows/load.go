@@ -2,6 +2,7 @@ package workflows
 
 import (
 	"fmt"
+	"slices"
 
 	"go.temporal.io/sdk/workflow"
 
@@ -28,6 +29,9 @@ func (d *dataset) load(ctx workflow.Context) {
 		Dataset: d.s.Dataset, Generation: d.s.Generation, Manifest: d.s.Manifest, Started: workflow.Now(ctx)}}
 	for n := 1; ; n++ {
 		v, err := r.run(ctx)
+		if deep := d.deep(r.serving); err == nil && v.State == api.CertificateReady && len(deep) > 0 {
+			v, err = r.readAgain(ctx, v, deep)
+		}
 		again := n < maxRounds && ctx.Err() == nil && (err == nil && v.Again || isKind(err, stoker.KindTransient))
 		if again && workflow.Sleep(ctx, againAfter) == nil {
 			continue
@@ -124,6 +128,61 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 func (r *round) count(ctx workflow.Context, p activities.Planned) (v activities.Verified, err error) {
 	r.serving, r.verify.Plan = r.d.unserved(), p.Plan
 	return v, workflow.ExecuteActivity(working(ctx, 0, 3), do.Verify, r.verify).Get(ctx, &v)
+}
+
+// deep are those of some jobs that want every byte read again.
+func (d *dataset) deep(jobs []string) (deep []string) {
+	for _, job := range jobs {
+		if i := d.find(job); i >= 0 && d.s.Holders[i].Deep {
+			deep = append(deep, job)
+		}
+	}
+	return deep
+}
+
+// readAgain serves those who wait for no more than the data, and has every byte
+// read for the others. What turns out wrong is out of use, and loaded again.
+func (r *round) readAgain(ctx workflow.Context, found activities.Verified, deep []string) (activities.Verified, error) {
+	d := r.d
+	plain := slices.DeleteFunc(slices.Clone(r.serving), func(job string) bool { return slices.Contains(deep, job) })
+	d.settle(ctx, plain, Outcome{State: api.JobReady, Certificate: found.Certificate})
+	d.s.State, d.s.Deep, r.serving = api.JobWarming, true, deep
+	defer func() { d.s.Deep = false }()
+	in := r.verify
+	in.Deep = true
+	reading := workflow.ExecuteActivity(working(ctx, 0, 6), do.Verify, in)
+	r.serveNewcomers(ctx, reading)
+	var read activities.Verified
+	err := reading.Get(ctx, &read)
+	if err == nil && read.Again {
+		r.verify.Refetched.Lost += read.Gone
+	}
+	return read, err
+}
+
+// serveNewcomers counts for those who come while all is read and did not ask for
+// that. Once something is missing, they wait for the next round.
+func (r *round) serveNewcomers(ctx workflow.Context, reading workflow.Future) {
+	d := r.d
+	newcomers := func() (jobs []string) {
+		for _, h := range d.s.Holders {
+			if h.Leased && !h.Served && !h.Deep && h.Replicas <= 1 {
+				jobs = append(jobs, h.Job)
+			}
+		}
+		return jobs
+	}
+	for workflow.Await(ctx, func() bool { return reading.IsReady() || len(newcomers()) > 0 }) == nil && !reading.IsReady() {
+		jobs := newcomers()
+		in := activities.VerifyInput{Dataset: d.s.Dataset, Generation: d.s.Generation, Manifest: d.s.Manifest, Started: workflow.Now(ctx)}
+		var v activities.Verified
+		err := workflow.ExecuteActivity(working(ctx, 0, 3), do.Verify, in).Get(ctx, &v)
+		if err != nil || v.State != api.CertificateReady {
+			return
+		}
+		d.settle(ctx, jobs, Outcome{State: api.JobReady, Certificate: v.Certificate})
+		d.s.State = api.JobWarming
+	}
 }
 
 // awaitAway waits until workers that went away after they had loaded their

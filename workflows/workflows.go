@@ -59,8 +59,12 @@ const (
 	loadTries = 50
 )
 
-// working is for those that may take long; silence 0: they tell no progress.
+// working is for those that may take long; silence 0: they tell no progress,
+// only that they are alive, so that one whose controller died is begun anew.
 func working(ctx workflow.Context, silence time.Duration, attempts int32) workflow.Context {
+	if silence == 0 {
+		silence = listSilence
+	}
 	retry := activities.Retry
 	retry.MaximumAttempts = attempts
 	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{

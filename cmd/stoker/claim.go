@@ -75,6 +75,7 @@ Exit code 75 says that nobody answers now: run it again.`,
 	fs.DurationVar(&f.deadline, "deadline", 0, "from submission on, such as 90s or 10m (default none)")
 	fs.BoolVar(&req.Sync, "sync", false, "list the datasets again first")
 	fs.StringVar(&req.Layout, "layout", "auto", "auto or spread")
+	verifyFlag(cmd, &req.Verify)
 	fs.DurationVar(&f.ttl, "ttl", 24*time.Hour, "how long it lives if it is neither repeated nor released")
 	fs.DurationVar(&f.grace, "grace", 0, "how long after its release the data is evicted only after what nobody wanted (default the controller's)")
 	return cmd
@@ -99,6 +100,9 @@ func (f *claimFlags) read(cmd *cobra.Command, req *api.ClaimRequest) error {
 		return usagef(cmd, "--grace %v: want 0 to %v", f.grace, maxGrace)
 	}
 	if err := checkJobID(req.Job); err != nil {
+		return err
+	}
+	if err := checkVerify(cmd, req.Verify); err != nil {
 		return err
 	}
 	for _, d := range f.datasets {

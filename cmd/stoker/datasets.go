@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stoker.dev"
+	"stoker.dev/cmd/stoker/internal/live"
 	"stoker.dev/internal/api"
 )
 
@@ -162,10 +163,11 @@ func (a *app) verifyCommand() *cobra.Command {
 		Short: "compare what the workers truly have on disk with the manifest",
 		Long: `Asks every worker which files it has, how long they are and which checksums are
 recorded, and counts that against the manifest. With --deep every byte is read
-and checked. Exit code 4 if something is missing, 6 if bytes are wrong; what was
-wrong is taken out of use, so that 'stoker preload' brings it in again.`,
+from every worker's disk and compared with the checksum of its block. Exit code 4
+if something is missing, 6 if a worker had wrong bytes, whose files are named; they
+are out of use since, and 'stoker preload' brings them in again.`,
 		Example: `  stoker verify imagenet
-  stoker verify imagenet --deep -o json | jq .failed`,
+  stoker verify imagenet --deep -o json | jq '.failed, .wrong'`,
 		Args: oneArg("a dataset's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ref, err := datasetArg(args[0])
@@ -183,6 +185,12 @@ wrong is taken out of use, so that 'stoker preload' brings it in again.`,
 				return err
 			}
 			err = a.certified(cert, nil)
+			for _, f := range cert.Wrong[:min(len(cert.Wrong), maxListed)] {
+				a.console.Note("%s: wrong bytes on worker %s", f.Path, live.ShortID(f.Worker))
+			}
+			if n := len(cert.Wrong) - maxListed; n > 0 {
+				a.console.Note("and %d more files with wrong bytes: -o json lists them all", n)
+			}
 			if wrongBytes(cert) {
 				err = stoker.Errorf(stoker.KindCorrupt, "dataset", refName(ref), "wrong bytes were found: run 'stoker preload %s --wait' to bring them in again", ref.Name)
 			}
@@ -193,9 +201,9 @@ wrong is taken out of use, so that 'stoker preload' brings it in again.`,
 	return cmd
 }
 
-// wrongBytes reports whether a verify found any.
+// wrongBytes reports whether a verify found any, on whichever worker.
 func wrongBytes(cert *api.Certificate) bool {
-	return slices.ContainsFunc(cert.Failed, func(f api.Failure) bool { return f.Kind == stoker.KindCorrupt.String() })
+	return len(cert.Wrong) > 0 || slices.ContainsFunc(cert.Failed, func(f api.Failure) bool { return f.Kind == stoker.KindCorrupt.String() })
 }
 
 // certified prints a certificate and returns the error that it stands for.

@@ -152,6 +152,7 @@ func (a *app) preloadCommand() *cobra.Command {
 	var wait, sync bool
 	var steer steering
 	var replicas int
+	var verify string
 	cmd := &cobra.Command{
 		Use:   "preload DATASET[@GEN]|URI",
 		Short: "bring a dataset onto the workers, and leave it there evictable",
@@ -165,7 +166,7 @@ another job needs the data; what is there stays. --stop drops your preloads of t
 dataset, and the load goes on only if a job needs it.`,
 		Example: `  stoker preload imagenet --wait
   stoker preload imagenet --wait -o json | jq .residentBytes
-  stoker preload imagenet --replicas 2
+  stoker preload imagenet --replicas 2 --verify deep
   stoker preload imagenet --pause`,
 		Args: oneArg("a dataset's name, or a URI"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -183,7 +184,10 @@ dataset, and the load goes on only if a job needs it.`,
 			if replicas < 1 || replicas > maxReplicas {
 				return usagef(cmd, "--replicas %d: want 1 to %d", replicas, maxReplicas)
 			}
-			return a.preload(cmd.Context(), api.ClaimRequest{Job: stoker.NewToken()[:12], Datasets: []api.DatasetRef{ref}, Preload: true, Replicas: replicas, Sync: sync}, wait)
+			if err := checkVerify(cmd, verify); err != nil {
+				return err
+			}
+			return a.preload(cmd.Context(), api.ClaimRequest{Job: stoker.NewToken()[:12], Datasets: []api.DatasetRef{ref}, Preload: true, Replicas: replicas, Sync: sync, Verify: verify}, wait)
 		},
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait for the certificate and print it")
@@ -192,7 +196,20 @@ dataset, and the load goes on only if a job needs it.`,
 	cmd.Flags().BoolVar(&steer.resume, "resume", false, "go on with a paused load")
 	cmd.Flags().BoolVar(&steer.stop, "stop", false, "drop your preloads of the dataset")
 	cmd.Flags().IntVar(&replicas, "replicas", 1, "workers that hold each shard")
+	verifyFlag(cmd, &verify)
 	return cmd
+}
+
+// verifyFlag lets a job ask for more than that each block is there.
+func verifyFlag(cmd *cobra.Command, verify *string) {
+	cmd.Flags().StringVar(verify, "verify", "", "deep: Ready only when every byte was read again from the workers' disks and matches its checksum")
+}
+
+func checkVerify(cmd *cobra.Command, verify string) error {
+	if verify != "" && verify != api.VerifyDeep {
+		return usagef(cmd, "--verify %q: want deep", verify)
+	}
+	return nil
 }
 
 func (a *app) preload(ctx context.Context, req api.ClaimRequest, wait bool) error {

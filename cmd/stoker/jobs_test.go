@@ -37,7 +37,7 @@ const (
 	jobNames     = "job state owner datasets bytes residentBytes etaSeconds"
 	workerNames  = "id incarnation address socket pid state capacityBytes usedBytes reservedBytes"
 	datasetNames = "name uris owner generation manifest objects bytes residentBytes listedAt"
-	certNames    = "dataset generation manifest state objects bytes residentObjects residentBytes ufsRequests ufsBytes refetched seconds failed unmountable"
+	certNames    = "dataset generation manifest state objects bytes residentObjects residentBytes ufsRequests ufsBytes refetched seconds failed unmountable checksums"
 )
 
 func TestListsAsJSON(t *testing.T) {

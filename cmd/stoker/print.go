@@ -107,6 +107,9 @@ func (a *app) printDetail(d *api.DatasetDetail) error {
 		row(w, "resident", fmt.Sprintf("%s (%d %%)", api.HumanBytes(d.ResidentBytes), percent(d.ResidentBytes, d.Bytes)))
 		row(w, "shards", d.Shards)
 		row(w, "holders", strings.Join(d.Holders, ", "))
+		if d.Load != nil {
+			loadRows(w, d.Load)
+		}
 		pinRows(w, d.Name, d.Pins)
 		unmountableRows(w, d.Unmountable)
 	})
@@ -139,36 +142,6 @@ func unmountableRows(w io.Writer, list []api.Unmountable) {
 	}
 }
 
-func (a *app) printJob(st *api.JobStatus) error {
-	st.Datasets = orEmpty(st.Datasets)
-	return a.print(st, func(w io.Writer) {
-		row(w, "job", st.Job)
-		row(w, "state", st.State)
-		row(w, "owner", st.Owner)
-		row(w, "submitted", when(st.Submitted))
-		row(w, "resident", fmt.Sprintf("%s of %s (%d %%)", api.HumanBytes(st.ResidentBytes), api.HumanBytes(st.Bytes), percent(st.ResidentBytes, st.Bytes)))
-		if !api.Settled(st.State) {
-			row(w, "rate", api.HumanBytes(int64(st.BytesPerSec))+"/s")
-			row(w, "eta", eta(st.ETASeconds))
-			if !st.WaitingSince.IsZero() {
-				row(w, "store", "has not answered since "+when(st.WaitingSince))
-			}
-		}
-		for _, d := range st.Datasets {
-			row(w, "dataset", fmt.Sprintf("%s, %s of %s, listed %s", refName(d.DatasetRef), api.HumanBytes(d.ResidentBytes), api.HumanBytes(d.Bytes), when(d.ListedAt)))
-		}
-		if !st.ExpiresAt.IsZero() {
-			row(w, "expires", when(st.ExpiresAt))
-		}
-		if st.State == api.JobGrace {
-			row(w, "grace until", when(st.GraceUntil))
-		}
-		if st.Error != nil {
-			row(w, "error", st.Error.Message)
-		}
-	})
-}
-
 func (a *app) printCertificate(c *api.Certificate) error {
 	c.Failed, c.Unmountable = orEmpty(c.Failed), orEmpty(c.Unmountable)
 	return a.print(c, func(w io.Writer) {
@@ -182,10 +155,30 @@ func (a *app) printCertificate(c *api.Certificate) error {
 			row(w, "refetched", fmt.Sprintf("lost %s, retry %s, hedge %s, bypass %s",
 				api.HumanBytes(r.Lost), api.HumanBytes(r.Retry), api.HumanBytes(r.Hedge), api.HumanBytes(r.Bypass)))
 		}
+		row(w, "checksums", checksums(c))
+		for _, x := range c.Workers {
+			row(w, "worker", workerHas(x))
+		}
 		row(w, "seconds", fmt.Sprintf("%.1f", c.Seconds))
 		row(w, "failed", len(c.Failed))
 		unmountableRows(w, c.Unmountable)
 	})
+}
+
+// checksums says how the bytes of a certificate were checked.
+func checksums(c *api.Certificate) string {
+	if c.Deep {
+		return fmt.Sprintf("%d of %d blocks read again and right, %s", c.Checksums.ReadBlocks, c.Checksums.Blocks, api.HumanBytes(c.Checksums.ReadBytes))
+	}
+	return fmt.Sprintf("%d blocks recorded", c.Checksums.Blocks)
+}
+
+func workerHas(x api.CertificateWorker) string {
+	line := fmt.Sprintf("%s: %s in %d blocks of %d shards", live.ShortID(x.Worker), api.HumanBytes(x.Bytes), x.Blocks, x.Shards)
+	if x.WrongBlocks > 0 {
+		line += fmt.Sprintf(", %d wrong", x.WrongBlocks)
+	}
+	return line
 }
 
 // listFailures names what is not resident, on stderr.

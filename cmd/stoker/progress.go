@@ -38,6 +38,7 @@ type progress struct {
 	percent  int       // +checklocks:mu — of the last line
 	line     string    // +checklocks:mu — the last one
 	why      string    // +checklocks:mu — what a queued job waits for
+	stage    string    // +checklocks:mu — what percent is of; "" = the first
 }
 
 // news is what is known now.
@@ -114,9 +115,16 @@ func (p *progress) Event(e api.Event) {
 	case e.Load != nil:
 		l := e.Load
 		p.show(p.bar("loading", l.Bytes, l.TotalBytes, 0, -1, ""), percent(l.Bytes, l.TotalBytes))
+	case e.Check != nil:
+		p.check(*e.Check)
 	case e.Job != nil:
 		p.Job(*e.Job)
 	}
+}
+
+// check shows how far a deep verification is.
+func (p *progress) check(c api.CheckProgress) {
+	p.show(p.bar("verifying", c.Bytes, c.TotalBytes, 0, -1, askDoctor), percent(c.Bytes, c.TotalBytes))
 }
 
 func listed(l api.ListProgress) string {
@@ -143,9 +151,23 @@ func (p *progress) Job(st api.JobStatus) {
 		ask = ""
 		p.queued(st)
 	}
+	if st.Check != nil {
+		p.percentFrom("verifying")
+		p.check(*st.Check)
+		return
+	}
 	now := p.bar(strings.ToLower(st.State), st.ResidentBytes, st.Bytes, st.BytesPerSec, st.ETASeconds, ask)
 	now.silent = st.WaitingSince
 	p.show(now, percent(st.ResidentBytes, st.Bytes))
+}
+
+// percentFrom begins anew with what is counted from 0 again.
+func (p *progress) percentFrom(stage string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stage != stage {
+		p.stage, p.percent = stage, 0
+	}
 }
 
 // queued says what a job waits for, once for each answer.

@@ -23,8 +23,10 @@ import (
 
 // statusFlags are those of status.
 type statusFlags struct {
-	watch, wide bool
-	interval    time.Duration
+	watch, wide, failed bool
+	interval            time.Duration
+	after               string
+	limit               int
 }
 
 const (
@@ -47,12 +49,16 @@ drawn over the whole screen until Ctrl-C (exit code 130), and leaves it as it
 was; elsewhere a block is printed when something changed, with -o json one line
 of JSON, with -o yaml one document.
 
+With --failed it lists the objects of a dataset that its loads could not bring
+in, and why, by path: --limit of them, from the first or behind the path --after.
+
 Names that do not fit into the terminal end in an ellipsis; --wide, a pipe, and
 -o json or yaml show all of them.`,
 		Example: `  stoker status
   stoker status imagenet
   stoker status --watch
   stoker status train-17 --watch --interval 5s
+  stoker status imagenet --failed --limit 100
   stoker status -o json | jq '.workers[] | {id, ufs: .reads.ufsBytes}'`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
@@ -61,7 +67,7 @@ Names that do not fit into the terminal end in an ellipsis; --wide, a pipe, and
 			if cmd.Flags().Changed("interval") && (!f.watch || f.interval < leastEvery) {
 				return usagef(cmd, "--interval %v: goes with --watch, and is %v or more", f.interval, leastEvery)
 			}
-			return nil
+			return f.paging(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.status(cmd.Context(), f, strings.Join(args, ""))
@@ -69,6 +75,9 @@ Names that do not fit into the terminal end in an ellipsis; --wide, a pipe, and
 	}
 	cmd.Flags().BoolVarP(&f.watch, "watch", "w", false, "stay, and show it anew again and again")
 	cmd.Flags().DurationVar(&f.interval, "interval", 0, "with --watch: how often (default 1s on a terminal, 5s elsewhere)")
+	cmd.Flags().BoolVar(&f.failed, "failed", false, "list the objects that could not be brought in")
+	cmd.Flags().StringVar(&f.after, "after", "", "with --failed: those behind this `PATH`")
+	cmd.Flags().IntVar(&f.limit, "limit", api.DefaultPage, "with --failed: how many at most")
 	wideFlag(cmd, &f.wide)
 	return cmd
 }
@@ -82,6 +91,8 @@ func (a *app) status(ctx context.Context, f statusFlags, name string) error {
 	switch {
 	case err != nil:
 		return err
+	case f.failed:
+		return a.listFailed(ctx, c, f, name)
 	case f.watch:
 		return a.watchStatus(ctx, c, f, name)
 	case name != "":

@@ -74,6 +74,9 @@ fail gives up (exit code 9 for the deadline).`,
 			if err := s.checkFlags(cmd, deadline); err != nil {
 				return err
 			}
+			if err := checkVerify(cmd, s.req.Verify); err != nil {
+				return err
+			}
 			if cmd.Flags().Changed("deadline") {
 				seconds := deadline.Seconds()
 				s.req.DeadlineSeconds = &seconds
@@ -95,6 +98,7 @@ fail gives up (exit code 9 for the deadline).`,
 	f.DurationVar(&grace, "grace", 0, "how long after its end the data is evicted only after what nobody wanted (default the controller's)")
 	f.BoolVar(&s.req.Sync, "sync", false, "list the datasets again first")
 	f.StringVar(&s.req.Layout, "layout", "auto", "auto or spread")
+	verifyFlag(cmd, &s.req.Verify)
 	f.StringVar(&s.req.Job, "job-id", "", "id of the job (default a generated one)")
 	f.StringVar(&s.view, "view", "auto", "auto or tree")
 	return cmd

@@ -138,6 +138,16 @@ func (c *Controller) Verify(ctx context.Context, name string, deep bool, each fu
 	return e.Certificate, err
 }
 
+// Failed asks for a page of the objects that the loads of a dataset could not
+// bring in; name may end in @GEN.
+func (c *Controller) Failed(ctx context.Context, name, after string, limit int) (FailurePage, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return FailurePage{}, err
+	}
+	return get[FailurePage](ctx, c.c, answerTimeout, http.MethodGet, "/v1/datasets/"+seg+"/failed?"+page(after, limit), nil)
+}
+
 // Evict gives the space of a dataset back.
 func (c *Controller) Evict(ctx context.Context, name string, force bool) (EvictReport, error) {
 	seg, err := segment("dataset", name)

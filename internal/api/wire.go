@@ -60,6 +60,38 @@ type Certificate struct {
 	Seconds         float64       `json:"seconds"`
 	Failed          []Failure     `json:"failed"`      // never null
 	Unmountable     []Unmountable `json:"unmountable"` // never null
+	// Deep: every byte on every worker was read again and compared with its
+	// checksum; else each block was found with its length and checksum recorded.
+	Deep bool `json:"deep,omitempty"`
+	// Checksums counts blocks with a recorded checksum, copies on several
+	// workers each.
+	Checksums Checksums           `json:"checksums"`
+	Workers   []CertificateWorker `json:"workers,omitempty"` // those that have some of it, by id
+	Wrong     []WrongFile         `json:"wrong,omitempty"`   // by path; resident all the same if another worker has them right
+}
+
+// Checksums counts blocks whose checksums stand behind a certificate. An object
+// byte that is in no block does not exist: empty files need none.
+type Checksums struct {
+	Blocks     int64 `json:"blocks"`               // on disk, of their right length, with a recorded checksum
+	ReadBlocks int64 `json:"readBlocks,omitempty"` // of them: read again, and right
+	ReadBytes  int64 `json:"readBytes,omitempty"`
+}
+
+// CertificateWorker is what one worker has of a dataset.
+type CertificateWorker struct {
+	Worker      string `json:"worker"`
+	Shards      int    `json:"shards"` // of which it has at least a block
+	Blocks      int64  `json:"blocks"`
+	Bytes       int64  `json:"bytes"` // of objects
+	WrongBlocks int    `json:"wrongBlocks,omitempty"`
+}
+
+// WrongFile is an object of which a worker had wrong bytes. They are out of use
+// since they were found.
+type WrongFile struct {
+	Path   string `json:"path"` // as in Failure
+	Worker string `json:"worker"`
 }
 
 // Job states that users see (design: Planned to Released).
@@ -106,7 +138,14 @@ type ClaimRequest struct {
 	// GraceSeconds is how long after its release the data is evicted only after
 	// what nobody wanted; nil = as the controller has it.
 	GraceSeconds *float64 `json:"graceSeconds,omitempty"`
+	// Verify "deep": the data is Ready when every byte on every worker was read
+	// again and matches its checksum; "" = when each is there with its checksum
+	// recorded.
+	Verify string `json:"verify,omitempty"`
 }
+
+// VerifyDeep is ClaimRequest.Verify.
+const VerifyDeep = "deep"
 
 // RenewRequest is the body of POST /v1/jobs/{job}/renew.
 type RenewRequest struct {
@@ -121,6 +160,39 @@ type JobDataset struct {
 	Bytes         int64        `json:"bytes"`
 	ResidentBytes int64        `json:"residentBytes"`
 	Certificate   *Certificate `json:"certificate,omitempty"`
+	Load          *LoadStatus  `json:"load,omitempty"` // that runs for it
+}
+
+// LoadStatus is a load that runs, or waits to. What is resident is counted on
+// the disks of live workers, each copy; of a load of several copies a part.
+type LoadStatus struct {
+	State           string         `json:"state"` // Planned, Queued or Warming
+	Objects         int64          `json:"objects"`
+	ResidentObjects int64          `json:"residentObjects"`
+	Bytes           int64          `json:"bytes"`
+	ResidentBytes   int64          `json:"residentBytes"`
+	BytesPerSec     float64        `json:"bytesPerSecond"`
+	ETASeconds      float64        `json:"etaSeconds"`              // -1 = unknown
+	FailedObjects   int            `json:"failedObjects,omitempty"` // so far
+	WaitingSince    time.Time      `json:"waitingSince,omitzero"`   // since then the UFS does not answer
+	PausedBy        string         `json:"pausedBy,omitempty"`
+	Check           *CheckProgress `json:"check,omitempty"` // all is resident, and read again
+	Workers         []LoadWorker   `json:"workers"`         // those that have some of it or load it, by id
+}
+
+// LoadWorker is what one worker does in a load.
+type LoadWorker struct {
+	Worker        string    `json:"worker"`
+	Objects       int64     `json:"objects"` // whole ones, as in ManifestHolding
+	ResidentBytes int64     `json:"residentBytes"`
+	BytesPerSec   float64   `json:"bytesPerSecond"`
+	LoadedBytes   int64     `json:"loadedBytes,omitempty"`   // of the parts that it loads now
+	LoadBytes     int64     `json:"loadBytes,omitempty"`     // all of them; 0 = it loads nothing now
+	UFSBytes      int64     `json:"ufsBytes,omitempty"`      // that those loads fetched
+	FailedObjects int       `json:"failedObjects,omitempty"` // in those loads so far
+	WaitingSince  time.Time `json:"waitingSince,omitzero"`   // since then the UFS does not answer it
+	CheckedBytes  int64     `json:"checkedBytes,omitempty"`  // read again, of checkTotalBytes
+	CheckAllBytes int64     `json:"checkTotalBytes,omitempty"`
 }
 
 // JobStatus is GET /v1/jobs/{job}, and a line of its watch stream.
@@ -135,20 +207,26 @@ type JobStatus struct {
 	BytesPerSec   float64      `json:"bytesPerSecond"`
 	Submitted     time.Time    `json:"submitted"`
 	WaitingSince  time.Time    `json:"waitingSince,omitzero"` // since then the UFS does not answer a load that runs for it
-	Error         *ErrorBody   `json:"error,omitempty"`       // Failed: why
-	ExpiresAt     time.Time    `json:"expiresAt,omitzero"`    // of a hook's claim, unless it is repeated
-	GraceUntil    time.Time    `json:"graceUntil,omitzero"`   // of one that was released
+	// Check is how far a deep verification is that the job waits for: all is
+	// resident then.
+	Check      *CheckProgress `json:"check,omitempty"`
+	Deadline   time.Time      `json:"deadline,omitzero"`   // by which it wants its data, while that is not there
+	Error      *ErrorBody     `json:"error,omitempty"`     // Failed: why
+	ExpiresAt  time.Time      `json:"expiresAt,omitzero"`  // of a hook's claim, unless it is repeated
+	GraceUntil time.Time      `json:"graceUntil,omitzero"` // of one that was released
 }
 
 // JobLine is one element of `stoker jobs -o json`.
 type JobLine struct {
-	Job           string   `json:"job"`
-	State         string   `json:"state"`
-	Owner         string   `json:"owner"`
-	Datasets      []string `json:"datasets"`
-	Bytes         int64    `json:"bytes"`
-	ResidentBytes int64    `json:"residentBytes"`
-	ETASeconds    float64  `json:"etaSeconds"`
+	Job           string    `json:"job"`
+	State         string    `json:"state"`
+	Owner         string    `json:"owner"`
+	Datasets      []string  `json:"datasets"`
+	Bytes         int64     `json:"bytes"`
+	ResidentBytes int64     `json:"residentBytes"`
+	ETASeconds    float64   `json:"etaSeconds"`
+	BytesPerSec   float64   `json:"bytesPerSecond,omitempty"`
+	Deadline      time.Time `json:"deadline,omitzero"` // of one whose data is not there yet
 }
 
 // WorkerInfo is one element of `stoker workers -o json`.
@@ -245,6 +323,7 @@ type DatasetDetail struct {
 	Unchanged   bool           `json:"unchanged,omitempty"` // a sync found what the generation has
 	Changes     *ChangeCounts  `json:"changes,omitempty"`   // what a sync found since the generation before
 	NextSync    time.Time      `json:"nextSync,omitzero"`   // by its schedule
+	Load        *LoadStatus    `json:"load,omitempty"`      // that runs or waits
 }
 
 // Tally counts files and links, and their bytes.
@@ -322,6 +401,7 @@ type Event struct {
 	Job         *JobStatus     `json:"job,omitempty"`
 	Dataset     *DatasetDetail `json:"dataset,omitempty"`
 	Certificate *Certificate   `json:"certificate,omitempty"`
+	Check       *CheckProgress `json:"check,omitempty"`
 	Error       *ErrorBody     `json:"error,omitempty"`
 }
 
@@ -412,6 +492,17 @@ type VerifyReport struct {
 	Worker string        `json:"worker"`
 	Shards []ShardReport `json:"shards"`
 	Failed []Failure     `json:"failed,omitempty"` // why objects were not brought in by the last loads here
+	// ReadBlocks and ReadBytes, of a deep one, were read again and match their
+	// checksums.
+	ReadBlocks int64 `json:"readBlocks,omitempty"`
+	ReadBytes  int64 `json:"readBytes,omitempty"`
+}
+
+// CheckProgress is how far a deep verification is: object bytes that were read
+// again, of those to read. Copies count each.
+type CheckProgress struct {
+	Bytes      int64 `json:"bytes"`
+	TotalBytes int64 `json:"totalBytes"`
 }
 
 // EvictRequest is the body of POST /v1/evict on a worker, and of
@@ -467,6 +558,29 @@ type ManifestHolding struct {
 	Holders  []string  `json:"holders"`
 	// WaitingSince is since when the UFS does not answer the loads of it.
 	WaitingSince time.Time `json:"waitingSince,omitzero"`
+	// Check is how far a deep verification is that runs.
+	Check *CheckProgress `json:"check,omitempty"`
+	// Objects are those that are whole in what is here; one of several shards
+	// counts with its end.
+	Objects int64        `json:"objects"`
+	Load    *HoldingLoad `json:"load,omitempty"` // the loads that run
+}
+
+// HoldingLoad is how far the loads of a manifest are on one worker.
+type HoldingLoad struct {
+	Bytes         int64 `json:"bytes"`      // object bytes of its part that are resident
+	TotalBytes    int64 `json:"totalBytes"` // of its part
+	UFSBytes      int64 `json:"ufsBytes"`
+	UFSRequests   int64 `json:"ufsRequests"`
+	FailedObjects int   `json:"failedObjects,omitempty"`
+}
+
+// FailurePage is GET /v1/datasets/{name}/failed, and GET
+// /v1/manifests/{manifest}/failed on a worker.
+type FailurePage struct {
+	Failed []Failure `json:"failed"`         // by path
+	Next   string    `json:"next,omitempty"` // ask for those after this path; absent = there are no more
+	Total  int       `json:"total"`          // on a worker all it knows of; of a dataset the sum over the workers
 }
 
 // ReadCounters counts where bytes came from since the worker started.

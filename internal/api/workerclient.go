@@ -96,6 +96,11 @@ func (w *WorkerClient) Verify(ctx context.Context, req VerifyRequest) (VerifyRep
 	return get[VerifyReport](ctx, w.c, timeout, http.MethodPost, "/v1/verify", req)
 }
 
+// Failures asks which objects of a manifest the worker could not have.
+func (w *WorkerClient) Failures(ctx context.Context, id stoker.ID, after string, limit int) (FailurePage, error) {
+	return get[FailurePage](ctx, w.c, answerTimeout, http.MethodGet, "/v1/manifests/"+id.String()+"/failed?"+page(after, limit), nil)
+}
+
 // Evict frees what the worker has of a manifest; Held names the holders.
 func (w *WorkerClient) Evict(ctx context.Context, req EvictRequest) (EvictReport, error) {
 	return get[EvictReport](ctx, w.c, workTimeout, http.MethodPost, "/v1/evict", req)

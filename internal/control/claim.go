@@ -101,7 +101,7 @@ func (c *Controller) repeat(ctx context.Context, req *api.ClaimRequest, there wo
 		return nil, err
 	}
 	there.Renewed = time.Now().UTC()
-	return c.jobStatus(ctx, there, false)
+	return c.jobStatus(ctx, there, inBrief)
 }
 
 // replace ends the claim of an earlier submission.

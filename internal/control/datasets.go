@@ -238,6 +238,9 @@ func (c *Controller) detail(ctx context.Context, d *resolved) (*api.DatasetDetai
 	out.Pins = shownPins(pins.InForce(time.Now()))
 	out.Holders = heldBy(ws, pins, d.Manifest)
 	c.nextSync(ctx, out)
+	if state, ok := c.phases.get(ctx, d.Manifest); ok {
+		out.Load = c.loadStatus(ctx, state, d.Bytes, true)
+	}
 	for _, r := range d.entry.Roots {
 		out.Locations = append(out.Locations, r.Location)
 	}
@@ -257,7 +260,13 @@ func (c *Controller) verify(w http.ResponseWriter, r *http.Request) error {
 		return stoker.Errorf(stoker.KindInvalid, "verify", d.Name, "deep=%q: want true or false", r.URL.Query().Get("deep"))
 	}
 	stream := api.NewStream(w)
-	cert, err := c.acts.Certify(r.Context(), activities.VerifyInput{Dataset: d.Name, Generation: d.Number, Manifest: d.Manifest}, deep)
+	in := activities.VerifyInput{Dataset: d.Name, Generation: d.Number, Manifest: d.Manifest, Deep: deep}
+	tell := func() {}
+	if deep {
+		tell = c.tellChecks(r.Context(), d.Manifest, stream)
+	}
+	cert, err := c.acts.Certify(r.Context(), in)
+	tell()
 	if err == nil {
 		err = stream.Send(api.Event{Certificate: cert})
 	}
@@ -265,6 +274,32 @@ func (c *Controller) verify(w http.ResponseWriter, r *http.Request) error {
 		stream.Fail(err)
 	}
 	return nil
+}
+
+// tellChecks sends how far a deep verification is, until stop is called.
+func (c *Controller) tellChecks(ctx context.Context, id stoker.ID, stream *api.Stream) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(watchEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			var st api.LoadStatus
+			if c.loads.status(ctx, id, 1, 0, &st) && st.Check != nil && ctx.Err() == nil {
+				_ = stream.Send(api.Event{Check: st.Check}) // whoever has gone ends the request
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 func (c *Controller) evict(w http.ResponseWriter, r *http.Request) error {

@@ -46,6 +46,8 @@ func checkClaim(req *api.ClaimRequest) error {
 		return bad("layout %q: want auto or spread", req.Layout)
 	case req.Replicas < 0 || req.Replicas > maxReplicas:
 		return bad("%d replicas: want 1 to %d", req.Replicas, maxReplicas)
+	case req.Verify != "" && req.Verify != api.VerifyDeep:
+		return bad("verify %q: want deep, or nothing", req.Verify)
 	case req.DeadlineSeconds != nil && (*req.DeadlineSeconds < 0 || math.IsNaN(*req.DeadlineSeconds) || *req.DeadlineSeconds > 1e9):
 		return bad("a deadline of %v seconds", *req.DeadlineSeconds)
 	}
@@ -105,7 +107,7 @@ func sameClaim(a, b workflows.JobInput) bool {
 // start resolves what a claim names and begins its workflow.
 func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted time.Time, stream *api.Stream) (*api.JobStatus, error) {
 	in := workflows.JobInput{Job: req.Job, Owner: req.Owner, OnMiss: req.OnMiss, Submitted: submitted, Preload: req.Preload, Replicas: req.Replicas, Nonce: req.Nonce,
-		TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Grace: c.grace(req)}
+		TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Grace: c.grace(req), Deep: req.Verify == api.VerifyDeep}
 	if req.DeadlineSeconds != nil {
 		in.Deadline = submitted.Add(time.Duration(*req.DeadlineSeconds * float64(time.Second)))
 	}
@@ -140,7 +142,7 @@ func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted
 	if err != nil {
 		return nil, err
 	}
-	return c.jobStatus(ctx, s, false)
+	return c.jobStatus(ctx, s, inBrief)
 }
 
 // begun is a job of which no more is known than what it claims.
@@ -161,7 +163,7 @@ func (c *Controller) granted(ctx context.Context, in workflows.JobInput) (*api.J
 		if err != nil {
 			return nil, err
 		}
-		st, err := c.jobStatus(ctx, s, false)
+		st, err := c.jobStatus(ctx, s, inBrief)
 		switch {
 		case err != nil:
 			return nil, err
@@ -210,15 +212,25 @@ func (c *Controller) resolve(ctx context.Context, ref api.DatasetRef, sync bool,
 	return &workflows.JobDataset{Name: ref.Name, Manifest: f.Manifest, Bytes: f.Bytes, ListedAt: f.ListedAt, Dir: ref.Dir}, nil
 }
 
-// jobStatus completes what a job's workflow knows with how far its loads are;
-// full adds the certificates.
-func (c *Controller) jobStatus(ctx context.Context, s workflows.JobState, full bool) (*api.JobStatus, error) {
+// detail is how much is said of a job.
+type detail int
+
+const (
+	inBrief   detail = iota
+	withLoads        // how far they are on each worker
+	inFull           // certificates besides
+)
+
+// jobStatus completes what a job's workflow knows with how far its loads are.
+func (c *Controller) jobStatus(ctx context.Context, s workflows.JobState, how detail) (*api.JobStatus, error) {
 	in := s.Input
 	st := &api.JobStatus{Job: in.Job, State: s.State, Owner: in.Owner, Datasets: []api.JobDataset{}, Submitted: in.Submitted, Error: s.Error, ETASeconds: unknownETA}
-	lifetime(st, &s)
+	if lifetime(st, &s); s.State == api.JobPlanned {
+		st.Deadline = in.Deadline
+	}
 	for i, d := range in.Datasets {
 		out := api.JobDataset{DatasetRef: api.DatasetRef{Name: d.Name, Generation: d.Generation, Dir: d.Dir}, Manifest: d.Manifest, ListedAt: d.ListedAt, Bytes: d.Bytes}
-		if err := c.outcome(ctx, &s, i, &out, st, full); err != nil {
+		if err := c.outcome(ctx, &s, i, &out, st, how); err != nil {
 			return nil, err
 		}
 		st.Datasets = append(st.Datasets, out)
@@ -234,15 +246,15 @@ func (c *Controller) jobStatus(ctx context.Context, s workflows.JobState, full b
 }
 
 // outcome fills in one dataset of a job.
-func (c *Controller) outcome(ctx context.Context, s *workflows.JobState, i int, out *api.JobDataset, st *api.JobStatus, full bool) error {
+func (c *Controller) outcome(ctx context.Context, s *workflows.JobState, i int, out *api.JobDataset, st *api.JobStatus, how detail) error {
 	o := s.Outcomes[i]
-	if !o.Certificate.IsZero() && (full || o.State == api.JobFailed) {
+	if !o.Certificate.IsZero() && (how == inFull || o.State == api.JobFailed) {
 		cert, err := c.acts.Certificate(ctx, o.Certificate)
 		if err != nil {
 			return err
 		}
 		out.ResidentBytes = cert.ResidentBytes
-		if full {
+		if how == inFull {
 			// Loads are shared: the certificate names the dataset as this job does.
 			cert.Dataset, cert.Generation = out.Name, out.Generation
 			out.Certificate = cert
@@ -259,6 +271,13 @@ func (c *Controller) outcome(ctx context.Context, s *workflows.JobState, i int, 
 	if !ok {
 		return ctx.Err() // it has not begun, or just ended, or Temporal is busy: what the job knows is shown
 	}
+	load := c.loadStatus(ctx, d, out.Bytes, how != inBrief)
+	if load == nil {
+		return nil
+	}
+	if out.ResidentBytes = load.ResidentBytes; how != inBrief {
+		out.Load = load
+	}
 	if s.State == api.JobPlanned && (d.State == api.JobQueued || d.State == api.JobWarming) {
 		st.State = d.State
 		if d.Why != "" {
@@ -269,20 +288,66 @@ func (c *Controller) outcome(ctx context.Context, s *workflows.JobState, i int, 
 			st.Error = &api.ErrorBody{Kind: kind.String(), Message: d.Why}
 		}
 	}
-	if d.State == api.JobWarming {
-		if resident, rate, waiting, ok := c.loads.progress(ctx, d.Manifest); ok {
-			copies := int64(1)
-			for _, h := range d.Holders {
-				copies = max(copies, int64(h.Replicas))
-			}
-			out.ResidentBytes = min(out.Bytes, resident/copies)
-			st.BytesPerSec += rate / float64(copies)
-			if !waiting.IsZero() && (st.WaitingSince.IsZero() || waiting.Before(st.WaitingSince)) {
-				st.WaitingSince = waiting
+	st.BytesPerSec += load.BytesPerSec
+	if t := load.WaitingSince; !t.IsZero() && (st.WaitingSince.IsZero() || t.Before(st.WaitingSince)) {
+		st.WaitingSince = t
+	}
+	if x := load.Check; d.Deep && x != nil {
+		if st.Check == nil {
+			st.Check = &api.CheckProgress{}
+		}
+		st.Check.Bytes, st.Check.TotalBytes = st.Check.Bytes+x.Bytes, st.Check.TotalBytes+x.TotalBytes
+	}
+	return nil
+}
+
+// loadStatus is how far the load of a dataset is that somebody waits for; nil if
+// nobody does. objects says that these are counted, too.
+func (c *Controller) loadStatus(ctx context.Context, d workflows.DatasetState, bytes int64, objects bool) *api.LoadStatus {
+	if d.State != api.JobWarming && d.State != api.JobQueued && d.State != api.JobPlanned {
+		return nil
+	}
+	st := &api.LoadStatus{State: d.State, Bytes: bytes, ETASeconds: unknownETA, PausedBy: d.PausedBy, Workers: []api.LoadWorker{}}
+	copies := int64(1)
+	for _, h := range d.Holders {
+		copies = max(copies, int64(h.Replicas))
+	}
+	if d.State != api.JobWarming || !c.loads.status(ctx, d.Manifest, copies, bytes, st) || !objects {
+		return st
+	}
+	all, empty, err := c.objects(ctx, d.Manifest)
+	if err != nil { // its bytes are true without it
+		c.o.Log.Warn("the objects of a load cannot be counted", "dataset", d.Dataset, "manifest", d.Manifest.Short(), "error", err)
+		return st
+	}
+	st.Objects, st.ResidentObjects = all, min(all, st.ResidentObjects+empty)
+	return st
+}
+
+// objects counts a manifest's objects, and those that are in no shard.
+func (c *Controller) objects(ctx context.Context, id stoker.ID) (all, empty int64, err error) {
+	p := c.loads.of(id)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.objects > 0 {
+		return p.objects, p.empty, nil
+	}
+	m, err := c.manifests.Load(ctx, id)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { _ = m.Close() }() // it was only read
+	p.objects, p.empty = m.Objects(), m.Objects()
+	var members []manifest.Member
+	for n := range uint32(m.Shards()) {
+		members = m.Members(n, members[:0])
+		for i := range members {
+			if x := &members[i]; x.ObjectOff+x.Bytes == m.Entry(x.Row).Bytes {
+				p.empty--
 			}
 		}
 	}
-	return nil
+	return p.objects, p.empty, nil
 }
 
 // jobs lists running jobs and the last ended ones.
@@ -293,11 +358,12 @@ func (c *Controller) jobs(ctx context.Context) ([]api.JobLine, error) {
 	}
 	out := []api.JobLine{}
 	for _, s := range all {
-		st, err := c.jobStatus(ctx, s, false)
+		st, err := c.jobStatus(ctx, s, inBrief)
 		if err != nil {
 			return nil, err
 		}
-		line := api.JobLine{Job: st.Job, State: st.State, Owner: st.Owner, Datasets: []string{}, Bytes: st.Bytes, ResidentBytes: st.ResidentBytes, ETASeconds: st.ETASeconds}
+		line := api.JobLine{Job: st.Job, State: st.State, Owner: st.Owner, Datasets: []string{}, Bytes: st.Bytes, ResidentBytes: st.ResidentBytes, ETASeconds: st.ETASeconds,
+			BytesPerSec: st.BytesPerSec, Deadline: st.Deadline}
 		for _, d := range st.Datasets {
 			line.Datasets = append(line.Datasets, d.Name)
 		}
@@ -329,7 +395,7 @@ func (c *Controller) showJob(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	st, err := c.jobStatus(r.Context(), s, true)
+	st, err := c.jobStatus(r.Context(), s, inFull)
 	if err != nil {
 		return err
 	}
@@ -359,7 +425,11 @@ func (c *Controller) watchJob(w http.ResponseWriter, r *http.Request) error {
 		var st *api.JobStatus
 		if err == nil {
 			c.letGo(r.Context(), s)
-			st, err = c.jobStatus(r.Context(), s, api.Settled(s.State))
+			how := withLoads
+			if api.Settled(s.State) {
+				how = inFull
+			}
+			st, err = c.jobStatus(r.Context(), s, how)
 		}
 		if err == nil {
 			err = stream.Send(api.Event{Job: st})

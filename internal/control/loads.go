@@ -2,6 +2,8 @@ package control
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,22 +34,46 @@ type progress struct {
 	mu      sync.Mutex
 	samples []sample  // +checklocks:mu — of the last rateWindow
 	used    time.Time // guarded by loads.mu
+
+	objects, empty int64 // +checklocks:mu — of the manifest: all, and those in no shard; 0 = not counted
 }
 
+// sample is what the workers said at one moment.
 type sample struct {
-	at      time.Time
-	bytes   int64
-	waiting time.Time // since then the UFS does not answer a worker; zero: it does
+	at   time.Time
+	held []workerHolding // by worker id
+}
+
+// workerHolding is what a worker has of the manifest.
+type workerHolding struct {
+	worker string
+	api.ManifestHolding
+}
+
+func (s *sample) bytes() (sum int64) {
+	for _, h := range s.held {
+		sum += h.Bytes
+	}
+	return sum
+}
+
+// of is what a worker had then.
+func (s *sample) of(worker string) (bytes int64, ok bool) {
+	for _, h := range s.held {
+		if h.worker == worker {
+			return h.Bytes, true
+		}
+	}
+	return 0, false
 }
 
 func newLoads(acts *activities.Activities) *loads {
 	return &loads{acts: acts, known: map[stoker.ID]*progress{}}
 }
 
-// progress returns how many object bytes of a manifest are resident, copies
-// counted each, and how fast that grows in bytes per second, and since when the
-// UFS does not answer; ok is false if nobody can say.
-func (l *loads) progress(ctx context.Context, id stoker.ID) (bytes int64, rate float64, waiting time.Time, ok bool) {
+// progress returns what the workers have of a manifest, now and some seconds
+// ago, which may be the same; ok is false if nobody can say.
+func (l *loads) progress(ctx context.Context, id stoker.ID) (first, last sample, ok bool) {
 	p := l.of(id)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -60,13 +86,63 @@ func (l *loads) progress(ctx context.Context, id stoker.ID) (bytes int64, rate f
 		p.samples = p.samples[1:]
 	}
 	if len(p.samples) == 0 {
-		return 0, 0, waiting, false
+		return sample{}, sample{}, false
 	}
-	first, last := p.samples[0], p.samples[len(p.samples)-1]
-	if d := last.at.Sub(first.at).Seconds(); d > 0 {
-		rate = max(0, float64(last.bytes-first.bytes)/d)
+	return p.samples[0], p.samples[len(p.samples)-1], true
+}
+
+// status makes what users see of a load. copies is how often each byte is wanted.
+func (l *loads) status(ctx context.Context, id stoker.ID, copies, bytes int64, st *api.LoadStatus) bool {
+	first, last, ok := l.progress(ctx, id)
+	if !ok {
+		return false
 	}
-	return last.bytes, rate, last.waiting, true
+	seconds := last.at.Sub(first.at).Seconds()
+	rate := func(before, now int64) float64 {
+		if seconds <= 0 {
+			return 0
+		}
+		return max(0, float64(now-before)/seconds)
+	}
+	var objects int64
+	for _, h := range last.held {
+		before, known := first.of(h.worker)
+		if !known {
+			before = h.Bytes
+		}
+		w := loadWorker(h)
+		w.BytesPerSec = rate(before, h.Bytes)
+		objects += h.Objects
+		st.Workers = append(st.Workers, w)
+		st.FailedObjects += w.FailedObjects
+		if t := h.WaitingSince; !t.IsZero() && (st.WaitingSince.IsZero() || t.Before(st.WaitingSince)) {
+			st.WaitingSince = t
+		}
+		if c := h.Check; c != nil {
+			if st.Check == nil {
+				st.Check = &api.CheckProgress{}
+			}
+			st.Check.Bytes, st.Check.TotalBytes = st.Check.Bytes+c.Bytes, st.Check.TotalBytes+c.TotalBytes
+		}
+	}
+	st.Bytes, st.ResidentBytes = bytes, min(bytes, last.bytes()/copies)
+	st.BytesPerSec = rate(first.bytes(), last.bytes()) / float64(copies)
+	st.ResidentObjects = objects / copies
+	if st.ETASeconds = unknownETA; st.BytesPerSec > 0 {
+		st.ETASeconds = float64(st.Bytes-st.ResidentBytes) / st.BytesPerSec
+	}
+	return true
+}
+
+func loadWorker(h workerHolding) api.LoadWorker {
+	w := api.LoadWorker{Worker: h.worker, Objects: h.Objects, ResidentBytes: h.Bytes, WaitingSince: h.WaitingSince}
+	if x := h.Load; x != nil {
+		w.LoadedBytes, w.LoadBytes, w.UFSBytes, w.FailedObjects = x.Bytes, x.TotalBytes, x.UFSBytes, x.FailedObjects
+	}
+	if x := h.Check; x != nil {
+		w.CheckedBytes, w.CheckAllBytes = x.Bytes, x.TotalBytes
+	}
+	return w
 }
 
 // of finds or makes a manifest's entry; the one that was not looked at for the
@@ -115,12 +191,12 @@ func (l *loads) ask(ctx context.Context, id stoker.ID) (sample, error) {
 		return err
 	})
 	s := sample{at: time.Now()}
-	for _, h := range held {
-		s.bytes += h.Bytes
-		if t := h.WaitingSince; !t.IsZero() && (s.waiting.IsZero() || t.Before(s.waiting)) {
-			s.waiting = t
+	for i, h := range held {
+		if h.Bytes > 0 || h.Load != nil || h.Check != nil {
+			s.held = append(s.held, workerHolding{live[i].ID, h})
 		}
 	}
+	slices.SortFunc(s.held, func(a, b workerHolding) int { return strings.Compare(a.worker, b.worker) })
 	return s, ctx.Err()
 }
 

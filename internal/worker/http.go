@@ -52,6 +52,7 @@ func (w *Worker) routes(local bool) http.Handler {
 	mux.Handle("PUT /v1/leases", admin(w.leases))
 	mux.Handle("POST /v1/verify", handler(w.verify))
 	mux.Handle("POST /v1/evict", admin(w.evict))
+	mux.Handle("GET /v1/manifests/{manifest}/failed", admin(w.failed))
 	mux.Handle("GET /v1/manifests/{manifest}/shards/{shard}/blocks", admin(func(rw http.ResponseWriter, r *http.Request) error {
 		peer.Handler(w.incarnation, w.cache).ServeHTTP(rw, r)
 		return nil
@@ -192,6 +193,19 @@ func (w *Worker) verify(rw http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	api.WriteJSON(rw, http.StatusOK, rep)
+	return nil
+}
+
+func (w *Worker) failed(rw http.ResponseWriter, r *http.Request) error {
+	id, err := stoker.ParseID(r.PathValue("manifest"))
+	if err != nil {
+		return stoker.Errorf(stoker.KindInvalid, "manifest", r.PathValue("manifest"), "%w", err)
+	}
+	after, limit, err := api.PageOf(r)
+	if err != nil {
+		return err
+	}
+	api.WriteJSON(rw, http.StatusOK, w.cache.Failures(id, after, limit))
 	return nil
 }
 
