@@ -63,7 +63,7 @@ func (s *Store) createShard(f *folder, spec Spec) (*Shard, error) {
 		err = s.disk.makeOneDir(filepath.Dir(dataPath))
 	}
 	if err == nil {
-		err = s.disk.makeFile(dataPath, spec.Bytes, nil)
+		err = s.disk.makeFile(dataPath, roundUp(spec.Bytes), nil)
 	}
 	if err == nil {
 		err = s.disk.makeFile(f.path(spec.ID, indexSuffix), indexBytes(spec.Blocks), encodeHeader(spec, 0))
@@ -102,7 +102,7 @@ func (f *folder) scanShard(id stoker.ID) (*Shard, error) {
 		return nil, err
 	}
 	spec, flags, ok := decodeHeader(b)
-	if !ok || spec.ID != id || indexBytes(spec.Blocks) != ii.Size() || !fi.Mode().IsRegular() || fi.Size() != spec.Bytes {
+	if !ok || spec.ID != id || indexBytes(spec.Blocks) != ii.Size() || !fi.Mode().IsRegular() || !spec.isLength(fi.Size()) {
 		return nil, fmt.Errorf("index and data disagree: %d bytes of data", fi.Size())
 	}
 	sh := &Shard{st: s, f: f, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks)}

@@ -69,6 +69,11 @@ type Spec struct {
 	Blocks int
 }
 
+// isLength reports whether a data file may be so long: whole pages, for the
+// kernel reads whole ones, or, from releases before kernel views, the shard's
+// own length.
+func (s Spec) isLength(bytes int64) bool { return bytes == roundUp(s.Bytes) || bytes == s.Bytes }
+
 // ShardState is what the store knows of one shard.
 type ShardState struct {
 	Spec
@@ -336,13 +341,14 @@ func (s *Store) Check(id stoker.ID) error {
 	if sh == nil {
 		return stoker.Errorf(stoker.KindNotExist, "store.check", id.Short(), "no such shard")
 	}
-	for path, want := range map[string]int64{sh.path(dataSuffix): sh.spec.Bytes, sh.path(indexSuffix): indexBytes(sh.spec.Blocks)} {
+	index := indexBytes(sh.spec.Blocks)
+	for path, is := range map[string]func(int64) bool{sh.path(dataSuffix): sh.spec.isLength, sh.path(indexSuffix): func(n int64) bool { return n == index }} {
 		fi, err := os.Lstat(path)
 		if err != nil {
 			return stoker.Errorf(stoker.KindCorrupt, "store.check", path, "%w", err)
 		}
-		if !fi.Mode().IsRegular() || fi.Size() != want {
-			return stoker.Errorf(stoker.KindCorrupt, "store.check", path, "is %v of %d bytes, want a file of %d", fi.Mode(), fi.Size(), want)
+		if !fi.Mode().IsRegular() || !is(fi.Size()) {
+			return stoker.Errorf(stoker.KindCorrupt, "store.check", path, "is %v of %d bytes, which is not its length", fi.Mode(), fi.Size())
 		}
 	}
 	return nil

@@ -45,7 +45,7 @@ func unmount(device string, flags int) error {
 		return err
 	}
 	for _, e := range all { // the oldest first: a bind mount of it is not ours
-		if e.device == device && e.fsType == fsType {
+		if e.device == device && ours(e.fsType) {
 			return unmountAt(e.dir, device, flags)
 		}
 	}

@@ -2,6 +2,7 @@ package mount
 
 import (
 	"os"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -39,6 +40,18 @@ func parse(body string) []entry {
 	return out
 }
 
+// ours reports whether a mount may be a view.
+func ours(fs string) bool { return fs == fsType || fs == erofsType }
+
+// nameOf is the name that a view was mounted with. That of a kernel view is
+// the last part of its image's path.
+func nameOf(e entry) string {
+	if e.fsType == erofsType {
+		return path.Base(e.source)
+	}
+	return e.source
+}
+
 // unescape undoes \040 and the like.
 func unescape(s string) string {
 	if !strings.Contains(s, `\`) {
@@ -70,7 +83,7 @@ func CleanDead(prefix string) ([]string, error) {
 	var dirs []string
 	for i := len(all) - 1; i >= 0; i-- {
 		e := all[i]
-		if e.fsType != fsType || !strings.HasPrefix(e.source, source(prefix)) {
+		if !ours(e.fsType) || !strings.HasPrefix(nameOf(e), source(prefix)) {
 			continue
 		}
 		if uerr := unmountAt(e.dir, e.device, unix.MNT_DETACH); uerr != nil {

@@ -39,6 +39,8 @@ var layers = map[string][]string{
 	"cache":                         {"", "ufs", "ufs/guard", "planner", "cache/*", "internal/api"},
 	"fuse":                          {""},
 	"fuse/tree":                     {"", "fuse", "cache/manifest"},
+	"fuse/erofs":                    {"", "cache/manifest"},
+	"fuse/shardfs":                  {"", "fuse", "fuse/erofs", "cache/manifest"},
 	"fuse/mount":                    {"", "fuse"},
 	"activities":                    {"", "ufs", "ufs/*", "planner", "cache", "cache/*", "internal/api"},
 	"workflows":                     {"", "activities", "cache/manifest", "internal/api"},
