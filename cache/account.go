@@ -97,6 +97,30 @@ func (a *accounts) copiedFrom(id stoker.ID) bool {
 	return false
 }
 
+// covers reports whether an open account brings the manifest in.
+func (a *accounts) covers(manifest stoker.ID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, x := range a.open {
+		if x.manifest == manifest {
+			return true
+		}
+	}
+	return false
+}
+
+// lose notes bytes that went before an account of the manifest had copied them.
+func (a *accounts) lose(manifest stoker.ID, bytes int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, x := range a.open {
+		if x.manifest == manifest {
+			x.lost.Add(bytes)
+			return
+		}
+	}
+}
+
 // close ends an account; one that is not open is fine.
 func (a *accounts) close(reservation string) {
 	a.mu.Lock()

@@ -108,6 +108,7 @@ type Cache struct {
 	following chan struct{} // holds one for each copy ahead of demand
 
 	readerWaits time.Duration // see there
+	waitMost    time.Duration // see there
 }
 
 // New makes the cache and reads back what it held before.
@@ -119,7 +120,7 @@ func New(o Options) (*Cache, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Cache{o: o, sets: map[stoker.ID]*Set{}, sums: map[stoker.ID]*[]shardSum{}, memory: newMemory(o.MemoryBytes),
-		following: make(chan struct{}, followMost), readerWaits: readerWaits}
+		following: make(chan struct{}, followMost), readerWaits: readerWaits, waitMost: waitMost}
 	// Flights and loads outlive the requests that start them; Close ends them.
 	c.stop, c.end = context.WithCancel(context.Background())
 	c.fills.runs = map[stoker.ID][]*flight{}

@@ -211,15 +211,15 @@ func TestDeltaFromOtherWorkers(t *testing.T) {
 func TestDeltaAlongTheChain(t *testing.T) {
 	g := newCluster(t, 2, 1<<30).generations(300, images)
 	first := g.freeze()
-	g.bring(g.planFor(first, 1, func(int) int { return 0 }))
+	g.load(0, g.planFor(first, 1, func(int) int { return 0 })) // the other one hears nothing of it
 	g.asked()
 	changed := g.change()
 	second := g.freezeAfter(first)
 	changed += g.change()
 	third := g.freezeAfter(second)
-	fetched, copied := g.bring(g.planFor(third, 1, func(int) int { return 1 }))
-	if sent := g.asked(); sent != fetched || fetched > changed || copied == 0 {
-		t.Errorf("%d bytes changed in two generations, the UFS sent %d, the loads say %d", changed, sent, fetched)
+	p := g.load(1, g.planFor(third, 1, func(int) int { return 1 }))
+	if sent := g.asked(); sent != p.UFSBytes || sent > changed || p.CopiedBytes == 0 || p.Bytes != p.TotalBytes {
+		t.Errorf("%d bytes changed in two generations, the UFS sent %d, the load says %+v", changed, sent, p)
 	}
 	g.same(1, third)
 }

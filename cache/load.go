@@ -47,8 +47,8 @@ type load struct {
 	failed map[string]api.Failure // +checklocks:mu — by path
 	err    error                  // +checklocks:mu
 
-	waited  time.Duration   // for others: only the load's own goroutine looks
-	took    bool            // space from an older generation: the same
+	waited  time.Duration   // in vain, for others: only the load's own goroutine looks
+	took    time.Duration   // how long what was removed may still be read: the same
 	open    int             // +checklocks:mu — shards under way
 	ended   map[uint32]bool // +checklocks:mu — shards of which all that can be had is here
 	changed chan struct{}   // +checklocks:mu — closed and replaced when one has ended
@@ -197,6 +197,9 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 			g.Go(func() error {
 				err := s.loadPiece(run, l, n, p.from, p.to)
 				if left.Add(-1) == 0 {
+					if err == nil {
+						s.seal(n) // says of a shard that an older generation left here that this one has it
+					}
 					l.finished(n)
 					if err == nil {
 						l.cursor.Add(1)

@@ -131,8 +131,12 @@ func (s *Set) makeRoom(ctx context.Context, n uint32) bool {
 		s.log().Error("cannot make room for a read", "shard", n, "error", err)
 		return false
 	}
+	most := anyLoss
+	if s.c.accounts.covers(s.id) { // what the load copies from is worth more than a read's copy
+		most = noLoss
+	}
 	for made := true; made && free() < charge; {
-		made, _ = s.yield(ctx, unsettled, false)
+		made, _ = s.yield(ctx, unsettled, most)
 	}
 	return free() > before
 }

@@ -19,7 +19,7 @@ type yielding struct {
 	listed bool
 	list   []oldShard // the farthest generation first, each in the order of its rows
 	held   []stoker.ID
-	used   map[stoker.ID]bool // shards of the held manifests and of the new one
+	used   map[stoker.ID]bool // shards of the other held manifests, and what the new one has to have here
 	whole  map[stoker.ID]bool // shards here that are whole
 }
 
@@ -30,8 +30,9 @@ type oldShard struct {
 	nearest int        // of the generations that have it
 	at      []oldPlace // in each manifest that has it, the nearest first
 	known   bool
-	needed  []uint32  // shards of the new generation that copy from it, once known
-	asked   time.Time // when others last had not copied all of it
+	needed  []uint32         // shards of the new generation that copy from it, once known
+	asked   time.Time        // when others last had not copied all of it
+	lacks   map[string]int64 // object bytes that each worker's part of the plan has of it, once known
 }
 
 type oldPlace struct {
@@ -41,7 +42,18 @@ type oldPlace struct {
 
 const (
 	askAgain = time.Second      // how long it is believed that others still copy from a shard
-	waitMost = 30 * time.Second // how long one load waits for others to have copied, in all
+	waitMost = 30 * time.Second // how long a load waits for others in vain
+	goneTook = 3                // times askAgain that readers of a removed shard take to let go of it
+	hardly   = 50               // a fiftieth of a shard is hardly anything of it
+)
+
+// loss is what a load accepts to fetch again to get on.
+type loss int
+
+const (
+	noLoss loss = iota
+	hardlyAny
+	anyLoss
 )
 
 // settled says of a shard of the new generation whether this worker brings it
@@ -77,8 +89,15 @@ func (s *Set) listOld(ctx context.Context) error {
 	return s.protect(ctx)
 }
 
-// protect learns which shards may not go: those of the new generation, and of
-// what is held. It looks again when others are held than the last time.
+// ours reports whether the plan has a shard of the new generation here. Others
+// that are here are copies, made for reads; without a plan nobody knows.
+func (s *Set) ours(n int) bool {
+	plan := s.plan.Load()
+	return plan == nil || slices.ContainsFunc(plan.Owners[n], func(w uint16) bool { return plan.Workers[w].ID == s.c.o.Store.WorkerID() })
+}
+
+// protect learns which shards may not go: the new generation's own, and those of
+// what else is held. It looks again when others are held than the last time.
 // REQUIRES: Cache.room is held.
 func (s *Set) protect(ctx context.Context) error {
 	y := &s.bases.old
@@ -86,12 +105,14 @@ func (s *Set) protect(ctx context.Context) error {
 	if y.used != nil && slices.Equal(held, y.held) {
 		return nil
 	}
-	used, err := s.c.inUse(ctx, stoker.ID{})
+	used, err := s.c.inUse(ctx, s.id)
 	if err != nil {
 		return err
 	}
 	for n := range s.slots {
-		used[s.man.Shard(uint32(n)).ID] = true
+		if s.ours(n) {
+			used[s.man.Shard(uint32(n)).ID] = true
+		}
 	}
 	y.held, y.used = held, used
 	return nil
@@ -128,10 +149,11 @@ func (s *Set) yieldable(ctx context.Context) (sum int64, err error) {
 }
 
 // yield removes one old shard that nobody holds and reports whether it did.
-// With patience it takes only one from which nothing is to be copied any more,
-// and reports whether there are others that this worker itself does not need;
-// without, first one of those, then the smallest. REQUIRES: Cache.room is held.
-func (s *Set) yield(ctx context.Context, is settled, patient bool) (made, theirs bool) {
+// It takes one from which nothing is to be copied any more, else one that another
+// worker keeps, or whose objects it has in a nearer generation, else the one that
+// costs least if that is within the loss allowed. theirs: there are others, which
+// this worker itself does not need. REQUIRES: Cache.room is held.
+func (s *Set) yield(ctx context.Context, is settled, most loss) (made, theirs bool) {
 	y := &s.bases.old
 	if !y.listed {
 		if err := s.listOld(ctx); err != nil {
@@ -143,7 +165,7 @@ func (s *Set) yield(ctx context.Context, is settled, patient bool) (made, theirs
 		s.log().Error("cannot tell what is held", "error", err)
 		return false, false
 	}
-	others, least := -1, -1
+	var needed, others []int // of the list
 	for i := range y.list {
 		if y.used[y.list[i].id] {
 			continue
@@ -152,22 +174,74 @@ func (s *Set) yield(ctx context.Context, is settled, patient bool) (made, theirs
 		if !mine && !theirs {
 			return s.remove(i), false
 		}
-		if !mine && others < 0 {
-			others = i
-		}
-		if least < 0 || y.list[i].charge < y.list[least].charge {
-			least = i
+		needed = append(needed, i)
+		if !mine {
+			others = append(others, i)
 		}
 	}
-	if patient || least < 0 {
-		return false, others >= 0
+	if len(needed) == 0 {
+		return false, false
 	}
-	if others >= 0 {
-		least = others
+	elsewhere := s.elsewhere(ctx)
+	for _, i := range needed {
+		if s.kept(ctx, &y.list[i]) || s.neededBytes(ctx, &y.list[i], elsewhere) == 0 {
+			return s.remove(i), false
+		}
+	}
+	if most == noLoss {
+		return false, len(others) > 0
+	}
+	i, bytes := s.cheapest(ctx, needed, others, elsewhere)
+	if most == hardlyAny && bytes > y.list[i].charge/hardly {
+		return false, len(others) > 0
 	}
 	s.log().Info("a shard of an older generation made room before all of it was copied: the rest is fetched again",
-		"bytes", y.list[least].charge, "lackedHere", others < 0)
-	return s.remove(least), false
+		"bytes", y.list[i].charge, "lacked", bytes, "lackedHere", !slices.Contains(others, i))
+	s.c.accounts.lose(s.id, bytes)
+	return s.remove(i), false
+}
+
+// elsewhere tells of shards of older generations whether another worker has
+// them whole. Two workers of which each has what the other needs then need no
+// more space than one: what a nearer generation has elsewhere goes. The nearest
+// copy does not, so that one is always left.
+func (s *Set) elsewhere(ctx context.Context) has {
+	type place struct {
+		base  stoker.ID
+		shard uint32
+	}
+	asked := map[place]bool{}
+	return func(base *manifest.Manifest, shard uint32) bool {
+		at := place{base.ID(), shard}
+		whole, known := asked[at]
+		if !known {
+			whole = s.isWhole(ctx, at.base, at.shard)
+			asked[at] = whole
+		}
+		return whole
+	}
+}
+
+// cheapest chooses the shard to lose when nothing can make room without a loss:
+// one of which hardly anything is lacked, as where the boundary between two
+// shards has moved; else, of those that only others lack, else of all, the one of
+// which the least is lacked.
+func (s *Set) cheapest(ctx context.Context, all, others []int, elsewhere has) (at int, lacked int64) {
+	y := &s.bases.old
+	least := func(of []int) (at int, lacked int64) {
+		at = -1
+		for _, i := range of {
+			if n := s.neededBytes(ctx, &y.list[i], elsewhere); at < 0 || n < lacked {
+				at, lacked = i, n
+			}
+		}
+		return at, lacked
+	}
+	at, lacked = least(all)
+	if lacked > y.list[at].charge/hardly && len(others) > 0 {
+		return least(others)
+	}
+	return at, lacked
 }
 
 // waiting tells who still has to copy from an old shard: this worker, others.
@@ -178,10 +252,11 @@ func (s *Set) waiting(ctx context.Context, o *oldShard, is settled) (mine, their
 	recent := now().Sub(o.asked) < askAgain
 	o.needed = slices.DeleteFunc(o.needed, func(n uint32) bool {
 		here, ended := is(n)
-		if ended || s.firstMissing(n, 0, int(s.man.Shard(n).Blocks)) == int(s.man.Shard(n).Blocks) {
+		d := s.man.Shard(n)
+		if ended || d.ID != o.id && s.firstMissing(n, 0, int(d.Blocks)) == int(d.Blocks) {
 			return true
 		}
-		if !here && !recent && s.doneElsewhere(ctx, o, n) {
+		if !here && !recent && s.isWhole(ctx, s.id, n) {
 			return true
 		}
 		mine, theirs = mine || here, theirs || !here
@@ -193,60 +268,105 @@ func (s *Set) waiting(ctx context.Context, o *oldShard, is settled) (mine, their
 	return mine, theirs
 }
 
-// doneElsewhere reports whether other workers need an old shard of this one no
-// more to have shard n: one of them has it whole, or its owner has the old one.
-func (s *Set) doneElsewhere(ctx context.Context, o *oldShard, n uint32) bool {
-	holds := func(id stoker.ID, shard uint32, who func(Peer) bool) bool {
-		return slices.ContainsFunc(s.c.o.Directory.Holders(ctx, id, shard), func(p Peer) bool { return p.Whole && who(p) })
-	}
-	if holds(s.id, n, func(Peer) bool { return true }) {
-		return true
-	}
+// isWhole reports whether another worker has all of a shard.
+func (s *Set) isWhole(ctx context.Context, id stoker.ID, n uint32) bool {
+	return slices.ContainsFunc(s.c.o.Directory.Holders(ctx, id, n), func(p Peer) bool { return p.Whole })
+}
+
+// kept reports whether another worker keeps an old shard for all who copy from
+// it. Of those who have it whole, it is the one for whose part of the plan most
+// is copied from it, else the first by id: all come to the same answer, and
+// one copy is left until nobody lacks anything of it.
+func (s *Set) kept(ctx context.Context, o *oldShard) bool {
+	self := s.c.o.Store.WorkerID()
 	plan := s.plan.Load()
-	if plan == nil || len(plan.Owners[n]) == 0 {
+	if plan == nil || !s.bases.old.whole[o.id] {
 		return false
 	}
-	owner := plan.Workers[plan.Owners[n][0]].ID
-	return slices.ContainsFunc(o.at, func(at oldPlace) bool {
-		return holds(at.man.ID(), at.shard, func(p Peer) bool { return p.ID == owner })
-	})
+	if o.lacks == nil {
+		o.lacks = map[string]int64{}
+		s.eachNeeded(o, func(manifest.Member) bool { return false }, func(n uint32, bytes int64) {
+			for _, w := range plan.Owners[n] {
+				o.lacks[plan.Workers[w].ID] += bytes
+			}
+		})
+	}
+	for _, at := range o.at {
+		for _, p := range s.c.o.Directory.Holders(ctx, at.man.ID(), at.shard) {
+			if p.Whole && cmp.Or(cmp.Compare(o.lacks[p.ID], o.lacks[self]), cmp.Compare(self, p.ID)) > 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // neededBy lists the shards of the new generation that have objects of an old
 // one which no nearer generation has here.
 func (s *Set) neededBy(ctx context.Context, o *oldShard) []uint32 {
 	var out []uint32
-	at := o.at[0] // the nearest that has it
-	twins, _ := manifest.NewTwins(at.man, s.man)
-	var nearer []*manifest.Twins
-	older := s.older(ctx)
-	older = older[:max(0, slices.Index(older, at.man))]
-	for _, m := range older {
-		t, _ := manifest.NewTwins(at.man, m)
-		nearer = append(nearer, t)
-	}
-	for _, m := range at.man.Members(at.shard, nil) {
-		row, ok := twins.Row(m.Row)
-		if !ok || s.coveredBy(older, nearer, m) {
-			continue
-		}
-		if n, _, ok := s.man.Part(row, m.ObjectOff); ok && !slices.Contains(out, n) {
+	s.eachNeeded(o, s.nearer(ctx, o, nowhere), func(n uint32, _ int64) {
+		if !slices.Contains(out, n) {
 			out = append(out, n)
 		}
-	}
+	})
 	return out
 }
 
-// coveredBy reports whether an object is here in one of some generations, too.
-func (s *Set) coveredBy(older []*manifest.Manifest, twins []*manifest.Twins, m manifest.Member) bool {
-	for i, t := range twins {
-		if row, ok := t.Row(m.Row); ok {
-			if n, _, ok := older[i].Part(row, m.ObjectOff); ok && s.bases.old.whole[older[i].Shard(n).ID] {
+// neededBytes adds up what is still to be copied from an old shard, and is in
+// no nearer generation here or elsewhere.
+func (s *Set) neededBytes(ctx context.Context, o *oldShard, elsewhere has) (sum int64) {
+	s.eachNeeded(o, s.nearer(ctx, o, elsewhere), func(n uint32, bytes int64) {
+		if slices.Contains(o.needed, n) {
+			sum += bytes
+		}
+	})
+	return sum
+}
+
+// has tells of a shard of an older generation whether somebody has it.
+type has func(base *manifest.Manifest, shard uint32) bool
+
+func nowhere(*manifest.Manifest, uint32) bool { return false }
+
+// eachNeeded calls fn for the objects of an old shard that the new generation
+// has, but those that are covered.
+func (s *Set) eachNeeded(o *oldShard, covered func(manifest.Member) bool, fn func(n uint32, bytes int64)) {
+	at := o.at[0] // the nearest that has it
+	twins, _ := manifest.NewTwins(at.man, s.man)
+	for _, m := range at.man.Members(at.shard, nil) {
+		row, ok := twins.Row(m.Row)
+		if !ok || covered(m) {
+			continue
+		}
+		if n, _, ok := s.man.Part(row, m.ObjectOff); ok {
+			fn(n, m.Bytes)
+		}
+	}
+}
+
+// nearer tells of an object of an old shard whether a nearer generation has it,
+// in a shard that is whole here or is elsewhere.
+func (s *Set) nearer(ctx context.Context, o *oldShard, elsewhere has) func(manifest.Member) bool {
+	at, older := o.at[0], s.older(ctx)
+	older = older[:max(0, slices.Index(older, at.man))]
+	twins := make([]*manifest.Twins, len(older))
+	for i, m := range older {
+		twins[i], _ = manifest.NewTwins(at.man, m)
+	}
+	return func(m manifest.Member) bool {
+		for i, t := range twins {
+			row, ok := t.Row(m.Row)
+			if !ok {
+				continue
+			}
+			n, _, ok := older[i].Part(row, m.ObjectOff)
+			if ok && (s.bases.old.whole[older[i].Shard(n).ID] || elsewhere(older[i], n)) {
 				return true
 			}
 		}
+		return false
 	}
-	return false
 }
 
 // remove drops number i of the list from this worker.
@@ -329,18 +449,21 @@ func (s *Set) placeFor(ctx context.Context, l *load, n uint32) {
 		}
 		changed, running := l.underWay()
 		s.c.room.Lock()
-		made, theirs := s.yield(ctx, l.settled, true)
-		patient := running || l.waited < waitMost
-		if !made && !(patient && theirs) && !running {
-			made, _ = s.yield(ctx, l.settled, false)
+		most := noLoss
+		if !running && l.waited >= l.took { // who still reads what was removed gives its space back in a moment
+			most = hardlyAny
+		}
+		made, theirs := s.yield(ctx, l.settled, most)
+		wait := running || theirs && l.waited < s.c.waitMost || l.waited < l.took
+		if !made && !wait {
+			made, _ = s.yield(ctx, l.settled, anyLoss)
 		}
 		s.c.room.Unlock()
 		if made {
-			l.took = true
+			l.waited, l.took = 0, goneTook*askAgain
 			continue
 		}
-		// Who still reads what was removed gives its space back in a moment.
-		if !running && !(patient && (theirs || l.took)) || !l.await(ctx, changed, !running) {
+		if !wait || !l.await(ctx, changed, !running) {
 			return
 		}
 	}
