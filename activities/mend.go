@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/placement"
 	"stoker.dev/planner"
 )
@@ -26,8 +27,9 @@ type Mended struct {
 }
 
 // Mend gives the shards of a lost worker to live ones. Without All only those
-// which it had not begun, as far as the index knows; if that knows nothing of
-// the worker, all of them wait.
+// which it had not begun and would not copy from an older generation on its
+// disk, as far as the index knows; if that knows nothing of the worker, all of
+// them wait.
 func (a *Activities) Mend(ctx context.Context, in MendInput) (Mended, error) {
 	defer alive(ctx)()
 	m, err := a.mend(ctx, in)
@@ -44,7 +46,7 @@ func (a *Activities) mend(ctx context.Context, in MendInput) (Mended, error) {
 		return Mended{}, err
 	}
 	defer m.Close()
-	keep, err := a.begun(ctx, plan, in)
+	keep, err := a.begun(ctx, plan, m, in)
 	if err != nil {
 		return Mended{}, err
 	}
@@ -75,8 +77,9 @@ func mendedShards(p *planner.Plan) int {
 	return len(p.Mended)
 }
 
-// begun says which shards wait for the worker.
-func (a *Activities) begun(ctx context.Context, plan *planner.Plan, in MendInput) (func(uint32) bool, error) {
+// begun says which shards wait for the worker: those it has something of, or of
+// their likes in an older generation.
+func (a *Activities) begun(ctx context.Context, plan *planner.Plan, m *manifest.Manifest, in MendInput) (func(uint32) bool, error) {
 	if in.All {
 		return func(uint32) bool { return false }, nil
 	}
@@ -85,9 +88,10 @@ func (a *Activities) begun(ctx context.Context, plan *planner.Plan, in MendInput
 	if err != nil && ctx.Err() != nil {
 		return nil, err
 	}
+	likes := a.hasLikes(ctx, m, plan.Workers[in.Part].ID, part)
 	return func(n uint32) bool {
 		i, found := slices.BinarySearch(part, n)
-		return err != nil || !known || !found || begun[i]
+		return err != nil || !known || !found || begun[i] || likes[n]
 	}, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"slices"
 	"testing"
+	"time"
 
 	"go.temporal.io/sdk/log"
 	"go.temporal.io/sdk/testsuite"
@@ -86,5 +87,46 @@ func (c *cluster) eachShard(m *manifest.Manifest, fn func(n uint32, path string)
 		for _, p := range m.Members(n, nil) {
 			fn(n, m.Path(p.Row))
 		}
+	}
+}
+
+// What a lost worker would copy from an older generation on its disk waits for
+// its return: others would have to fetch it. When it will not come, it moves.
+func TestMendWaitsForOldShards(t *testing.T) {
+	c := newCluster(t, 3)
+	_, first := c.planned(t, PlanInput{})
+	c.announce(t, first, true)
+	for key := range c.listed {
+		if key[len(key)-1] == '7' {
+			c.listed[key]++
+		}
+	}
+	_, plan := c.next(t)
+	id, err := c.o.Store.PutBlob(t.Context(), "plans", plan.Encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := plan.Part(0)
+	if len(mine) < 3 {
+		t.Fatalf("the part has %d shards: the test tries nothing", len(mine))
+	}
+	lost := c.worker(plan.Workers[0].ID)
+	if err := c.index.Register(t.Context(), lost.Worker, -time.Second); err != nil {
+		t.Fatal(err)
+	}
+	lost.server.Close()
+	m, err := c.Mend(t.Context(), MendInput{Plan: id, Round: 99})
+	if err != nil || m.Kept.IsZero() {
+		t.Fatalf("nothing waits: %+v, %v", m, err)
+	}
+	kept, err := c.LoadPlan(t.Context(), m.Kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(kept.Mended) < len(mine)*8/10 {
+		t.Errorf("of %d shards whose likes are on the lost worker %d wait for it", len(mine), len(kept.Mended))
+	}
+	if m, err := c.Mend(t.Context(), MendInput{Plan: id, All: true, Round: 99}); err != nil || !m.Kept.IsZero() || m.Moved.IsZero() {
+		t.Errorf("it will not come back: %+v, %v", m, err)
 	}
 }
