@@ -1,4 +1,4 @@
-# stoker: ten targets, no more. Run `make help` for what they do.
+# stoker: few targets, no more. Run `make help` for what they do.
 SHELL := /bin/bash
 GO    ?= go
 PKGS  := ./...
@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/bin:$(shell $(GO) env GOPATH)/bin:$(PATH)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: help need build dev test test-long lint demo bench clean
+.PHONY: help need build dev test test-long lint demo bench bench-scale clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -46,6 +46,9 @@ bench: need build ## views against the disk, start-up, hot paths (docs/performan
 	scripts/bench-start
 	$(GO) test -run '^$$' -bench Views -benchtime 5x -timeout 30m ./internal/e2e
 	$(GO) test -run '^$$' -bench . -benchmem $(filter-out %/e2e,$(shell $(GO) list $(PKGS)))
+
+bench-scale: need build ## plan, reserve and count a billion files on a thousand workers (simulated data; some minutes)
+	STOKER_SCALE_FILES=$${STOKER_SCALE_FILES:-1000000000} $(GO) test -timeout 60m -count=1 -v -run 'TestScale$$' ./internal/e2e
 
 clean: ## remove what was built
 	rm -rf bin

@@ -21,7 +21,8 @@ import (
 // many is a store whose keys exist only while they are listed.
 type many struct {
 	ufs.FS
-	n int
+	n     int
+	times int64 // as large
 }
 
 func (m many) key(i int) string {
@@ -51,14 +52,17 @@ func (m many) List(_ context.Context, o ufs.ListOptions) (p ufs.Page, _ error) {
 		}
 		r := rand.NewPCG(uint64(i), 1)
 		p.Objects = append(p.Objects, ufs.Object{Key: key, Version: ufs.Version{Tag: fmt.Sprintf(`"%016x%016x"`, r.Uint64(), r.Uint64()),
-			ModTime: time.Unix(1_700_000_000, 0), Bytes: int64(60_000 + i%100_000)}})
+			ModTime: time.Unix(1_700_000_000, 0), Bytes: int64(60_000+i%100_000) * max(1, m.times)}})
 		i++
 	}
 	return p, nil
 }
 
 // enter freezes so many files as a dataset, none of which exists.
-func (c *cluster) enter(name string, files int) {
+func (c *cluster) enter(name string, files int) { c.enterLarge(name, files, 1) }
+
+// enterLarge is enter with files some times as large.
+func (c *cluster) enterLarge(name string, files int, times int64) {
 	c.t.Helper()
 	objects, err := folder.Open(filepath.Join(c.dir, "store"))
 	if err != nil {
@@ -67,7 +71,7 @@ func (c *cluster) enter(name string, files int) {
 	s := manifest.NewStore(objects, c.t.TempDir())
 	roots := []manifest.Root{{Location: ufs.Location{URI: "s3://data"}}}
 	b, err := manifest.Build(c.t.Context(), manifest.BuildOptions{Roots: roots, TempDir: c.t.TempDir(),
-		Open: func(context.Context, ufs.Location) (ufs.FS, string, error) { return many{n: files}, "", nil }})
+		Open: func(context.Context, ufs.Location) (ufs.FS, string, error) { return many{n: files, times: times}, "", nil }})
 	if err == nil {
 		err = s.Put(c.t.Context(), b)
 	}

@@ -264,18 +264,32 @@ func (x *Index) Holders(ctx context.Context, manifest stoker.ID, shards []uint32
 	if err != nil {
 		return nil, err
 	}
-	answers := map[uint32]*redis.MapStringStringCmd{}
 	groups := groupsOf(len(shards), func(i int) uint32 { return shards[i] })
-	err = x.byGroup(ctx, "holders", groups, func(p redis.Pipeliner, g uint32, _ []int) {
-		answers[g] = p.HGetAll(ctx, x.group(manifest, g))
+	out := make([][]placement.Holder, len(shards))
+	for some := range slices.Chunk(slices.Sorted(maps.Keys(groups)), batch) { // answers are large: no more at a time
+		if err := x.holdersOf(ctx, manifest, shards, groups, some, live, out); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// holdersOf enters the live holders of the shards of some groups into out.
+func (x *Index) holdersOf(ctx context.Context, manifest stoker.ID, shards []uint32, groups map[uint32][]int, some []uint32, live map[stoker.Incarnation]bool, out [][]placement.Holder) error {
+	answers := make([]*redis.MapStringStringCmd, len(some))
+	_, err := x.c.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for i, g := range some {
+			answers[i] = p.HGetAll(ctx, x.group(manifest, g))
+		}
+		return nil
 	})
 	if err != nil {
-		return nil, err
+		return failed(ctx, "holders", err)
 	}
-	out := make([][]placement.Holder, len(shards))
-	for g, at := range groups {
+	for i, g := range some {
+		at := groups[g]
 		var forgotten []string
-		for f, state := range answers[g].Val() {
+		for f, state := range answers[i].Val() {
 			if len(f) != 9 {
 				continue // not ours
 			}
@@ -297,7 +311,7 @@ func (x *Index) Holders(ctx context.Context, manifest stoker.ID, shards []uint32
 			_ = x.c.HDel(ctx, x.group(manifest, g), forgotten...).Err() // the next reader tries again
 		}
 	}
-	return out, nil
+	return nil
 }
 
 // Begun implements placement.Index.
