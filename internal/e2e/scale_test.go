@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -68,17 +69,22 @@ func TestScale(t *testing.T) {
 	s := newStandIns(t, c, count, int64(files)*110_000/int64(count)*3/2)
 
 	began = time.Now()
-	cert := c.certificate(c.must("preload", "huge", "--wait", "-o", "json"))
+	out := c.stoker("preload", "huge", "--wait", "-o", "json")
 	took := time.Since(began)
+	events, largest, most, runs := s.histories()
+	rss := memory(t, pidOf(t, filepath.Join(c.dir, "controller.pid")), "VmHWM")
+	t.Logf("%s; controller's peak RSS %.0f MiB", strings.Join(s.took, ", "), mib(rss))
+	if out.code != 0 {
+		t.Fatalf("exit %d: %s", out.code, out.stderr)
+	}
+	cert := c.certificate(out.out)
 	if cert.State != "Ready" || cert.ResidentObjects != int64(rows) || len(cert.Failed) != 0 {
 		t.Fatalf("certificate %+v", cert)
 	}
 	redis := float64(s.redisBytes()) / float64(files)
-	rss := memory(t, pidOf(t, filepath.Join(c.dir, "controller.pid")), "VmHWM")
-	events, largest, most, runs := s.histories()
 	plan := s.plan()
-	t.Logf("%d files as %d shards on %d workers: Ready in %v (%s); controller's peak RSS %.0f MiB; Redis %.4f bytes a file; %d events in %d workflows, at most %d in one, the largest of %d bytes",
-		files, len(plan.Owners), count, took.Round(time.Millisecond), strings.Join(s.took, ", "), mib(rss), redis, events, runs, most, largest)
+	t.Logf("%d files as %d shards on %d workers: Ready in %v; Redis %.4f bytes a file; %d events in %d workflows, at most %d in one, the largest of %d bytes",
+		files, len(plan.Owners), count, took.Round(time.Millisecond), redis, events, runs, most, largest)
 	if redis > mostRedisPerFile || redis <= 0 {
 		t.Errorf("Redis holds %.4f bytes a file, want at most %v", redis, mostRedisPerFile)
 	}
@@ -248,10 +254,16 @@ func (x *standIn) part(r *http.Request) (p *planner.Plan, m *manifest.Manifest, 
 			return nil, nil, nil, err
 		}
 		parts := make([][]uint32, len(p.Workers))
-		for n, owners := range p.Owners {
-			for _, w := range owners {
-				parts[w] = append(parts[w], uint32(n))
+		add := func(n uint32) {
+			for _, w := range p.Owners[n] {
+				parts[w] = append(parts[w], n)
 			}
+		}
+		for _, n := range p.Mended {
+			add(n)
+		}
+		for n := 0; n < len(p.Owners) && p.Mended == nil; n++ {
+			add(uint32(n))
 		}
 		s.plans[id], s.parts[id], s.last = p, parts, p
 	}
@@ -271,8 +283,18 @@ func (x *standIn) reserve(r *http.Request) (any, error) {
 	defer m.Close()
 	var rep api.ReserveReport
 	var largest int64
+	here := map[uint32]bool{}
+	x.mu.Lock()
+	for _, n := range x.has {
+		here[n] = true
+	}
+	x.mu.Unlock()
 	for _, n := range shards {
 		d := m.Shard(n)
+		if here[n] {
+			rep.ResidentBytes += d.Bytes
+			continue
+		}
 		charge := x.disk.ChargeBytes(d.Bytes, int(d.Blocks))
 		rep.NeededBytes, largest = rep.NeededBytes+charge, max(largest, charge)
 	}
@@ -301,7 +323,20 @@ func (x *standIn) load(r *http.Request) (any, error) {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.id, x.has, x.size = p.Manifest, shards, bytes
+	if p.Mended != nil { // beside what came before
+		here := map[uint32]bool{}
+		for _, n := range x.has {
+			here[n] = true
+		}
+		for _, n := range shards {
+			if !here[n] {
+				x.has, x.size = append(x.has, n), x.size+m.Shard(n).Bytes
+			}
+		}
+	} else {
+		x.has, x.size = slices.Clone(shards), bytes
+	}
+	x.id = p.Manifest
 	done := api.LoadProgress{Run: x.w.ID, Cursor: len(shards), Shards: len(shards), Bytes: bytes, TotalBytes: bytes, UFSBytes: bytes, UFSRequests: int64(len(shards)), Done: true}
 	return api.Event{Load: &done}, nil
 }
