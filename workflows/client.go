@@ -332,6 +332,23 @@ func (c *Client) Jobs(ctx context.Context, ended int) ([]JobState, error) {
 	return out, nil
 }
 
+// Ended asks the jobs that ended last, each run of them, the newest first: as long
+// as Temporal keeps them.
+func (c *Client) Ended(ctx context.Context, limit int) (out []JobState, err error) {
+	type execution struct{ id, run string }
+	var all []execution
+	err = c.list(ctx, jobWorkflow, "ExecutionStatus != 'Running'", limit, func(id, run string, _ bool) { all = append(all, execution{id, run}) })
+	for _, e := range all {
+		s, serr := c.jobState(ctx, e.id, e.run)
+		if serr != nil && stoker.KindOf(serr) == stoker.KindTransient {
+			return nil, serr
+		} else if serr == nil { // else its retention has just ended
+			out = append(out, s)
+		}
+	}
+	return out, err
+}
+
 // Datasets asks all datasets that are held.
 func (c *Client) Datasets(ctx context.Context) ([]DatasetState, error) {
 	var ids []string

@@ -61,3 +61,22 @@ func TestLoadIsShownByWorker(t *testing.T) {
 	g.want(0, "wait", "j")
 	g.says("verifying: 25 %, 50 B of 200 B")
 }
+
+func TestEndedJobs(t *testing.T) {
+	line := api.JobLine{Job: "train", State: api.JobReleased, Owner: "me", Datasets: []string{"a", "b"}, Bytes: 300, Ended: time.Now().Add(-5 * time.Minute),
+		Certificates: []api.CertificateLine{{Objects: 7, ResidentObjects: 7, UFSBytes: 100, UFSRequests: 3, Seconds: 61}, {Objects: 5, ResidentObjects: 4, FailedObjects: 1, UFSBytes: 100, UFSRequests: 4}}}
+	none := api.JobLine{Job: "early", State: api.JobFailed, Error: &api.ErrorBody{Message: "no space"}}
+	g := newRig(t, routes{"GET /v1/jobs": answer([]api.JobLine{line, none})}, nil)
+	g.want(0, "jobs", "--ended", "--limit", "7", "--wide")
+	if g.called("controller GET /v1/jobs?ended=7") != 1 {
+		t.Errorf("calls %v", g.calls)
+	}
+	for _, part := range []string{"11/12", "200 B", "5 min", "1 min", "no space"} {
+		if !strings.Contains(g.stdout.String(), part) {
+			t.Errorf("no %q in\n%s", part, g.stdout.String())
+		}
+	}
+	for _, args := range [][]string{{"--limit", "3"}, {"--ended", "--limit", "0"}, {"--ended", "--limit", "1001"}} {
+		g.want(2, append([]string{"jobs"}, args...)...)
+	}
+}

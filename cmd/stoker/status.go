@@ -245,19 +245,31 @@ func encoder(format string) func(api.Status) ([]byte, error) {
 }
 
 func (a *app) jobsCommand() *cobra.Command {
-	var wide bool
+	var wide, ended bool
+	var limit int
 	cmd := &cobra.Command{
 		Use: "jobs", Short: "list the running jobs and those that ended last", Args: noArgs,
 		Long: `Lists the jobs that hold or wait for data, and the last that ended. A job is
 Planned, Queued (it waits for space), Warming (it is loaded), Ready, Leased (its
 command runs), Degraded (it runs without all of its data), Grace, Released or
-Failed.`,
+Failed.
+
+With --ended it lists those that ended, the last ones first, for as long as
+Temporal keeps them: when they ended, how many objects were resident, what was
+fetched from the store, and how long that took.`,
 		Example: `  stoker jobs
+  stoker jobs --ended --limit 20
   stoker jobs -o json | jq '.[] | select(.state == "Warming").job'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.controller()
 			if err != nil {
 				return err
+			}
+			if limit < 1 || limit > maxEnded || !ended && cmd.Flags().Changed("limit") {
+				return usagef(cmd, "--limit %d: goes with --ended, from 1 to %d", limit, maxEnded)
+			}
+			if ended {
+				return a.endedJobs(cmd.Context(), c, limit, wide)
 			}
 			all, err := c.Jobs(cmd.Context())
 			if err != nil {
@@ -266,6 +278,8 @@ Failed.`,
 			return a.print(orEmpty(all), func(w io.Writer) { a.tables(w, wide, jobTable(all, wide)) })
 		},
 	}
+	cmd.Flags().BoolVar(&ended, "ended", false, "those that ended, with what their loads came to")
+	cmd.Flags().IntVar(&limit, "limit", 100, "with --ended: how many at most")
 	wideFlag(cmd, &wide)
 	return cmd
 }

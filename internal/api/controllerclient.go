@@ -202,6 +202,12 @@ func (c *Controller) Jobs(ctx context.Context) ([]JobLine, error) {
 	return get[[]JobLine](ctx, c.c, answerTimeout, http.MethodGet, "/v1/jobs", nil)
 }
 
+// EndedJobs lists the jobs that ended last, the newest first, limit at most,
+// with the figures of their certificates.
+func (c *Controller) EndedJobs(ctx context.Context, limit int) ([]JobLine, error) {
+	return get[[]JobLine](ctx, c.c, workTimeout, http.MethodGet, "/v1/jobs?ended="+strconv.Itoa(limit), nil)
+}
+
 // Job shows one job.
 func (c *Controller) Job(ctx context.Context, job string) (*JobStatus, error) {
 	seg, err := segment("job", job)

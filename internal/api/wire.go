@@ -227,6 +227,31 @@ type JobLine struct {
 	ETASeconds    float64   `json:"etaSeconds"`
 	BytesPerSec   float64   `json:"bytesPerSecond,omitempty"`
 	Deadline      time.Time `json:"deadline,omitzero"` // of one whose data is not there yet
+	Submitted     time.Time `json:"submitted,omitzero"`
+	Ended         time.Time `json:"ended,omitzero"` // of one that has ended
+	// Certificates are those of one that has ended, if that was asked for, by
+	// dataset: their figures, and not the lists in them.
+	Certificates []CertificateLine `json:"certificates,omitempty"`
+	Error        *ErrorBody        `json:"error,omitempty"` // with Certificates: why it failed
+}
+
+// CertificateLine has the figures of a certificate.
+type CertificateLine struct {
+	Dataset         string    `json:"dataset"`
+	Generation      int       `json:"generation"`
+	Manifest        stoker.ID `json:"manifest"`
+	Certificate     stoker.ID `json:"certificate"` // its hash: its name in the manifest store
+	State           string    `json:"state"`       // as in Certificate
+	Deep            bool      `json:"deep,omitempty"`
+	Objects         int64     `json:"objects"`
+	ResidentObjects int64     `json:"residentObjects"`
+	Bytes           int64     `json:"bytes"`
+	ResidentBytes   int64     `json:"residentBytes"`
+	UFSRequests     int64     `json:"ufsRequests"`
+	UFSBytes        int64     `json:"ufsBytes"`
+	Refetched       Refetched `json:"refetched"`
+	FailedObjects   int       `json:"failedObjects"`
+	Seconds         float64   `json:"seconds"`
 }
 
 // WorkerInfo is one element of `stoker workers -o json`.

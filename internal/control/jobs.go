@@ -363,7 +363,7 @@ func (c *Controller) jobs(ctx context.Context) ([]api.JobLine, error) {
 			return nil, err
 		}
 		line := api.JobLine{Job: st.Job, State: st.State, Owner: st.Owner, Datasets: []string{}, Bytes: st.Bytes, ResidentBytes: st.ResidentBytes, ETASeconds: st.ETASeconds,
-			BytesPerSec: st.BytesPerSec, Deadline: st.Deadline}
+			BytesPerSec: st.BytesPerSec, Deadline: st.Deadline, Submitted: st.Submitted, Ended: s.Ended}
 		for _, d := range st.Datasets {
 			line.Datasets = append(line.Datasets, d.Name)
 		}
@@ -373,6 +373,9 @@ func (c *Controller) jobs(ctx context.Context) ([]api.JobLine, error) {
 }
 
 func (c *Controller) listJobs(w http.ResponseWriter, r *http.Request) error {
+	if r.URL.Query().Has("ended") {
+		return c.listEnded(w, r)
+	}
 	all, err := c.jobs(r.Context())
 	if err != nil {
 		return err

@@ -127,6 +127,29 @@ func TestTenThousandFailures(t *testing.T) {
 		t.Errorf("--failed tells %d", told)
 	}
 	c.smallPayloads()
+	c.inHistory(gone)
+}
+
+// inHistory: the preload that has failed is there with its figures, after a
+// restart of the controller as before.
+func (c *cluster) inHistory(gone int) {
+	c.t.Helper()
+	c.kill("controller")
+	c.dev("start", "controller", "--dir", c.dir)
+	c.eventually("the ended preload is in the history", func() bool { // visibility is a little late
+		var all []api.JobLine
+		if err := json.Unmarshal([]byte(c.must("jobs", "--ended", "-o", "json")), &all); err != nil {
+			c.t.Fatal(err)
+		}
+		if len(all) != 1 || len(all[0].Certificates) != 1 {
+			return false
+		}
+		cert := all[0].Certificates[0]
+		if all[0].State != api.JobFailed || all[0].Ended.IsZero() || all[0].Error == nil || cert.State != api.CertificateFailed || cert.FailedObjects != gone || cert.ResidentObjects != 50 || cert.UFSRequests == 0 {
+			c.t.Errorf("%+v", all[0])
+		}
+		return true
+	})
 }
 
 // smallPayloads checks all events of all workflows so far.
