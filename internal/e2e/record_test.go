@@ -39,6 +39,7 @@ func TestRecordHistories(t *testing.T) {
 	t.Run("cancelled", func(t *testing.T) { recordCancelled(t, dir) })
 	t.Run("hook", func(t *testing.T) { recordHook(t, dir) })
 	t.Run("paused", func(t *testing.T) { recordPaused(t, dir) })
+	t.Run("scheduled", func(t *testing.T) { recordScheduled(t, dir) })
 }
 
 // recordSmall: a preload, and a submit of what is there.
@@ -147,6 +148,27 @@ func recordHook(t *testing.T, dir string) {
 	c.must("claim", "--job-id", "18", "--dataset", "data", "--ttl", "2s")
 	c.settled()
 	c.record(dir, "expired", seen)
+}
+
+// recordScheduled: a dataset with a schedule that has its turn twice, the second
+// time in vain; then a preload of which every byte is read again, and the end.
+func recordScheduled(t *testing.T, dir string) {
+	c := up(t, 1, "256MiB", func(root string) { makeFiles(t, root, 20, 20<<10, 0, 0) })
+	c.must("dataset", "add", "data", "s3://data", "--endpoint", c.proxy.URL(), "--path-style", "--every", "24h")
+	tc, bucket := c.temporal("default"), filepath.Join(c.root, "data")
+	c.turn(tc, "data")
+	if err := os.Rename(bucket, bucket+"-away"); err != nil {
+		t.Fatal(err)
+	}
+	c.turn(tc, "data")
+	if err := os.Rename(bucket+"-away", bucket); err != nil {
+		t.Fatal(err)
+	}
+	c.must("preload", "data", "--verify", "deep", "--wait")
+	c.settled()
+	c.must("dataset", "sync", "data", "--every", "off")
+	c.must("dataset", "rm", "data")
+	c.record(dir, "scheduled", nil)
 }
 
 // recordPaused: a preload is paused in mid-load, and resumed.
