@@ -142,6 +142,9 @@ type ClaimRequest struct {
 	// again and matches its checksum; "" = when each is there with its checksum
 	// recorded.
 	Verify string `json:"verify,omitempty"`
+	// For is the user to whom a hook's claim belongs, by name; only an admin, as a
+	// scheduler's hook is, may claim for others. "" = the caller.
+	For string `json:"for,omitempty"`
 }
 
 // VerifyDeep is ClaimRequest.Verify.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"net/http"
+	"regexp"
 	"slices"
 	"time"
 
@@ -47,6 +48,26 @@ func checkTimes(req *api.ClaimRequest) error {
 	case req.GraceSeconds != nil && outside(*req.GraceSeconds, 0, maxGrace):
 		return bad("a grace of %v seconds: want 0 to %v", *req.GraceSeconds, maxGrace.Seconds())
 	}
+	return nil
+}
+
+// userName is what principals are called: users, and uid-N.
+var userName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\$?$`)
+
+// claimant fills in whose a claim is: the caller's, or of him for whom an admin
+// makes a hook's claim. The scheduler vouches for that user.
+func claimant(r *http.Request, req *api.ClaimRequest) error {
+	who := api.PrincipalOf(r.Context())
+	req.Owner = who.Name
+	switch {
+	case req.For == "" || req.For == who.Name:
+		return nil
+	case !who.Admin || req.TTLSeconds == 0:
+		return stoker.Errorf(stoker.KindDenied, "job", req.Job, "%s may not claim for another: only a scheduler's hook that is an admin may", who.Name)
+	case !userName.MatchString(req.For):
+		return stoker.Errorf(stoker.KindInvalid, "job", req.Job, "%q is no user's name", req.For)
+	}
+	req.Owner = req.For
 	return nil
 }
 

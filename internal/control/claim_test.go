@@ -122,3 +122,29 @@ func TestGraceIsShown(t *testing.T) {
 		}
 	}
 }
+
+// An admin's hook claims for a user, whose claim it is; nobody else may.
+func TestClaimForAnother(t *testing.T) {
+	flows, address := startFlows(t)
+	w := startWatched(t, address, placement.NewMem(time.Now))
+	w.register(t, "pets", 1000, number(1))
+	req := api.ClaimRequest{Job: "17", TTLSeconds: 3600, For: "bob", Datasets: []api.DatasetRef{{Name: "pets"}}}
+	w.ask(t, watchedToken, "POST", "/v1/jobs", req).wantError(t, 403, "denied", "may not claim for another")
+	once := req
+	once.TTLSeconds = 0 // no hook's claim: nobody could renew it
+	w.ask(t, daemonToken, "POST", "/v1/jobs", once).wantError(t, 403, "denied", "may not claim for another")
+	odd := req
+	odd.For = "bob\nroot"
+	w.ask(t, daemonToken, "POST", "/v1/jobs", odd).wantError(t, 400, "invalid", "is no user's name")
+	events := w.ask(t, daemonToken, "POST", "/v1/jobs", req).lines(t)
+	if st := events[len(events)-1].Job; st == nil || st.Owner != "bob" || flows.jobs["job-default-17"].Input.Owner != "bob" {
+		t.Fatalf("%+v", events)
+	}
+	w.ask(t, watchedToken, "DELETE", "/v1/jobs/17", nil).wantError(t, 403, "denied", "belongs to bob")
+	own := req
+	own.Job, own.For = "18", "ann"
+	events = w.ask(t, watchedToken, "POST", "/v1/jobs", own).lines(t)
+	if st := events[len(events)-1].Job; st == nil || st.Owner != "ann" {
+		t.Fatalf("for himself: %+v", events)
+	}
+}

@@ -72,7 +72,9 @@ func (c *Controller) claim(w http.ResponseWriter, r *http.Request) error {
 	if err := checkClaim(&req); err != nil {
 		return err
 	}
-	req.Owner = api.PrincipalOf(r.Context()).Name
+	if err := claimant(r, &req); err != nil {
+		return err
+	}
 	if req.TTLSeconds > 0 {
 		req.Nonce = hookNonce(&req)
 	}
