@@ -157,7 +157,7 @@ passed, 10 not permitted, 11 held by others, 75 temporary (hooks: run it again),
 	root.AddCommand(
 		a.submitCommand(), a.statusCommand(), a.waitCommand(), a.cancelCommand(), a.jobsCommand(),
 		a.datasetCommand(), a.preloadCommand(), a.verifyCommand(), a.evictCommand(), a.pinCommand(), a.unpinCommand(),
-		a.claimCommand(), a.releaseCommand(),
+		a.claimCommand(), a.releaseCommand(), a.slurmCommand(),
 		a.mountCommand(), a.umountCommand(), a.workersCommand(), a.doctorCommand(), a.completionCommand(root), a.versionCommand(), a.manCommand(root),
 	)
 	a.completions(root)

@@ -54,6 +54,7 @@ var layers = map[string][]string{
 	"cmd":                           {"", "*"},
 	"cmd/stoker":                    {"", "internal/api", "ufs", "cmd/stoker/*", "cmd/internal/man", "cmd/internal/config"},
 	"cmd/stoker/internal/live":      {"", "internal/api"},
+	"cmd/stoker/internal/slurm":     {"", "internal/api"},
 	"cmd/internal/man":              {},
 	"cmd/internal/config":           {},
 }

@@ -1,0 +1,171 @@
+package slurm
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/internal/api"
+)
+
+func TestDirectives(t *testing.T) {
+	script := "#!/bin/bash\r\n#STOKER dataset=imagenet@3 mount=/data deadline=30m onmiss=wait\r\n\n# words\n#STOKERS no=one\n#SBATCH -N2\n#STOKER\tdataset=labels replicas=2 layout=spread onmiss=wait\ntrue\n#STOKER dataset=late\n"
+	lines, err := directives(strings.NewReader(script))
+	if err != nil || len(lines) != 2 {
+		t.Fatalf("%q, %v", lines, err)
+	}
+	w, err := parse(lines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(w.datasets) != 2 || w.datasets[0] != (api.DatasetRef{Name: "imagenet", Generation: 3, Dir: "/data"}) || w.datasets[1] != (api.DatasetRef{Name: "labels"}) {
+		t.Errorf("datasets %+v", w.datasets)
+	}
+	if w.onMiss != "wait" || w.deadline == nil || *w.deadline != 30*time.Minute || w.replicas != 2 || w.layout != "spread" {
+		t.Errorf("%+v", w)
+	}
+}
+
+func TestDirectivesThatAreRefused(t *testing.T) {
+	for lines, says := range map[string]string{
+		"":                                             "names no data",
+		"#STOKER":                                      "names no dataset",
+		"#STOKER dataset":                              "no KEY=VALUE",
+		"#STOKER dataset=":                             "no KEY=VALUE",
+		"#STOKER dataset=A":                            "is no dataset",
+		"#STOKER dataset=a@0":                          "is no dataset",
+		"#STOKER dataset=a@x":                          "is no dataset",
+		"#STOKER dataset=s3://b/p":                     "is no dataset",
+		"#STOKER dataset=../../etc":                    "is no dataset",
+		"#STOKER dataset=a dataset=b":                  "two datasets",
+		"#STOKER dataset=a\n#STOKER dataset=a@2":       "twice",
+		"#STOKER dataset=a mount=data":                 "one absolute folder",
+		"#STOKER dataset=a mount=/a/../b":              "one absolute folder",
+		"#STOKER dataset=a mount=/":                    "one absolute folder",
+		"#STOKER dataset=a mount=/a mount=/b":          "one absolute folder",
+		"#STOKER dataset=a deadline=5":                 "want a time",
+		"#STOKER dataset=a deadline=-5m":               "want a time",
+		"#STOKER dataset=a onmiss=hope":                "want start, wait or fail",
+		"#STOKER dataset=a layout=local":               "want auto or spread",
+		"#STOKER dataset=a replicas=0":                 "want 1 to 16",
+		"#STOKER dataset=a sampler=pytorch":            `"sampler" is not known`,
+		"#STOKER dataset=a pin=2h":                     `"pin" is not known`,
+		"#STOKER dataset=a \x1b[2Jx=1":                 `\x1b[2Jx`,
+		"#STOKER dataset=" + strings.Repeat("a", 9000): "…",
+		"#STOKER dataset=a onmiss=wait\n#STOKER dataset=b onmiss=fail": "say one",
+		"#STOKER dataset=a mount=/data\n#STOKER dataset=b mount=/data": "one folder",
+	} {
+		var all []string
+		if lines != "" {
+			all = strings.Split(lines, "\n")
+		}
+		_, err := parse(all)
+		if err == nil || stoker.KindOf(err) != stoker.KindInvalid || !strings.Contains(err.Error(), says) || len(err.Error()) > 600 || strings.Contains(err.Error(), "\x1b") {
+			t.Errorf("%.60q: %v, want %q", lines, err, says)
+		}
+	}
+}
+
+// FuzzDirectives: whatever stands in a script, what is accepted is safe to claim
+// and to mount, and what is said of the rest is one printable line.
+func FuzzDirectives(f *testing.F) {
+	f.Add("#!/bin/sh\n#STOKER dataset=a@1 mount=/data deadline=3m\n")
+	f.Add("#STOKER dataset=a'; rm -rf /; '\n")
+	f.Fuzz(func(t *testing.T, script string) {
+		lines, err := directives(strings.NewReader(script))
+		if err != nil {
+			return
+		}
+		w, err := parse(lines)
+		if err != nil {
+			if s := reason(err); strings.ContainsAny(s, "\n\r\x1b\x00") || len(s) > maxReason+len("…") {
+				t.Errorf("%q", s)
+			}
+			return
+		}
+		for _, d := range w.datasets {
+			if !nameOf.MatchString(d.Name) || d.Dir != "" && filepath.Clean(d.Dir) != d.Dir {
+				t.Errorf("%+v", d)
+			}
+		}
+	})
+}
+
+func TestBurstsOfScontrol(t *testing.T) {
+	out := "JobId=7\n   Command=/x\n   BurstBuffer=#STOKER dataset=a\n#STOKER dataset=b mount=/data\n   BurstBufferState=running\n   Comment=#STOKERx\n"
+	if got := bursts(out); len(got) != 2 || got[1] != "#STOKER dataset=b mount=/data" {
+		t.Errorf("%q", got)
+	}
+	if got := bursts("JobId=7\n   BurstBufferState=x\n"); len(got) != 0 {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestSlurmThatPolls(t *testing.T) {
+	for version, want := range map[string]bool{"slurm 24.05.1": true, "slurm-wlm 25.11.0-rc1": true, "slurm 24.11.2": true, "slurm-wlm 22.05.8": false,
+		"slurm 23.11.10": false, "slurm": false, "": false, "slurm x.y": false} {
+		if newer(version, 24, 5) != want {
+			t.Errorf("%q polls: %v", version, !want)
+		}
+	}
+}
+
+func TestClusterName(t *testing.T) {
+	conf := filepath.Join(t.TempDir(), "slurm.conf")
+	if err := os.WriteFile(conf, []byte("# ClusterName=no\nslurmctldhost=x\nclustername = big # ours\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"SLURM_CONF": conf}
+	if got, err := clusterName(func(k string) string { return env[k] }); got != "big" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	env["SLURM_CLUSTER_NAME"] = "other"
+	if got, err := clusterName(func(k string) string { return env[k] }); got != "other" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	env = map[string]string{"SLURM_CONF": conf + ".no"}
+	if _, err := clusterName(func(k string) string { return env[k] }); stoker.KindOf(err) != stoker.KindInvalid {
+		t.Errorf("%v", err)
+	}
+}
+
+// While nobody answers, a hook's verdict is what its job asked for: only
+// onmiss=start begins without its data.
+func TestVerdictsWithoutAController(t *testing.T) {
+	script := filepath.Join(t.TempDir(), "script")
+	for onMiss, want := range map[string][2]string{"start": {"ok starts without", "ok starts without"}, "wait": {"error stage-in", "busy"}, "fail": {"error stage-in", "busy"}} {
+		if err := os.WriteFile(script, []byte("#STOKER dataset=a onmiss="+onMiss+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for i, hook := range []string{"data-in", "test-data-in"} {
+			var out bytes.Buffer
+			h := nobody(&out, script)
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second) // as Slurm's own time-out ends it
+			var err error
+			if hook == "data-in" {
+				err = h.dataIn(ctx)
+			} else {
+				err = h.testDataIn(ctx)
+			}
+			cancel()
+			if got := out.String(); !strings.HasPrefix(got, "stoker-verdict "+want[i]) || (err != nil) != strings.HasPrefix(want[i], "error") {
+				t.Errorf("%s with onmiss=%s: %q, %v; want %q", hook, onMiss, got, err, want[i])
+			}
+		}
+	}
+}
+
+// nobody makes hooks whose controller does not answer.
+func nobody(out io.Writer, script string) *hooks {
+	return &hooks{job: job{cluster: "c", id: 7, script: script}, uid: -1, ttl: time.Hour, polls: func(context.Context) bool { return false },
+		Env: Env{Out: func() io.Writer { return out }, Getenv: func(string) string { return "" }, Note: func(string, ...any) {},
+			Controller: func() (*api.Controller, error) {
+				return api.NewController(api.ClientOptions{URL: "unix:///no/such/socket"})
+			}}}
+}
