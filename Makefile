@@ -1,4 +1,4 @@
-# stoker: few targets, no more. Run `make help` for what they do.
+# stoker: a dozen targets, no more. Run `make help` for what they do.
 SHELL := /bin/bash
 GO    ?= go
 PKGS  := ./...
@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/bin:$(shell $(GO) env GOPATH)/bin:$(PATH)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: help need build dev test test-long lint demo bench bench-scale clean
+.PHONY: help need build dev test test-long lint demo demo-slurm bench bench-scale clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -23,9 +23,9 @@ dev: ## bin/stoker-dev alone (embeds a Temporal server: minutes the first time)
 	cd cmd/stoker-dev && $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o ../../bin/stoker-dev .
 
 test: need build ## every test, race detector on, real Redis, S3, FUSE and Temporal
-	$(GO) test -race -timeout 25m $(filter-out %/e2e,$(shell $(GO) list $(PKGS)))
+	$(GO) test -race -timeout 25m $(filter-out %/e2e %/e2e/slurm,$(shell $(GO) list $(PKGS)))
 	cd cmd/stoker-dev && $(GO) test ./...
-	$(GO) test -timeout 25m ./internal/e2e
+	$(GO) test -p 1 -timeout 25m ./internal/e2e ./internal/e2e/slurm
 
 test-long: test ## the slow ones too, and those on Ceph
 	STOKER_TEST_LONG=1 scripts/need
@@ -42,10 +42,13 @@ lint: need ## gofmt, vet, staticcheck, workflowcheck, the import rules
 demo: need build ## the whole of it on this machine: preload, train, report
 	bin/stoker-dev demo
 
+demo-slurm: need build ## the same with a private Slurm of two nodes: three jobs, a timeline (root)
+	@set -o pipefail; STOKER_DEMO=$(CURDIR)/bin/slurm-timeline.svg $(GO) test -count=1 -run 'TestSlurm/Timeline' -v ./internal/e2e/slurm | grep -v '^ *\(---\|===\)'
+
 bench: need build ## views against the disk, start-up, hot paths (docs/performance.md)
 	scripts/bench-start
 	$(GO) test -run '^$$' -bench Views -benchtime 5x -timeout 30m ./internal/e2e
-	$(GO) test -run '^$$' -bench . -benchmem $(filter-out %/e2e,$(shell $(GO) list $(PKGS)))
+	$(GO) test -run '^$$' -bench . -benchmem $(filter-out %/e2e %/e2e/slurm,$(shell $(GO) list $(PKGS)))
 
 bench-scale: need build ## plan, reserve and count a billion files on a thousand workers (simulated data; some minutes)
 	STOKER_SCALE_FILES=$${STOKER_SCALE_FILES:-1000000000} $(GO) test -timeout 60m -count=1 -v -run 'TestScale$$' ./internal/e2e

@@ -1,0 +1,273 @@
+package slurm
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"stoker.dev/internal/api"
+)
+
+// What can be told at once is told at once: sbatch fails with a sentence.
+func submitChecks(t *testing.T, r *rig) {
+	r.dataset("small", 4)
+	big := filepath.Join(r.root, "data", "big", "x")
+	must(t, os.MkdirAll(filepath.Dir(big), 0o755))
+	must(t, os.WriteFile(big, nil, 0o644))
+	must(t, os.Truncate(big, 600<<20)) // both workers together hold 512 MiB
+	r.must("dataset", "add", "big", "s3://data/big", "--endpoint", r.proxy.URL(), "--path-style")
+	for lines, says := range map[string]string{
+		"#STOKER dataset=nosuch":                         "dataset nosuch: is not known",
+		"#STOKER dataset=small@7":                        "small@7",
+		"#STOKER dataset=small sampler=pytorch:seed=0":   `"sampler" is not known here: the keys are dataset,`,
+		"#STOKER dataset=small capacity=10GB":            "Burst Buffer request invalid",
+		"#STOKER dataset=small deadline=soon":            "want a time such as",
+		"#STOKER mount=/data":                            "names no dataset",
+		"#STOKER dataset=big":                            "its data needs 600",
+		"#STOKER dataset=small\n#STOKER dataset=small@1": "is named twice",
+	} {
+		res := r.try(lines + "\ntrue")
+		if res.code == 0 || !strings.Contains(res.stderr, says) {
+			t.Errorf("%q: exit %d, want %q\n%s", lines, res.code, says, res.stderr)
+		}
+	}
+	id := r.submit("#STOKER dataset=big onmiss=start deadline=0s\nls $STOKER_MOUNT")
+	r.inState(id, "COMPLETED")
+	if out := r.output(id); out != "x\n" {
+		t.Errorf("the job sees %q", out)
+	}
+	r.released(id)
+}
+
+// Nothing that a user writes reaches a shell.
+func hostileDirectives(t *testing.T, r *rig) {
+	proof := r.at("out", "was-here")
+	for _, evil := range []string{
+		"dataset=$(touch$IFS" + proof + ")", "dataset=`touch$IFS" + proof + "`", "dataset=';touch\t" + proof + ";'", "dataset=small';touch " + proof + ";'",
+		"dataset=small mount=/$(touch$IFS" + proof + ")'", "dataset=small\x01\x1b[2J", "dataset=" + strings.Repeat("a", 5000), "dataset=small --script=/etc/passwd",
+		"$(touch " + proof + ")=1",
+	} {
+		if res := r.try("#STOKER " + evil + "\ntrue"); res.code == 0 && !strings.Contains(evil, "mount=") {
+			t.Errorf("%q is accepted", evil)
+		} else if strings.Contains(res.stderr, "\x1b") || len(res.stderr) > 2000 {
+			t.Errorf("%q: answered with %q", evil, res.stderr)
+		}
+		res := r.as("srun", "--bb=#STOKER "+evil, "true")
+		if res.code == 0 {
+			t.Errorf("srun --bb=%q is accepted", evil)
+		}
+		r.as("scontrol", "show", "bbstat", "'"+evil)
+		r.as("scontrol", "show", "bbstat", evil, evil)
+	}
+	r.slurm("scancel", "--user="+userName)
+	r.eventually("all are gone", func() bool { return r.slurm("squeue", "-h").out == "" })
+	if _, err := os.Stat(proof); err == nil {
+		t.Error("a directive was run by a shell")
+	}
+}
+
+// srun and salloc take the directive as an option; several lines are several
+// datasets, below one folder.
+func optionsAndSeveral(t *testing.T, r *rig) {
+	r.dataset("one", 4)
+	r.dataset("two", 8)
+	count := `echo $(ls "$STOKER_MOUNT") $(find "$STOKER_MOUNT"/ -name '*.jpg' | wc -l)`
+	if res := r.as("srun", "--bb=#STOKER dataset=one", "sh", "-c", count); res.code != 0 || !strings.HasSuffix(strings.TrimSpace(res.out), " 4") {
+		t.Errorf("srun: exit %d, %q\n%s", res.code, res.out, res.stderr)
+	}
+	if res := r.as("salloc", "--bb=#STOKER dataset=one onmiss=wait", "srun", "sh", "-c", count); res.code != 0 || !strings.HasSuffix(strings.TrimSpace(res.out), " 4") {
+		t.Errorf("salloc: exit %d, %q\n%s", res.code, res.out, res.stderr)
+	}
+	own := r.at("out", "own-data")
+	must(t, os.Mkdir(own, 0o755))
+	must(t, os.Chown(own, userID, groupID))
+	id := r.submit(fmt.Sprintf("#STOKER dataset=one@1\n#SBATCH --comment=x\n#STOKER dataset=two mount=%s onmiss=wait deadline=2h\necho $(ls $STOKER_MOUNT) $(find $STOKER_MOUNT/one $STOKER_MOUNT/two/ -name '*.jpg' | wc -l) $(find %s -name '*.jpg' | wc -l)", own, own))
+	r.inState(id, "COMPLETED")
+	if out := r.output(id); out != "one two 12 8\n" {
+		t.Errorf("the job sees %q", out)
+	}
+	r.released(id)
+}
+
+// A folder that is not the user's own is mounted over for nobody: the job is held,
+// with the reason, and the node stays in service.
+func foreignFolder(t *testing.T, r *rig) {
+	r.dataset("foreign", 2)
+	for _, dir := range []string{r.at("etc"), "/no/such/folder"} {
+		id := r.submit("#STOKER dataset=foreign mount=" + dir + "\ntouch " + r.at("out", "ran"))
+		r.eventually("the job is held", func() bool {
+			j := r.job(id)
+			return j["JobState"] == "PENDING" && j["Priority"] == "0" && strings.HasPrefix(j["Comment"], "stoker: mount "+dir)
+		})
+		r.slurm("scancel", id)
+		r.released(id)
+	}
+	if res := r.as("srun", "--bb=#STOKER dataset=foreign mount=/no/such/folder", "touch", r.at("out", "ran")); res.code == 0 {
+		t.Error("an srun with a folder that is not there succeeds") // it cannot be put back: it is cancelled
+	}
+	if _, err := os.Stat(r.at("out", "ran")); err == nil {
+		t.Error("the job ran")
+	}
+	r.eventually("both nodes are idle", func() bool { return strings.TrimSpace(r.slurm("sinfo", "-h", "-o", "%T %D").out) == "idle 2" })
+	r.nothingMounted()
+}
+
+func (r *rig) nothingMounted() {
+	r.t.Helper()
+	for n := 1; n <= 2; n++ {
+		r.eventually("nothing is mounted", func() bool { return len(r.mounted(n)) == 0 })
+	}
+}
+
+// Cancelled in any phase a job leaves nothing: no claim, no mount, no byte more.
+func cancelInEveryPhase(t *testing.T, r *rig) {
+	size := r.dataset("cancel", 40)
+	busy := r.submit("sleep 1000", "-N2", "--exclusive")
+	r.inState(busy, "RUNNING")
+
+	waits := r.submit("#STOKER dataset=cancel\ntrue", "--dependency=afterany:"+busy)
+	r.proxy.Reset()
+	reached, release := r.proxy.Hold(size / 2)
+	defer release()
+	loads := r.submit("#STOKER dataset=cancel onmiss=wait\ntrue")
+	<-reached
+	if st := r.claim(waits); st.State != "" {
+		t.Errorf("a job whose dependency is not met has the claim %+v", st)
+	}
+	r.slurm("scancel", waits, loads)
+	r.inState(loads, "CANCELLED")
+	r.released(loads)
+	release()
+
+	staged := r.submit("#STOKER dataset=cancel onmiss=wait\ntrue")
+	r.claimIs(staged, api.JobReady)
+	r.eventually("it waits for nodes alone", func() bool { return r.job(staged)["Reason"] == "Resources" })
+	if st := r.state(staged); st != "PENDING" {
+		t.Errorf("with its data there and the nodes busy it is %s", st)
+	}
+	r.slurm("scancel", staged)
+	r.released(staged)
+
+	r.slurm("scancel", busy)
+	before := r.proxy.Bytes()
+	runs := r.submit("#STOKER dataset=cancel onmiss=wait\nexec sleep 1000")
+	r.inState(runs, "RUNNING")
+	r.eventually("it is mounted", func() bool { return len(r.mounted(1)) == 1 })
+	r.slurm("scancel", runs)
+	r.inState(runs, "CANCELLED")
+	r.released(runs)
+	r.nothingMounted()
+	if more := r.proxy.Bytes() - before; more > 0 {
+		t.Errorf("%d bytes were fetched for data that was there", more)
+	}
+}
+
+// A requeued job stages in again and finds its data: grace is longer than the two
+// minutes that Slurm lets it wait.
+func requeue(t *testing.T, r *rig) {
+	size := r.dataset("again", 10)
+	r.proxy.Reset()
+	id := r.submit("#STOKER dataset=again onmiss=wait\nls $STOKER_MOUNT; [ \"$SLURM_RESTART_COUNT\" = 1 ] || exec sleep 1000", "--requeue", "--open-mode=append")
+	r.inState(id, "RUNNING")
+	r.eventually("it has begun", func() bool { return strings.Contains(r.outputIfAny(id), "n00") })
+	r.slurm("scontrol", "requeue", id)
+	r.released(id)
+	r.nothingMounted()
+	r.startNow(id)
+	r.inState(id, "COMPLETED")
+	r.released(id)
+	if got := r.proxy.Bytes(); got != size {
+		t.Errorf("%d bytes were fetched for %d", got, size)
+	}
+	if out := r.output(id); strings.Count(out, "n00") != 2 {
+		t.Errorf("its two runs printed %q", out)
+	}
+}
+
+func (r *rig) outputIfAny(id string) string {
+	body, err := os.ReadFile(r.at("out", id+".out"))
+	if err != nil {
+		return ""
+	}
+	return string(body)
+}
+
+// startNow ends the time that Slurm lets a job wait after a requeue or a restart.
+func (r *rig) startNow(id string) {
+	r.t.Helper()
+	r.eventually("job "+id+" may start", func() bool {
+		return r.state(id) != "PENDING" || r.slurm("scontrol", "update", "JobId="+id, "StartTime=now").code == 0
+	})
+}
+
+// An array is one preload and a lease for each task.
+func array(t *testing.T, r *rig) {
+	size := r.dataset("array", 40)
+	r.proxy.Reset()
+	reached, release := r.proxy.Hold(size / 2)
+	defer release()
+	id := r.submit("#STOKER dataset=array onmiss=wait\nfind $STOKER_MOUNT -name '*.jpg' | wc -l", "--array=1-3", "--output="+r.at("out", "array-%a.out"))
+	<-reached
+	leases := func() (n int) {
+		for _, j := range r.claims() {
+			if strings.Contains(strings.Join(j.Datasets, " "), "array") && (j.State == api.JobWarming || j.State == api.JobReady || j.State == api.JobPlanned) {
+				n++
+			}
+		}
+		return n
+	}
+	r.eventually("each task has its lease", func() bool { return leases() == 3 })
+	release()
+	r.eventually("the array is done", func() bool { return !strings.Contains(r.slurm("squeue", "-h", "-j", id).out, "batch") })
+	for n := 1; n <= 3; n++ {
+		body, err := os.ReadFile(r.at("out", fmt.Sprintf("array-%d.out", n)))
+		if err != nil || string(body) != "40\n" {
+			t.Errorf("task %d saw %q (%v)", n, body, err)
+		}
+	}
+	if got := r.proxy.Bytes(); got != size {
+		t.Errorf("%d bytes were fetched for %d by three tasks", got, size)
+	}
+	r.eventually("all leases have ended", func() bool { return leases() == 0 })
+}
+
+// A job behind a dependency stages in when it is met, not before.
+func dependency(t *testing.T, r *rig) {
+	size := r.dataset("later", 4)
+	r.proxy.Reset()
+	first := r.submit("while ! [ -e " + r.at("out", "go") + " ]; do sleep 0.1; done")
+	second := r.submit("#STOKER dataset=later\nls $STOKER_MOUNT", "--dependency=afterok:"+first)
+	r.inState(first, "RUNNING")
+	if got := r.proxy.Bytes(); got != 0 || r.claim(second).State != "" {
+		t.Errorf("%d bytes were fetched before the dependency is met", got)
+	}
+	must(t, os.WriteFile(r.at("out", "go"), nil, 0o644))
+	r.inState(second, "COMPLETED")
+	if got := r.proxy.Bytes(); got != size {
+		t.Errorf("%d bytes were fetched for %d", got, size)
+	}
+	r.released(second)
+}
+
+// While the nodes compute for others the next job's data comes; within its own
+// time nothing is fetched.
+func lookAhead(t *testing.T, r *rig) {
+	size := r.dataset("ahead", 20)
+	gate := r.at("out", "gate")
+	busy := r.submit("while ! [ -e "+gate+" ]; do sleep 0.1; done", "-N2", "--exclusive")
+	r.inState(busy, "RUNNING")
+	r.proxy.Reset()
+	id := r.submit("#STOKER dataset=ahead\ncat $(find $STOKER_MOUNT -type f) | wc -c", "-N2")
+	r.claimIs(id, api.JobReady)
+	if st := r.state(id); st != "PENDING" || r.proxy.Bytes() != size {
+		t.Errorf("%s with %d of %d bytes", st, r.proxy.Bytes(), size)
+	}
+	must(t, os.WriteFile(gate, nil, 0o644))
+	r.inState(id, "COMPLETED")
+	if out := r.output(id); out != fmt.Sprintln(size) || r.proxy.Bytes() != size {
+		t.Errorf("it read %q; %d bytes were fetched for %d", out, r.proxy.Bytes(), size)
+	}
+	r.released(id)
+}
