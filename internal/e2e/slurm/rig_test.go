@@ -33,9 +33,10 @@ const patience = 3 * time.Minute // with other processes on a loaded machine
 // on each node. A node is a mount namespace: both mount the jobs' data at the same
 // place, as nodes do, and nothing of it is seen outside.
 type rig struct {
-	t     testing.TB
-	dir   string // everything is below it
-	root  string // folder behind the S3 server
+	t     testing.TB // of the test that uses it now
+	whole testing.TB // of that which made it
+	dir   string     // everything is below it
+	root  string     // folder behind the S3 server
 	proxy *testenv.Proxy
 	env   []string // of stoker and of Slurm's commands
 
@@ -76,7 +77,7 @@ func newRig(t testing.TB) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, dir: dir, root: filepath.Join(dir, "s3")}
+	r := &rig{t: t, whole: t, dir: dir, root: filepath.Join(dir, "s3")}
 	t.Cleanup(r.remove)
 	for _, d := range []string{"", "s3/data", "etc", "log", "state", "run", "bin", "jobs", "node-1", "node-2", "munge", "out"} {
 		must(t, os.MkdirAll(filepath.Join(dir, d), 0o755))
@@ -151,7 +152,7 @@ func (r *rig) start(name string, args ...string) *process {
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	must(r.t, p.cmd.Start())
 	go func() { _ = p.cmd.Wait(); close(p.ended) }()
-	r.t.Cleanup(func() { p.stop(syscall.SIGKILL) })
+	r.whole.Cleanup(func() { p.stop(syscall.SIGKILL) })
 	return p
 }
 

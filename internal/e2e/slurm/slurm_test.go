@@ -38,10 +38,9 @@ func TestSlurm(t *testing.T) {
 		{"Reconciler", reconciler},
 	} {
 		t.Run(s.name, func(t *testing.T) {
-			outer := r.t
 			r.t = t
 			r.eventually("the nodes are idle", func() bool { return strings.TrimSpace(r.slurm("sinfo", "-h", "-o", "%T %D").out) == "idle 2" })
-			defer func() { r.t = outer }()
+			defer func() { r.t = r.whole }()
 			s.run(t, r)
 		})
 	}
