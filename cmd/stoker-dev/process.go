@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -298,7 +299,14 @@ func (c *cluster) clearMounts() error {
 	for line := range strings.Lines(string(mounts)) {
 		f := strings.Fields(line)
 		sep := slices.Index(f, "-")
-		if sep < 0 || sep+2 >= len(f) || !slices.ContainsFunc(ids, func(id string) bool { return strings.HasPrefix(f[sep+2], id) }) {
+		if sep < 0 || sep+2 >= len(f) {
+			continue
+		}
+		name := f[sep+2]
+		if f[sep+1] == "erofs" { // the path of its image
+			name = filepath.Base(name)
+		}
+		if !slices.ContainsFunc(ids, func(id string) bool { return strings.HasPrefix(name, id) }) {
 			continue
 		}
 		dir := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(f[4])

@@ -27,7 +27,7 @@ func (s *submission) checkFlags(cmd *cobra.Command, deadline time.Duration) erro
 	}{
 		{"on-miss", s.req.OnMiss, []string{"start", "wait", "fail"}},
 		{"layout", s.req.Layout, []string{"auto", "spread"}},
-		{"view", s.view, []string{"auto", "tree"}},
+		{"view", s.view, viewKinds()},
 	} {
 		if !slices.Contains(f.want, f.value) {
 			return usagef(cmd, "--%s %q: want %s", f.name, f.value, strings.Join(f.want, " or "))

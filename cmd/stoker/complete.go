@@ -35,10 +35,10 @@ func (a *app) completions(root *cobra.Command) {
 	a.flagWords(root, "", "output", "table", "json", "yaml")
 	a.flagWords(root, "submit", "on-miss", "start", "wait", "fail")
 	a.flagWords(root, "submit", "layout", "auto", "spread")
-	a.flagWords(root, "submit", "view", "auto", "tree")
+	a.flagWords(root, "submit", "view", viewKinds()...)
 	a.flagWords(root, "claim", "on-miss", "start", "wait", "fail")
 	a.flagWords(root, "claim", "layout", "auto", "spread")
-	a.flagWords(root, "mount", "view", "auto", "tree")
+	a.flagWords(root, "mount", "view", viewKinds()...)
 	for _, name := range []string{"submit", "claim"} {
 		cmd, _, err := root.Find([]string{name})
 		if err != nil {

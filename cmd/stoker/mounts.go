@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -55,8 +56,8 @@ yours. What is not resident is brought in as it is read. The mount stays until
 			if req.Dir, err = mountPoint(args[1]); err != nil {
 				return err
 			}
-			if req.View != "auto" && req.View != "tree" {
-				return usagef(cmd, "--view %q: want auto or tree", req.View)
+			if !slices.Contains(viewKinds(), req.View) {
+				return usagef(cmd, "--view %q: want %s", req.View, viewWords)
 			}
 			if err := ids(cmd, &req, uid, gid, umask); err != nil {
 				return err
@@ -74,12 +75,17 @@ yours. What is not resident is brought in as it is read. The mount stays until
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&req.View, "view", "auto", "auto or tree")
+	f.StringVar(&req.View, "view", "auto", viewWords)
 	f.IntVar(&uid, "uid", 0, "owner of the files (default yours; only root may choose)")
 	f.IntVar(&gid, "gid", 0, "group of the files (default the owner's)")
 	f.StringVar(&umask, "umask", "0022", "permissions taken away, octal")
 	return cmd
 }
+
+// viewKinds are the values of --view.
+func viewKinds() []string { return []string{"auto", "tree", "kernel"} }
+
+const viewWords = "auto, tree (served by the worker) or kernel (read by the kernel alone)"
 
 // ids puts the owner's flags into the request, where they were given.
 func ids(cmd *cobra.Command, req *api.MountRequest, uid, gid int, umask string) error {

@@ -100,7 +100,7 @@ fail gives up (exit code 9 for the deadline).`,
 	f.StringVar(&s.req.Layout, "layout", "auto", "auto or spread")
 	verifyFlag(cmd, &s.req.Verify)
 	f.StringVar(&s.req.Job, "job-id", "", "id of the job (default a generated one)")
-	f.StringVar(&s.view, "view", "auto", "auto or tree")
+	f.StringVar(&s.view, "view", "auto", viewWords)
 	return cmd
 }
 

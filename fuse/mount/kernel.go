@@ -30,6 +30,10 @@ type KernelOptions struct {
 	// sentinel: the kernel lets it go when the view has ended.
 	Shards gofuse.RawFileSystem
 	NameOf func(device uint32) string // of a device in Shards
+	// Beneath is a view of an earlier life of this worker that is mounted on Dir:
+	// the new one goes beneath it, and then it goes, so that no process finds
+	// the folder empty. nil = Dir has no mount.
+	Beneath *Left
 }
 
 // Device is one device of an image.
@@ -60,7 +64,7 @@ func ImageName(name string) string {
 // Kernel mounts an image with its devices. Done of what it returns is closed
 // when the kernel has let all devices go.
 func Kernel(o KernelOptions) (*Mounted, error) {
-	dir, err := openDir(o.Options)
+	dir, err := openTop(o)
 	if err != nil {
 		return nil, err
 	}
@@ -96,10 +100,41 @@ func (m *Mounted) attach(o KernelOptions, dir *os.File, served int) error {
 	}
 	m.device = fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor)
 	setKernelReadAhead(fd, o)
-	if err := unix.MoveMount(fd, "", int(dir.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+	flags := unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
+	if o.Beneath != nil {
+		flags |= moveBeneath
+	}
+	if err := unix.MoveMount(fd, "", int(dir.Fd()), "", flags); err != nil {
 		return stoker.Errorf(stoker.KindInternal, "mount", o.Dir, "move_mount(2): %w", err)
 	}
+	if o.Beneath != nil {
+		if err := o.Beneath.Unmount(); err != nil {
+			return errors.Join(err, unmount(m.device, unix.MNT_DETACH))
+		}
+	}
 	return nil
+}
+
+// moveBeneath is MOVE_MOUNT_BENEATH of linux/mount.h, since Linux 6.5.
+const moveBeneath = 0x200
+
+// openTop opens the folder, or the root of the view that is mounted on it.
+func openTop(o KernelOptions) (*os.File, error) {
+	if o.Beneath == nil {
+		return openDir(o.Options)
+	}
+	fd, err := unix.Openat2(unix.AT_FDCWD, o.Dir, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return nil, stoker.Errorf(stoker.KindInternal, "mount", o.Dir, "%w", err)
+	}
+	f := os.NewFile(uintptr(fd), o.Dir)
+	if is, err := deviceOn(f); err != nil || is != o.Beneath.device {
+		_ = f.Close()
+		return nil, stoker.Errorf(stoker.KindBusy, "mount", o.Dir, "is not the view of the last life any more (%v)", err)
+	}
+	return f, nil
 }
 
 // checkDevices refuses a device that is shorter than the image says: the

@@ -143,14 +143,17 @@ func TestFoldersThatAreRefused(t *testing.T) {
 	}
 }
 
-// CleanDead takes away what a dead life left, and nothing else.
-func TestCleanDead(t *testing.T) {
+// Leftovers are what a dead life left, and nothing else.
+func TestLeftovers(t *testing.T) {
 	mine, other := t.TempDir(), t.TempDir()
 	mounted(t, "worker-a:data", mine)
 	mounted(t, "worker-b:data", other)
-	dirs, err := CleanDead("worker-a")
-	if err != nil || len(dirs) != 1 || dirs[0] != mine {
-		t.Errorf("cleaned %v, %v", dirs, err)
+	left, err := Leftovers("worker-a")
+	if err != nil || len(left) != 1 || left[0].Dir != mine || left[0].Alive {
+		t.Fatalf("left %v, %v", left, err)
+	}
+	if err := left[0].Unmount(); err != nil {
+		t.Error(err)
 	}
 	if find(t, mine) != nil || find(t, other) == nil {
 		t.Error("the wrong mount is gone")

@@ -71,28 +71,36 @@ func unescape(s string) string {
 	return b.String()
 }
 
-// CleanDead unmounts all stoker mounts whose source begins with prefix. The
-// caller knows that their server is dead: a source names one worker, and the
-// lock on its cache folder says that there is no other life of it. It returns
-// the folders.
-func CleanDead(prefix string) ([]string, error) {
+// Left is a mount that an earlier life of a worker left.
+type Left struct {
+	Dir    string // where it is mounted
+	Alive  bool   // a kernel view: what is local can be read without its worker
+	device string
+}
+
+// Leftovers lists the mounts whose name begins with prefix, the newest first.
+// The caller knows that their server is dead: a name is that of one worker, and
+// the lock on its cache folder says that there is no other life of it.
+func Leftovers(prefix string) ([]Left, error) {
 	all, err := table()
 	if err != nil {
 		return nil, err
 	}
-	var dirs []string
+	var left []Left
 	for i := len(all) - 1; i >= 0; i-- {
-		e := all[i]
-		if !ours(e.fsType) || !strings.HasPrefix(nameOf(e), source(prefix)) {
-			continue
+		if e := all[i]; ours(e.fsType) && strings.HasPrefix(nameOf(e), source(prefix)) {
+			left = append(left, Left{e.dir, e.fsType == erofsType, e.device})
 		}
-		if uerr := unmountAt(e.dir, e.device, unix.MNT_DETACH); uerr != nil {
-			err = stoker.Errorf(stoker.KindInternal, "umount", e.dir, "%w", uerr)
-			continue
-		}
-		dirs = append(dirs, e.dir)
 	}
-	return dirs, err
+	return left, nil
+}
+
+// Unmount takes it from its folder; who has files of it open keeps them.
+func (l Left) Unmount() error {
+	if err := unmountAt(l.Dir, l.device, unix.MNT_DETACH); err != nil {
+		return stoker.Errorf(stoker.KindInternal, "umount", l.Dir, "%w", err)
+	}
+	return nil
 }
 
 // setReadAhead raises the kernel's read-ahead of a new mount from 128 KiB.

@@ -70,6 +70,11 @@ func New(o Options) *FS {
 	return &FS{RawFileSystem: gofuse.NewDefaultRawFileSystem(), o: o, files: uint64(o.Manifest.Shards()) + 1}
 }
 
+// NewEmpty makes devices without a shard: the sentinel, whose name is Name(0).
+func NewEmpty() *FS {
+	return &FS{RawFileSystem: gofuse.NewDefaultRawFileSystem(), files: 1}
+}
+
 // Name is the name of a shard's file; the sentinel is named as the shard behind
 // the last one would be.
 func Name(shard uint32) string { return strconv.FormatUint(uint64(shard), 10) }

@@ -553,7 +553,7 @@ type MountRequest struct {
 	Manifest   stoker.ID `json:"manifest,omitzero"` // zero = resolve Dataset, Generation in the registry
 	Generation int       `json:"generation,omitempty"`
 	Dir        string    `json:"dir"`              // absolute
-	View       string    `json:"view,omitempty"`   // auto|tree
+	View       string    `json:"view,omitempty"`   // auto|tree|kernel; of a mounted view, what it is
 	UID        *uint32   `json:"uid,omitempty"`    // nil = the caller's
 	GID        *uint32   `json:"gid,omitempty"`    // nil = the caller's
 	Umask      *uint32   `json:"umask,omitempty"`  // nil = 0022
@@ -565,6 +565,7 @@ type MountRequest struct {
 type MountInfo struct {
 	MountRequest
 	State    string    `json:"state"`             // mounted
+	Why      string    `json:"why,omitempty"`     // why auto did not give a kernel view
 	ListedAt time.Time `json:"listedAt,omitzero"` // of the generation, where the worker resolved it
 }
 

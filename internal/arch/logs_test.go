@@ -15,7 +15,7 @@ import (
 
 // aboutTheDaemon are the log lines that are about no one job or dataset.
 var aboutTheDaemon = []string{
-	"limit of open files stays as it is", "store not closed well", "dead mounts could not be cleared", "views of the last life cannot be read",
+	"limit of open files stays as it is", "store not closed well", "dead mounts could not be cleared", "dead mounts could not be listed", "views of the last life cannot be read",
 	"not registered: the placement index does not answer", "not all that is here was announced", "lease not renewed: the placement index does not answer",
 	"search attributes are missing: let an operator of Temporal add StokerDataset (KeywordList), StokerJob and StokerPhase (Keyword)",
 	"search attributes are gone; going on without them",
@@ -103,14 +103,14 @@ func TestLogLinesAreNamed(t *testing.T) {
 
 func TestUnnamedLogLinesAreFound(t *testing.T) {
 	for src, want := range map[string]int{
-		`c.o.Log.Warn("x", "error", err)`:                                  1,
-		`c.o.Log.Warn("x", "job", job, "error", err)`:                      0,
-		`s.log().Error("x")`:                                               0,
-		`log := a.o.Log.With("dataset", d); log.Warn("x", "error", err)`:   0,
-		`log := a.o.Log.With("worker", w); log.Warn("x", "error", err)`:    1,
-		`v.log.Info("dead mounts could not be cleared", "error", err)`:     0,
-		`workflow.GetLogger(ctx).Warn("x", append(named, "plan", id)...)`:  0,
-		`workflow.GetLogger(ctx).Warn("x", append(others, "plan", id)...)`: 1,
+		`c.o.Log.Warn("x", "error", err)`:                                                                 1,
+		`c.o.Log.Warn("x", "job", job, "error", err)`:                                                     0,
+		`s.log().Error("x")`:                                                                              0,
+		`log := a.o.Log.With("dataset", d); log.Warn("x", "error", err)`:                                  0,
+		`log := a.o.Log.With("worker", w); log.Warn("x", "error", err)`:                                   1,
+		`v.log.Info("dead mounts could not be cleared", "dead mounts could not be listed", "error", err)`: 0,
+		`workflow.GetLogger(ctx).Warn("x", append(named, "plan", id)...)`:                                 0,
+		`workflow.GetLogger(ctx).Warn("x", append(others, "plan", id)...)`:                                1,
 	} {
 		f, err := parser.ParseFile(token.NewFileSet(), "x.go", "package x\nfunc f() { "+src+" }", 0)
 		if err != nil {

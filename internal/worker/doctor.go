@@ -35,6 +35,7 @@ func (w *Worker) probes() []api.Probe {
 		{Name: "ufs-budget", Run: func(context.Context) api.Check { return w.checkBudget() }},
 		{Name: "index", Hint: redisHint, Run: w.checkIndex},
 		{Name: "privilege", Run: func(context.Context) api.Check { return checkPrivilege() }},
+		{Name: "kernel-view", Run: func(context.Context) api.Check { return w.checkKernelView() }},
 		api.StoreProbe(w.o.Objects),
 	}
 }
@@ -174,6 +175,14 @@ func (w *Worker) checkIndex(ctx context.Context) api.Check {
 		}
 	}
 	return api.Warn("it registers within seconds; if not, its log says why", "answers, but does not list this worker")
+}
+
+// checkKernelView says what was found at the start.
+func (w *Worker) checkKernelView() api.Check {
+	if err := w.views.kernel.err; err != nil {
+		return api.Ok("not here, tree views serve all: %v", err)
+	}
+	return api.Ok("a small one was mounted and read at the start")
 }
 
 const capSysAdmin = 21 // its bit in the kernel's masks

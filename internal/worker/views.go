@@ -19,6 +19,7 @@ import (
 	"stoker.dev/cache"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/store"
+	"stoker.dev/fuse/erofs"
 	"stoker.dev/fuse/mount"
 	"stoker.dev/fuse/tree"
 	"stoker.dev/internal/api"
@@ -26,12 +27,17 @@ import (
 
 const viewState = "view-"
 
+// autoKernel says whether a view without a wish is a kernel view where that can
+// be had.
+const autoKernel = false
+
 // views are the node's mounts. What is mounted stands on disk too, so that
 // the next life of the worker mounts it again.
 type views struct {
 	cache     *cache.Cache
 	manifests *manifest.Store
 	store     *store.Store
+	kernel    *kernel
 	source    string // first part of the mounts' source, this worker's alone
 	log       *slog.Logger
 
@@ -51,6 +57,7 @@ type view struct {
 	set     *cache.Set
 	mounted *mount.Mounted
 	reads   func() int64
+	release func() // of the shards that the kernel has open; may be nil
 }
 
 // saved is a view's document on disk.
@@ -68,6 +75,11 @@ func stateName(dir string) string {
 // folder, or be root. If ctx ends before the view stands, nothing of it stays:
 // its caller has gone.
 func (v *views) Mount(ctx context.Context, uid uint32, r api.MountRequest) (api.MountInfo, error) {
+	return v.mount(ctx, uid, r, nil)
+}
+
+// mount is Mount, on a folder that a view of the last life may still lie on.
+func (v *views) mount(ctx context.Context, uid uint32, r api.MountRequest, old *mount.Left) (api.MountInfo, error) {
 	if err := v.check(uid, &r); err != nil {
 		return api.MountInfo{}, err
 	}
@@ -78,7 +90,7 @@ func (v *views) Mount(ctx context.Context, uid uint32, r api.MountRequest) (api.
 	if err := v.claimDir(r.Dir); err != nil {
 		return api.MountInfo{}, err
 	}
-	w, err := v.make(ctx, uid, r)
+	w, err := v.make(ctx, uid, r, old)
 	v.mu.Lock()
 	close(v.making[r.Dir])
 	delete(v.making, r.Dir)
@@ -89,7 +101,7 @@ func (v *views) Mount(ctx context.Context, uid uint32, r api.MountRequest) (api.
 	w.info.ListedAt = listed
 	v.open[r.Dir] = w
 	v.mu.Unlock()
-	v.logOf(r).Info("a view is mounted", "dir", r.Dir, "uid", uid)
+	v.logOf(r).Info("a view is mounted", "dir", r.Dir, "uid", uid, "view", w.info.View, "why", w.info.Why)
 	if ctx.Err() != nil {
 		return api.MountInfo{}, errors.Join(ctx.Err(), v.Unmount(context.WithoutCancel(ctx), uid, r.Dir, true))
 	}
@@ -118,8 +130,8 @@ func (v *views) claimDir(dir string) error {
 
 // check refuses what the caller may not ask for.
 func (v *views) check(uid uint32, r *api.MountRequest) error {
-	if r.View != "" && r.View != "auto" && r.View != "tree" {
-		return stoker.Errorf(stoker.KindInvalid, "mount", r.Dir, "view %q: want auto or tree", r.View)
+	if !slices.Contains([]string{"", "auto", "tree", "kernel"}, r.View) {
+		return stoker.Errorf(stoker.KindInvalid, "mount", r.Dir, "view %q: want auto, tree or kernel", r.View)
 	}
 	if uid != 0 && r.UID != nil && *r.UID != uid {
 		return stoker.Errorf(stoker.KindDenied, "mount", r.Dir, "only root may give files to another uid (%d)", *r.UID)
@@ -160,23 +172,11 @@ func (v *views) resolve(ctx context.Context, r *api.MountRequest) (listed time.T
 }
 
 // make opens the dataset and mounts it.
-func (v *views) make(ctx context.Context, uid uint32, r api.MountRequest) (*view, error) {
+func (v *views) make(ctx context.Context, uid uint32, r api.MountRequest, old *mount.Left) (*view, error) {
 	set, err := v.cache.Open(ctx, r.Manifest)
 	if err != nil {
 		return nil, err
 	}
-	o := tree.Options{Manifest: set.Manifest(), Reader: countedReader{set, &v.reads}, UID: uid, GID: uid, Umask: 0o022, Log: v.logOf(r)}
-	if r.UID != nil {
-		o.UID = *r.UID
-	}
-	o.GID = o.UID
-	if r.GID != nil {
-		o.GID = *r.GID
-	}
-	if r.Umask != nil {
-		o.Umask = *r.Umask
-	}
-	fs := tree.New(o)
 	// Held and written down before it is seen: a crash leaves no mount that
 	// the next life does not know of.
 	if err := v.cache.Mounted(r.Manifest, r.Dataset, 1); err != nil {
@@ -194,13 +194,50 @@ func (v *views) make(ctx context.Context, uid uint32, r api.MountRequest) (*view
 	if err := v.store.PutState(stateName(r.Dir), body); err != nil {
 		return undo(err)
 	}
-	m, err := mount.Mount(fs, mount.Options{Dir: r.Dir, Name: v.source + ":" + r.Dataset, Check: ownedBy(uid, r.Dir)})
-	if err != nil {
+	w := &view{info: api.MountInfo{MountRequest: r, State: "mounted"}, owner: uid, set: set}
+	if err := v.show(ctx, w, old); err != nil {
 		return undo(err)
 	}
-	w := &view{api.MountInfo{MountRequest: r, State: "mounted"}, uid, set, m, fs.Reads}
 	v.serving.Go(func() { v.afterEnd(w) })
 	return w, nil
+}
+
+// show mounts the kind of view that was asked for, or, with auto, the best that
+// can be had.
+func (v *views) show(ctx context.Context, w *view, old *mount.Left) error {
+	r := w.info.MountRequest
+	owner := erofs.Options{UID: w.owner, Umask: 0o022}
+	if r.UID != nil {
+		owner.UID = *r.UID
+	}
+	owner.GID = owner.UID
+	if r.GID != nil {
+		owner.GID = *r.GID
+	}
+	if r.Umask != nil {
+		owner.Umask = *r.Umask
+	}
+	o := mount.Options{Dir: r.Dir, Name: v.source + ":" + r.Dataset, Check: ownedBy(w.owner, r.Dir)}
+	if r.View == "kernel" || r.View != "tree" && autoKernel {
+		k, err := v.mountKernel(ctx, r, w.set, owner, o, old)
+		if err == nil {
+			w.info.View, w.mounted, w.reads, w.release = "kernel", k.mounted, k.fs.Reads, k.release
+			return nil
+		}
+		if r.View == "kernel" || ctx.Err() != nil {
+			return err
+		}
+		w.info.Why = "no kernel view: " + err.Error()
+	}
+	if old != nil { // there is nothing to go beneath: the folder is empty for a moment
+		if err := old.Unmount(); err != nil {
+			return err
+		}
+	}
+	fs := tree.New(tree.Options{Manifest: w.set.Manifest(), Reader: countedReader{w.set, &v.reads}, UID: owner.UID, GID: owner.GID, Umask: owner.Umask, Log: v.logOf(r)})
+	m, err := mount.Mount(fs, o)
+	w.info.View, w.mounted, w.reads = "tree", m, fs.Reads
+	return err
 }
 
 // afterEnd waits until a view has ended, whoever unmounted it and however long
@@ -210,6 +247,9 @@ func (v *views) afterEnd(w *view) {
 	case <-w.mounted.Done():
 	case <-v.stop:
 		return // the process ends; what it still serves ends with it
+	}
+	if w.release != nil {
+		w.release()
 	}
 	dir := w.info.Dir
 	v.mu.Lock()
@@ -293,15 +333,25 @@ func (v *views) List() ([]api.MountInfo, int64) {
 	return out, reads
 }
 
-// restore clears the mounts that the last life left dead and makes them anew.
+// restore makes the views of the last life anew and clears what it left. Of a
+// kernel view, what is local can be read all the while: the new one comes up
+// beneath it.
 func (v *views) restore(ctx context.Context) {
-	if _, err := mount.CleanDead(v.source); err != nil {
-		v.log.Error("dead mounts could not be cleared", "error", err)
+	left, err := mount.Leftovers(v.source)
+	if err != nil {
+		v.log.Error("dead mounts could not be listed", "error", err)
+	}
+	alive := map[string]*mount.Left{}
+	for _, l := range left {
+		if l.Alive && alive[l.Dir] == nil {
+			alive[l.Dir] = &l
+		} else if err := l.Unmount(); err != nil {
+			v.log.Error("dead mounts could not be cleared", "dir", l.Dir, "error", err)
+		}
 	}
 	names, err := v.store.ListState(viewState)
 	if err != nil {
 		v.log.Error("views of the last life cannot be read", "error", err)
-		return
 	}
 	for _, name := range names {
 		var s saved
@@ -310,11 +360,23 @@ func (v *views) restore(ctx context.Context) {
 			err = json.Unmarshal(body, &s)
 		}
 		if err == nil {
-			_, err = v.Mount(ctx, s.Owner, s.MountRequest)
+			old := alive[s.Dir]
+			_, err = v.mount(ctx, s.Owner, s.MountRequest, old)
+			if err == nil || stoker.KindOf(err) != stoker.KindHeld {
+				delete(alive, s.Dir)
+			}
+			if err != nil && old != nil {
+				_ = old.Unmount() // unless it has gone already
+			}
 		}
 		if err != nil {
 			v.logOf(s.MountRequest).Error("a view of the last life is not mounted again", "dir", s.Dir, "error", err)
 			_ = v.store.DeleteState(name)
+		}
+	}
+	for dir, l := range alive {
+		if err := l.Unmount(); err != nil {
+			v.log.Error("dead mounts could not be cleared", "dir", dir, "error", err)
 		}
 	}
 }

@@ -115,7 +115,7 @@ func (w *Worker) open() (err error) {
 	}
 	w.directory.held = w.cache.EachHeld
 	w.views = &views{
-		cache: w.cache, manifests: w.manifests, store: w.store,
+		cache: w.cache, manifests: w.manifests, store: w.store, kernel: newKernel(w.store.Dir()),
 		source: "stoker-" + w.store.WorkerID()[:12], log: w.o.Log,
 		open: map[string]*view{}, making: map[string]chan struct{}{}, stop: make(chan struct{}),
 	}
