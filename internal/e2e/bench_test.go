@@ -20,8 +20,8 @@ import (
 	"stoker.dev/internal/api"
 )
 
-// BenchmarkViews reads the same files from the local disk and from a view of
-// them, turn and turn about in one process: hot (in the page cache) and with
+// BenchmarkViews reads the same files from the local disk and from views of
+// them, of each kind, turn and turn about in one process: hot (in the page cache) and with
 // the page cache of those files dropped, large files sequentially and small
 // ones in random order by 8 readers. It reports medians: MB/s of both, their
 // ratio, CPU seconds per GB of reader and worker together, and READs that came
@@ -31,10 +31,16 @@ func BenchmarkViews(b *testing.B) {
 	c := up(b, 1, "4GiB", func(root string) { makeEqualFiles(b, root, small, smallBytes, large, largeBytes) })
 	c.add()
 	c.must("preload", "data", "--wait")
-	view := b.TempDir()
-	c.must("mount", "data", view)
-	defer c.must("umount", view)
 	disk := filepath.Join(c.root, "data")
+	for _, kind := range viewKinds() {
+		b.Run(kind, func(b *testing.B) { benchmarkView(b, c, kind, disk) })
+	}
+}
+
+func benchmarkView(b *testing.B, c *cluster, kind, disk string) {
+	view := b.TempDir()
+	c.must("mount", "data", view, "--view", kind)
+	defer c.must("umount", view)
 	for _, w := range []struct {
 		name, dir string
 		readers   int

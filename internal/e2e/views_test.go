@@ -68,7 +68,7 @@ func TestViewsShowTheSource(t *testing.T) {
 				trace{source, dir, seed, 60}.run(t)
 			}
 			sameTree(t, source, dir)
-			if got := c.proxy.Bytes() - before; got != size {
+			if got := c.proxy.Bytes() - before; got < size || got > size+size/10 { // some requests of waiting readers are hedged
 				t.Errorf("%d bytes were fetched, the dataset has %d", got, size)
 			}
 			c.must("preload", "data", "--wait") // whole, and sealed
@@ -189,7 +189,7 @@ func mapped(path string, want []byte, from, n int) error {
 		return nil
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^TestMappedRange$")
-	cmd.Env = append(os.Environ(), "STOKER_E2E_MAP="+path, fmt.Sprintf("STOKER_E2E_RANGE=%d %d", from, n))
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "STOKER_E2E_MAP="+path, fmt.Sprintf("STOKER_E2E_RANGE=%d %d", from, n))
 	out, err := cmd.Output()
 	if sum := sha256.Sum256(want[from : from+n]); err != nil || !bytes.Contains(out, []byte(hex.EncodeToString(sum[:]))) {
 		err = fmt.Errorf("mapped: %d bytes at %d differ: %s (%w)", n, from, out, err)
@@ -301,7 +301,8 @@ func TestKernelViewOutlivesItsWorker(t *testing.T) {
 		t.Errorf("a file that was open all the while: %v", err)
 	}
 	sameTree(t, source, dir)
-	c.must("umount", dir, "--lazy")
+	_ = open.Close()
+	c.must("umount", dir)
 	c.dev("down", "--dir", c.dir)
 	if n := c.mounts(); n != 0 {
 		t.Errorf("down left %d mounts", n)
