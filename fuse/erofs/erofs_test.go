@@ -476,10 +476,11 @@ func (l many) entry(r manifest.Row) (e manifest.Entry) {
 }
 
 func (l many) Entry(r manifest.Row) manifest.Entry {
-	e, name := l.entry(r), ""
-	if l.bad != nil {
-		l.bad(r, &e, &name)
+	if l.bad == nil {
+		return l.entry(r)
 	}
+	e, name := l.entry(r), ""
+	l.bad(r, &e, &name)
 	return e
 }
 

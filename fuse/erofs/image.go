@@ -454,6 +454,9 @@ func (s *stream) write(p []byte) error {
 			return err
 		}
 	}
+	if s.buf == nil {
+		s.buf = make([]byte, 0, bufferBytes)
+	}
 	s.buf = append(s.buf, p...)
 	s.at += int64(len(p))
 	return nil
