@@ -71,7 +71,9 @@ func (c *cluster) enterLarge(name string, files int, times int64) {
 	s := manifest.NewStore(objects, c.t.TempDir())
 	roots := []manifest.Root{{Location: ufs.Location{URI: "s3://data"}}}
 	b, err := manifest.Build(c.t.Context(), manifest.BuildOptions{Roots: roots, TempDir: c.t.TempDir(),
-		Open: func(context.Context, ufs.Location) (ufs.FS, string, error) { return many{n: files, times: times}, "", nil }})
+		Open: func(context.Context, ufs.Location) (ufs.FS, string, error) {
+			return many{n: files, times: times}, "", nil
+		}})
 	if err == nil {
 		err = s.Put(c.t.Context(), b)
 	}

@@ -31,7 +31,6 @@ type cluster struct {
 	start time.Time
 	took  []float64          // by tenths of a second
 	of    map[string]float64 // by dataset, since it was last reset
-	work  sync.WaitGroup
 }
 
 func newCluster(t *testing.T, table Table) *cluster {
