@@ -34,9 +34,9 @@ type wide struct {
 func (w *wide) List(_ context.Context, o ufs.ListOptions) (ufs.Page, error) {
 	w.mu.Lock()
 	w.pages++
-	err := w.before(w.pages)
+	page := w.pages
 	w.mu.Unlock()
-	if err != nil {
+	if err := w.before(page); err != nil { // others go on meanwhile
 		return ufs.Page{}, err
 	}
 	from := sort.Search(w.objects, func(i int) bool { return fmt.Sprintf("%08d", i) > o.StartAfter })
@@ -92,7 +92,7 @@ func TestListingSurvivesItsController(t *testing.T) {
 		t.Fatal(err)
 	}
 	objects := &watched{Objects: in, wrote: make(chan struct{})}
-	w := &wide{objects: 80_000}
+	w := &wide{objects: 200_000}
 	controller := func() *Activities {
 		return New(Options{Store: manifest.NewStore(objects, t.TempDir()), TempDir: t.TempDir(),
 			Open: func(context.Context, ufs.Location) (ufs.FS, string, error) { return w, "", nil }})
@@ -122,7 +122,7 @@ func TestListingSurvivesItsController(t *testing.T) {
 	pages[1] = w.pages
 	w.before = func(int) error { return nil }
 	got, err := freezeOn(t.Context(), controller())
-	if err != nil || got.Objects != 80_000 {
+	if err != nil || got.Objects != 200_000 {
 		t.Fatal(got, err)
 	}
 	pages[0] = w.pages
