@@ -22,6 +22,7 @@ import (
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/converter"
 	sdklog "go.temporal.io/sdk/log"
+	"go.temporal.io/sdk/temporal"
 
 	"stoker.dev"
 	"stoker.dev/activities"
@@ -105,37 +106,47 @@ func (c *Client) options(id string) client.StartWorkflowOptions {
 	}
 }
 
-// told gives an error of the client its kind.
-func (c *Client) told(op, key string, err error) error {
+// told gives an error of the client its kind. A Temporal that is being stopped
+// ends calls with errors of no type, such as its own "context canceled": while
+// the caller waits, that is no more than a service away.
+func (c *Client) told(ctx context.Context, op, key string, err error) error {
 	var missing *serviceerror.NotFound
 	var invalid *serviceerror.InvalidArgument
 	var denied *serviceerror.PermissionDenied
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, context.Canceled):
-		return context.Canceled
 	case errors.As(err, &missing):
 		return stoker.Errorf(stoker.KindNotExist, op, key, "is not known, or has ended")
 	case errors.As(err, &invalid), errors.As(err, &denied):
 		return stoker.Errorf(stoker.KindInternal, op, key, "%w", err)
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		return context.Canceled
 	}
 	var service serviceerror.ServiceError
 	if errors.As(err, &service) || errors.Is(err, context.DeadlineExceeded) {
 		return stoker.Errorf(stoker.KindTransient, op, key, "Temporal at %s does not answer as it should: %w", c.address, err)
 	}
+	if ctx.Err() == nil && !ofWorkflow(err) {
+		return stoker.Errorf(stoker.KindTransient, op, key, "Temporal at %s does not answer: %v", c.address, err)
+	}
 	return activities.FromTemporal(op, key, err)
 }
 
-// unanswered is told for a query that has no answer. A Temporal that is being
-// stopped ends queries with errors of no type, such as its own "context
-// canceled": while the caller waits, that is no more than a service away.
-func (c *Client) unanswered(ctx context.Context, op, key string, err error) error {
-	var service serviceerror.ServiceError
-	if ctx.Err() == nil && !errors.As(err, &service) {
-		return stoker.Errorf(stoker.KindTransient, op, key, "Temporal at %s does not answer: %v", c.address, err)
-	}
-	return c.told(op, key, err)
+// ofWorkflow reports whether an error is what a workflow or an update came to,
+// as opposed to that of a call.
+func ofWorkflow(err error) bool {
+	var (
+		execution *temporal.WorkflowExecutionError
+		app       *temporal.ApplicationError
+		canceled  *temporal.CanceledError
+		timeout   *temporal.TimeoutError
+		ended     *temporal.TerminatedError
+		panicked  *temporal.PanicError
+		own       *stoker.Error
+	)
+	return errors.As(err, &execution) || errors.As(err, &app) || errors.As(err, &canceled) || errors.As(err, &timeout) ||
+		errors.As(err, &ended) || errors.As(err, &panicked) || errors.As(err, &own)
 }
 
 // StartJob begins a job, or finds it running.
@@ -147,7 +158,7 @@ func (c *Client) StartJob(ctx context.Context, in JobInput) error {
 	if c.notSearchable(err) {
 		return c.StartJob(ctx, in)
 	}
-	return c.told("job", in.Job, err)
+	return c.told(ctx, "job", in.Job, err)
 }
 
 // JobState asks a job, running or ended within Temporal's retention.
@@ -159,14 +170,14 @@ func (c *Client) jobState(ctx context.Context, id, run string) (s JobState, err 
 	job := id[len(JobID(c.cluster, "")):]
 	v, err := c.temporal.QueryWorkflow(ctx, id, run, statusQuery)
 	if err != nil {
-		return s, c.unanswered(ctx, "job", job, err)
+		return s, c.told(ctx, "job", job, err)
 	}
-	return s, c.told("job", job, v.Get(&s))
+	return s, activities.FromTemporal("job", job, v.Get(&s))
 }
 
 // Release ends a claim. One that has ended is fine.
 func (c *Client) Release(ctx context.Context, job string) error {
-	err := c.told("job", job, c.temporal.SignalWorkflow(ctx, JobID(c.cluster, job), "", releaseSignal, nil))
+	err := c.told(ctx, "job", job, c.temporal.SignalWorkflow(ctx, JobID(c.cluster, job), "", releaseSignal, nil))
 	if stoker.KindOf(err) == stoker.KindNotExist {
 		return nil
 	}
@@ -175,18 +186,18 @@ func (c *Client) Release(ctx context.Context, job string) error {
 
 // Wait returns when a job's workflow has ended, with all it held let go.
 func (c *Client) Wait(ctx context.Context, job string) error {
-	return c.told("job", job, c.temporal.GetWorkflow(ctx, JobID(c.cluster, job), "").Get(ctx, nil))
+	return c.told(ctx, "job", job, c.temporal.GetWorkflow(ctx, JobID(c.cluster, job), "").Get(ctx, nil))
 }
 
 // Started tells a job that its command runs.
 func (c *Client) Started(ctx context.Context, job string) error {
-	return c.told("job", job, c.temporal.SignalWorkflow(ctx, JobID(c.cluster, job), "", startedSignal, nil))
+	return c.told(ctx, "job", job, c.temporal.SignalWorkflow(ctx, JobID(c.cluster, job), "", startedSignal, nil))
 }
 
 // Repeat tells a hook's claim that it was made again: its time to live begins
 // anew. NotExist says that it has ended.
 func (c *Client) Repeat(ctx context.Context, job string) error {
-	return c.told("job", job, c.temporal.SignalWorkflow(ctx, JobID(c.cluster, job), "", repeatSignal, nil))
+	return c.told(ctx, "job", job, c.temporal.SignalWorkflow(ctx, JobID(c.cluster, job), "", repeatSignal, nil))
 }
 
 // Renew keeps a claim alive; NotExist says that it has ended.
@@ -195,12 +206,12 @@ func (c *Client) Renew(ctx context.Context, job string) error {
 	err := c.temporal.RecordActivityHeartbeatByID(ctx, c.namespace, id, "", holdID)
 	var missing *serviceerror.NotFound
 	if !errors.As(err, &missing) {
-		return c.told("job", job, err)
+		return c.told(ctx, "job", job, err)
 	}
 	// Between two tries of the activity there is none to renew.
 	d, err := c.temporal.DescribeWorkflowExecution(ctx, id, "")
 	if err != nil {
-		return c.told("job", job, err)
+		return c.told(ctx, "job", job, err)
 	}
 	if d.WorkflowExecutionInfo.Status != enums.WORKFLOW_EXECUTION_STATUS_RUNNING {
 		return stoker.Errorf(stoker.KindNotExist, "job", job, "its claim has ended")
@@ -226,7 +237,7 @@ func (c *Client) Join(ctx context.Context, in activities.JoinInput) error {
 	if c.notSearchable(err) {
 		return c.Join(ctx, in)
 	}
-	return c.updated("join", in.Dataset, err)
+	return c.updated(ctx, "join", in.Dataset, err)
 }
 
 // Leave ends that. A dataset's workflow that has ended has no holders.
@@ -238,7 +249,7 @@ func (c *Client) Leave(ctx context.Context, in activities.LeaveInput) error {
 	if err == nil {
 		err = h.Get(ctx, nil)
 	}
-	if err = c.updated("leave", in.Manifest.Short(), err); stoker.KindOf(err) == stoker.KindNotExist {
+	if err = c.updated(ctx, "leave", in.Manifest.Short(), err); stoker.KindOf(err) == stoker.KindNotExist {
 		return nil
 	}
 	return err
@@ -246,8 +257,8 @@ func (c *Client) Leave(ctx context.Context, in activities.LeaveInput) error {
 
 // updated is told for updates: a workflow that ended under one is no reason
 // to give up, the next try begins a new one.
-func (c *Client) updated(op, key string, err error) error {
-	err = c.told(op, key, err)
+func (c *Client) updated(ctx context.Context, op, key string, err error) error {
+	err = c.told(ctx, op, key, err)
 	if err != nil && op == "join" && stoker.KindOf(err) != stoker.KindInvalid {
 		return stoker.Errorf(stoker.KindTransient, op, key, "%w", err)
 	}
@@ -263,7 +274,7 @@ func (c *Client) Pause(ctx context.Context, id stoker.ID, by string) (s DatasetS
 	if err == nil {
 		err = h.Get(ctx, &s)
 	}
-	return s, c.updated("pause", id.Short(), err)
+	return s, c.updated(ctx, "pause", id.Short(), err)
 }
 
 // DatasetState asks a dataset's workflow; NotExist if nobody holds the data.
@@ -274,9 +285,9 @@ func (c *Client) DatasetState(ctx context.Context, id stoker.ID) (DatasetState, 
 func (c *Client) datasetState(ctx context.Context, id string) (s DatasetState, err error) {
 	v, err := c.temporal.QueryWorkflow(ctx, id, "", statusQuery)
 	if err != nil {
-		return s, c.unanswered(ctx, "dataset", id, err)
+		return s, c.told(ctx, "dataset", id, err)
 	}
-	return s, c.told("dataset", id, v.Get(&s))
+	return s, activities.FromTemporal("dataset", id, v.Get(&s))
 }
 
 // maxListed bounds one list of workflows.
@@ -291,7 +302,7 @@ func (c *Client) list(ctx context.Context, name, more string, limit int, each fu
 			Query: query, PageSize: int32(min(limit-n, 200)), NextPageToken: next,
 		})
 		if err != nil {
-			return c.told("list", name, err)
+			return c.told(ctx, "list", name, err)
 		}
 		for _, e := range page.Executions {
 			each(e.Execution.WorkflowId, e.Execution.RunId, e.Status == enums.WORKFLOW_EXECUTION_STATUS_RUNNING)
@@ -421,9 +432,9 @@ func (c *Client) freeze(ctx context.Context, id, name, key string, in any, own b
 			if ctx.Err() != nil && own { // whoever asked has gone
 				stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 				defer cancel()
-				return f, errors.Join(ctx.Err(), c.told("dataset", key, c.temporal.CancelWorkflow(stop, id, run.GetRunID())))
+				return f, errors.Join(ctx.Err(), c.told(ctx, "dataset", key, c.temporal.CancelWorkflow(stop, id, run.GetRunID())))
 			}
-			return f, c.told("dataset", key, err)
+			return f, c.told(ctx, "dataset", key, err)
 		case <-tick.C:
 			if p, ok := c.listed(ctx, id, run.GetRunID()); ok {
 				progress(p)

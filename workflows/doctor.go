@@ -19,7 +19,7 @@ func (c *Client) Server(ctx context.Context) (version, namespace string, err err
 	if errors.As(err, &missing) || errors.As(err, &other) {
 		return "", c.namespace, stoker.Errorf(stoker.KindNotExist, "temporal", c.address, "has no namespace %q", c.namespace)
 	} else if err != nil {
-		return "", c.namespace, c.told("temporal", c.address, err)
+		return "", c.namespace, c.told(ctx, "temporal", c.address, err)
 	}
 	info, err := c.temporal.WorkflowService().GetSystemInfo(ctx, &workflowservice.GetSystemInfoRequest{})
 	if err != nil { // the namespace is there: that is what counts

@@ -88,14 +88,14 @@ func (c *Client) PutSchedule(ctx context.Context, name string, created time.Time
 	s := c.temporal.ScheduleClient()
 	h := s.GetHandle(ctx, c.scheduleID(name))
 	if every == 0 {
-		return c.gone(c.told("schedule", name, h.Delete(ctx)))
+		return c.gone(c.told(ctx, "schedule", name, h.Delete(ctx)))
 	}
 	o := c.schedule(name, created, every)
 	_, err := s.Create(ctx, o)
 	if !errors.Is(err, temporal.ErrScheduleAlreadyRunning) {
-		return c.told("schedule", name, err)
+		return c.told(ctx, "schedule", name, err)
 	}
-	return c.told("schedule", name, h.Update(ctx, client.ScheduleUpdateOptions{DoUpdate: func(client.ScheduleUpdateInput) (*client.ScheduleUpdate, error) {
+	return c.told(ctx, "schedule", name, h.Update(ctx, client.ScheduleUpdateOptions{DoUpdate: func(client.ScheduleUpdateInput) (*client.ScheduleUpdate, error) {
 		return &client.ScheduleUpdate{Schedule: &client.Schedule{
 			Action: o.Action, Spec: &o.Spec, State: &client.ScheduleState{},
 			Policy: &client.SchedulePolicies{Overlap: o.Overlap, CatchupWindow: o.CatchupWindow},
@@ -115,7 +115,7 @@ func (c *Client) gone(err error) error {
 func (c *Client) NextSync(ctx context.Context, name string) (time.Time, error) {
 	d, err := c.temporal.ScheduleClient().GetHandle(ctx, c.scheduleID(name)).Describe(ctx)
 	if err != nil {
-		return time.Time{}, c.gone(c.told("schedule", name, err))
+		return time.Time{}, c.gone(c.told(ctx, "schedule", name, err))
 	}
 	if d.Schedule.State != nil && d.Schedule.State.Paused || len(d.Info.NextActionTimes) == 0 {
 		return time.Time{}, nil // somebody paused it in Temporal
@@ -134,7 +134,7 @@ func (c *Client) alone(ctx context.Context, name, kind string, in any) error {
 	if err != nil {
 		return err
 	}
-	return c.told("dataset", name, run.Get(ctx, nil))
+	return c.told(ctx, "dataset", name, run.Get(ctx, nil))
 }
 
 // takeTurns bounds how often a change of the registry waits for another one.
@@ -154,18 +154,18 @@ func (c *Client) begin(ctx context.Context, id, kind, key string, in any, share 
 		case c.notSearchable(err):
 			continue
 		case !errors.As(err, &busy):
-			return run, c.told("dataset", key, err)
+			return run, c.told(ctx, "dataset", key, err)
 		}
 		there, err := c.temporal.DescribeWorkflowExecution(ctx, id, busy.RunId)
 		if err != nil {
-			return nil, c.told("dataset", key, err)
+			return nil, c.told(ctx, "dataset", key, err)
 		}
 		now := there.WorkflowExecutionInfo.GetType().GetName()
 		if share && now == kind {
 			return c.temporal.GetWorkflow(ctx, id, busy.RunId), nil
 		}
 		if kind == removeWorkflow && now == syncWorkflow {
-			if err := c.gone(c.told("dataset", key, c.temporal.CancelWorkflow(ctx, id, busy.RunId))); err != nil {
+			if err := c.gone(c.told(ctx, "dataset", key, c.temporal.CancelWorkflow(ctx, id, busy.RunId))); err != nil {
 				return nil, err
 			}
 		}

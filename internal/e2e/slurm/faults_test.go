@@ -28,7 +28,7 @@ func missingObjects(t *testing.T, r *rig) {
 	must(t, os.Remove(gone))
 	ran := r.at("out", "ran-with-holes")
 	id := r.submit("#STOKER dataset=holes onmiss=wait\ntouch " + ran)
-	r.eventually("the job is held", func() bool { return strings.Contains(r.job(id)["Reason"], "n01/img_00001.jpg_(notexist)") })
+	r.eventually("the job is held", func() bool { return strings.Contains(r.job(id)["Reason"], "n01/img 00001.jpg (notexist)") })
 	if j := r.job(id); j["JobState"] != "PENDING" || j["Priority"] != "0" {
 		t.Errorf("it is %s with priority %s", j["JobState"], j["Priority"])
 	}

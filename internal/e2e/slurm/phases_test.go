@@ -195,10 +195,18 @@ func (r *rig) outputIfAny(id string) string {
 }
 
 // startNow ends the time that Slurm lets a job wait after a requeue or a restart.
+// Slurm may set it late, and anew: the job is asked to start until it does.
 func (r *rig) startNow(id string) {
 	r.t.Helper()
 	r.eventually("job "+id+" may start", func() bool {
-		return r.state(id) != "PENDING" || r.slurm("scontrol", "update", "JobId="+id, "StartTime=now").code == 0
+		switch r.state(id) {
+		case "PENDING":
+			r.slurm("scontrol", "update", "JobId="+id, "StartTime=now")
+			return false
+		case "COMPLETING", "REQUEUED":
+			return false
+		}
+		return true
 	})
 }
 

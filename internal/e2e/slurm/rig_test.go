@@ -422,7 +422,8 @@ func (r *rig) job(id string) map[string]string {
 			}
 		}
 		if i := strings.Index(line, "Reason="); i >= 0 {
-			out["Reason"], _, _ = strings.Cut(line[i+len("Reason="):], " Dependency=")
+			reason, _, _ := strings.Cut(line[i+len("Reason="):], " Dependency=")
+			out["Reason"] = strings.ReplaceAll(reason, "_", " ") // scontrol prints blanks so
 		}
 	}
 	return out
