@@ -97,7 +97,7 @@ func TestLoadPart(t *testing.T) {
 		},
 		"it refuses": {
 			runs: []func(*api.Stream) bool{func(s *api.Stream) bool {
-				s.Fail(stoker.Errorf(stoker.KindNoSpace, "load", "", "the space was given back"))
+				s.Fail(context.Background(), stoker.Errorf(stoker.KindNoSpace, "load", "", "the space was given back"))
 				return true
 			}}, tries: 1, fails: true, kind: stoker.KindNoSpace,
 		},

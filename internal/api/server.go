@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -137,6 +138,26 @@ func Versioned(next http.Handler) http.Handler {
 	})
 }
 
+// Handler is an HTTP handler whose error becomes the answer.
+type Handler func(w http.ResponseWriter, r *http.Request) error
+
+// ServeHTTP implements http.Handler.
+func (h Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if err := h(w, r); err != nil {
+		breakOff(r.Context(), err)
+		WriteError(w, err)
+	}
+}
+
+// breakOff cuts the connection in mid-answer if err is no more than the end of
+// ctx: the daemon is being stopped, and who asked asks the next one, as if this
+// one had died; or who asked has gone.
+func breakOff(ctx context.Context, err error) {
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		panic(http.ErrAbortHandler)
+	}
+}
+
 // WriteError answers with err: its kind decides the status, its text the body.
 func WriteError(w http.ResponseWriter, err error) {
 	b := ErrorOf(err)
@@ -223,8 +244,9 @@ func (s *Stream) Send(e Event) error {
 }
 
 // Fail ends the stream with err: as the whole answer if nothing was sent yet,
-// else as its last line.
-func (s *Stream) Fail(err error) {
+// else as its last line. An end of ctx is no answer: the connection is cut.
+func (s *Stream) Fail(ctx context.Context, err error) {
+	breakOff(ctx, err)
 	s.mu.Lock()
 	started := s.started
 	s.mu.Unlock()

@@ -198,11 +198,11 @@ func TestBrokenStreams(t *testing.T) {
 			_, _ = io.WriteString(w, `{"job":{"job":"j","state":"Rea`)
 		}, stoker.KindTransient},
 		"garbage": {func(w http.ResponseWriter, _ *http.Request) { first(w); _, _ = io.WriteString(w, "<html>\n") }, stoker.KindTransient},
-		"error event": {func(w http.ResponseWriter, _ *http.Request) {
-			first(w).Fail(stoker.Errorf(stoker.KindNoSpace, "x", "", "y"))
+		"error event": {func(w http.ResponseWriter, r *http.Request) {
+			first(w).Fail(r.Context(), stoker.Errorf(stoker.KindNoSpace, "x", "", "y"))
 		}, stoker.KindNoSpace},
-		"error answer": {func(w http.ResponseWriter, _ *http.Request) {
-			NewStream(w).Fail(stoker.Errorf(stoker.KindHeld, "x", "", "y"))
+		"error answer": {func(w http.ResponseWriter, r *http.Request) {
+			NewStream(w).Fail(r.Context(), stoker.Errorf(stoker.KindHeld, "x", "", "y"))
 		}, stoker.KindHeld},
 	} {
 		states, last, err := follow(t, t.Context(), c.h)
@@ -238,6 +238,37 @@ func TestCancelEndsAStream(t *testing.T) {
 	})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
+	}
+}
+
+// A daemon that stops tells nobody so as if it were the answer: who follows a
+// stream, or asks, sees it lost and asks the next one. An error that only looks
+// like an end is told.
+func TestStoppingIsNoAnswer(t *testing.T) {
+	for name, answer := range map[string]func(ctx context.Context, s *Stream, err error) error{
+		"stream": func(ctx context.Context, s *Stream, err error) error {
+			_ = s.Send(jobLine(JobWarming))
+			s.Fail(ctx, err)
+			return nil
+		},
+		"at once": func(ctx context.Context, s *Stream, err error) error { s.Fail(ctx, err); return nil },
+		"handler": func(_ context.Context, _ *Stream, err error) error { return err },
+	} {
+		for _, stops := range []bool{true, false} {
+			_, _, err := follow(t, t.Context(), func(w http.ResponseWriter, r *http.Request) {
+				ctx, cancel := context.WithCancel(r.Context())
+				defer cancel()
+				if stops {
+					cancel()
+				}
+				Handler(func(w http.ResponseWriter, r *http.Request) error {
+					return answer(r.Context(), NewStream(w), fmt.Errorf("asked: %w", context.Canceled))
+				}).ServeHTTP(w, r.WithContext(ctx))
+			})
+			if Lost(err) != stops || err == nil {
+				t.Errorf("%s, stops: %t: %v", name, stops, err)
+			}
+		}
 	}
 }
 

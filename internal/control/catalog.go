@@ -39,7 +39,7 @@ func (c *Controller) syncDataset(w http.ResponseWriter, r *http.Request) error {
 		err = c.sendSynced(r.Context(), stream, d, now, unchanged)
 	}
 	if err != nil {
-		stream.Fail(err)
+		stream.Fail(r.Context(), err)
 	}
 	return nil
 }

@@ -124,7 +124,7 @@ func (c *Controller) addDataset(w http.ResponseWriter, r *http.Request) error {
 		err = c.sendAdded(r.Context(), stream, &d, taken)
 	}
 	if err != nil {
-		stream.Fail(err)
+		stream.Fail(r.Context(), err)
 	}
 	return nil
 }
@@ -271,7 +271,7 @@ func (c *Controller) verify(w http.ResponseWriter, r *http.Request) error {
 		err = stream.Send(api.Event{Certificate: cert})
 	}
 	if err != nil {
-		stream.Fail(err)
+		stream.Fail(r.Context(), err)
 	}
 	return nil
 }

@@ -8,19 +8,9 @@ import (
 	"stoker.dev/internal/metrics"
 )
 
-// handler is an HTTP handler whose error becomes the answer.
-type handler func(w http.ResponseWriter, r *http.Request) error
-
-// ServeHTTP implements http.Handler.
-func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if err := h(w, r); err != nil {
-		api.WriteError(w, err)
-	}
-}
-
 // patterns is the controller's API; docs/openapi.yaml describes it.
-func (c *Controller) patterns() map[string]handler {
-	return map[string]handler{
+func (c *Controller) patterns() map[string]api.Handler {
+	return map[string]api.Handler{
 		"GET /v1/version":                  c.version,
 		"POST /v1/datasets":                c.addDataset,
 		"GET /v1/datasets":                 c.listDatasets,

@@ -90,7 +90,7 @@ func (c *Controller) claim(w http.ResponseWriter, r *http.Request) error {
 		err = stream.Send(api.Event{Job: st})
 	}
 	if err != nil {
-		stream.Fail(err)
+		stream.Fail(r.Context(), err)
 	}
 	return nil
 }
@@ -424,7 +424,8 @@ func (c *Controller) watchJob(w http.ResponseWriter, r *http.Request) error {
 	for wait := watchFirst; ; wait = min(2*wait, watchEvery) {
 		s, err := c.job(r.Context(), r.PathValue("job"))
 		if stoker.KindOf(err) == stoker.KindTransient && err != nil && time.Since(heard) < watchPatience && r.Context().Err() == nil {
-			continue // Temporal is busy, and was asked for some seconds
+			time.Sleep(watchFirst) // Temporal is busy, or is being restarted
+			continue
 		}
 		heard = time.Now()
 		var st *api.JobStatus
@@ -440,7 +441,7 @@ func (c *Controller) watchJob(w http.ResponseWriter, r *http.Request) error {
 			err = stream.Send(api.Event{Job: st})
 		}
 		if err != nil {
-			stream.Fail(err)
+			stream.Fail(r.Context(), err)
 			return nil
 		}
 		if api.Settled(st.State) {

@@ -15,19 +15,9 @@ import (
 // progressEvery is how often a load's stream says how far it is.
 const progressEvery = 500 * time.Millisecond
 
-// handler is an HTTP handler whose error becomes the answer.
-type handler func(w http.ResponseWriter, r *http.Request) error
-
-// ServeHTTP implements http.Handler.
-func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if err := h(w, r); err != nil {
-		api.WriteError(w, err)
-	}
-}
-
 // admin lets only the cluster's own daemons and root in: what these routes
 // do concerns everybody's data.
-func admin(h handler) handler {
+func admin(h api.Handler) api.Handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if p := api.PrincipalOf(r.Context()); !p.Admin {
 			return stoker.Errorf(stoker.KindDenied, r.Method+" "+r.URL.Path, p.Name, "only root and the cluster's daemons may")
@@ -40,17 +30,17 @@ func admin(h handler) handler {
 // only, whose uid the kernel vouches for.
 func (w *Worker) routes(local bool) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /v1/version", handler(w.version))
-	mux.Handle("GET /v1/status", handler(w.status))
-	mux.Handle("GET /v1/doctor", handler(w.doctor))
+	mux.Handle("GET /v1/version", api.Handler(w.version))
+	mux.Handle("GET /v1/status", api.Handler(w.status))
+	mux.Handle("GET /v1/doctor", api.Handler(w.doctor))
 	mux.Handle("GET /metrics", w.metrics.Handler())
 	mux.Handle("PUT /v1/reservations/{plan}/{part}", admin(w.reserve))
 	mux.Handle("DELETE /v1/reservations/{plan}/{part}", admin(w.giveBack))
 	mux.Handle("PUT /v1/loads/{plan}/{part}", admin(w.load))
-	mux.Handle("GET /v1/loads/{plan}/{part}", handler(w.loadProgress))
+	mux.Handle("GET /v1/loads/{plan}/{part}", api.Handler(w.loadProgress))
 	mux.Handle("DELETE /v1/loads/{plan}/{part}", admin(w.stopLoad))
 	mux.Handle("PUT /v1/leases", admin(w.leases))
-	mux.Handle("POST /v1/verify", handler(w.verify))
+	mux.Handle("POST /v1/verify", api.Handler(w.verify))
 	mux.Handle("POST /v1/evict", admin(w.evict))
 	mux.Handle("GET /v1/manifests/{manifest}/failed", admin(w.failed))
 	mux.Handle("GET /v1/manifests/{manifest}/shards/{shard}/blocks", admin(func(rw http.ResponseWriter, r *http.Request) error {
@@ -58,10 +48,10 @@ func (w *Worker) routes(local bool) http.Handler {
 		return nil
 	}))
 	if local {
-		mux.Handle("POST /v1/mounts", handler(w.mount))
-		mux.Handle("GET /v1/mounts", handler(w.listMounts))
-		mux.Handle("DELETE /v1/mounts", handler(w.umount))
-		mux.Handle(metrics.DebugRoute, handler(metrics.Debug))
+		mux.Handle("POST /v1/mounts", api.Handler(w.mount))
+		mux.Handle("GET /v1/mounts", api.Handler(w.listMounts))
+		mux.Handle("DELETE /v1/mounts", api.Handler(w.umount))
+		mux.Handle(metrics.DebugRoute, api.Handler(metrics.Debug))
 	}
 	return w.metrics.Requests(api.Versioned(mux))
 }
@@ -143,7 +133,7 @@ func (w *Worker) load(rw http.ResponseWriter, r *http.Request) error {
 		return stream.Send(api.Event{Load: &p})
 	})
 	if err != nil {
-		stream.Fail(err)
+		stream.Fail(r.Context(), err)
 	}
 	return nil
 }

@@ -215,7 +215,7 @@ func (w *watchedWorker) afterViews(t *testing.T) {
 	}
 }
 
-// newRecorded scrapes a handler over HTTP.
+// newRecorded scrapes a api.Handler over HTTP.
 func newRecorded(t *testing.T, h http.Handler) map[string]float64 {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
