@@ -213,6 +213,10 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 	if err == nil {
 		err = ctx.Err() // what was not begun is not here
 	}
+	if stoker.KindOf(err) == stoker.KindNoSpace { // it was promised: a folder went
+		need, largest, _ := s.needed(l.part)
+		err = c.explainNoSpace("load", err, need, largest, s.id)
+	}
 	// Whoever hears that the load has ended finds what it brought.
 	c.o.Directory.Flush(c.stop)
 	l.mu.Lock()

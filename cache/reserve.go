@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/cache/store"
 	"stoker.dev/internal/api"
 )
 
@@ -31,21 +32,9 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 	if err := c.holds.planned(c.o.Store, plan.Manifest, r.Plan); err != nil {
 		return api.ReserveReport{}, err
 	}
-	here := map[stoker.ID]bool{}
-	for _, sh := range c.o.Store.Shards() {
-		here[sh.ID] = true
-	}
 	var rep api.ReserveReport
 	var largest int64
-	for _, n := range plan.Part(r.Part) {
-		d := s.man.Shard(n)
-		if here[d.ID] {
-			rep.ResidentBytes += d.Bytes
-			continue
-		}
-		charge := c.o.Store.ChargeBytes(d.Bytes, int(d.Blocks))
-		rep.NeededBytes, largest = rep.NeededBytes+charge, max(largest, charge)
-	}
+	rep.NeededBytes, largest, rep.ResidentBytes = s.needed(plan.Part(r.Part))
 	if !r.Replaces.IsZero() {
 		if err := c.GiveBack(r.Replaces, r.Part); err != nil {
 			return rep, err
@@ -70,10 +59,29 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 		err = c.o.Store.ReserveAgainst(name, rep.NeededBytes, largest, pledged)
 	}
 	if err != nil {
-		return rep, c.explainNoSpace(err, rep.NeededBytes, plan.Manifest)
+		return rep, c.explainNoSpace("reserve", err, rep.NeededBytes, largest, plan.Manifest)
 	}
 	s.account(name, plan.Part(r.Part), older)
 	return rep, c.PutLeases(api.LeaseRequest{Leases: r.Leases})
+}
+
+// needed adds up what the shards of a part that are not here would be charged
+// with, and says the most of one, and how large those are that are here.
+func (s *Set) needed(part []uint32) (charges, largest, resident int64) {
+	here := map[stoker.ID]bool{}
+	for _, sh := range s.c.o.Store.Shards() {
+		here[sh.ID] = true
+	}
+	for _, n := range part {
+		d := s.man.Shard(n)
+		if here[d.ID] {
+			resident += d.Bytes
+			continue
+		}
+		charge := s.c.o.Store.ChargeBytes(d.Bytes, int(d.Blocks))
+		charges, largest = charges+charge, max(largest, charge)
+	}
+	return charges, largest, resident
 }
 
 // askedFor notes that somebody still counts on a promise of the last life.
@@ -182,12 +190,30 @@ func (c *Cache) unheld(keep []stoker.ID) []stoker.ID {
 	return ids
 }
 
-// explainNoSpace adds who holds the worker's space to a refusal.
-func (c *Cache) explainNoSpace(err error, need int64, asking stoker.ID) error {
+// explainNoSpace adds to a refusal why there is no more: who holds the worker's
+// space, what several folders set aside for shards of at most that charge, and
+// which are out of service.
+func (c *Cache) explainNoSpace(op string, err error, need, largest int64, asking stoker.ID) error {
 	if stoker.KindOf(err) != stoker.KindNoSpace {
 		return err
 	}
 	u := c.o.Store.Usage()
+	unused, free := max(0, u.CapacityBytes-u.UsedBytes-u.ReservedBytes), max(0, c.o.Store.FreeBytes(largest))
+	why := c.holdersExcept(asking)
+	if free < unused {
+		why = append(why, fmt.Sprintf("%s more are set aside, for a shard must fit into one folder", api.HumanBytes(unused-free)))
+	}
+	for _, f := range c.o.Store.Folders() {
+		if f.State != store.InService {
+			why = append(why, fmt.Sprintf("%s is %s (%s)", f.Dir, f.State, f.Reason))
+		}
+	}
+	return stoker.Errorf(stoker.KindNoSpace, op, "worker "+c.o.Store.WorkerID()[:8], "needs %s, %s of %s free; %s",
+		api.HumanBytes(need), api.HumanBytes(free), api.HumanBytes(u.CapacityBytes), strings.Join(why, "; "))
+}
+
+// holdersExcept says by whom other datasets than this one are held.
+func (c *Cache) holdersExcept(asking stoker.ID) []string {
 	h := &c.holds
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -198,11 +224,9 @@ func (c *Cache) explainNoSpace(err error, need int64, asking stoker.ID) error {
 		}
 	}
 	slices.Sort(who)
-	held := "nothing is held"
-	if len(who) > 0 {
-		held = "held: " + strings.Join(who, "; ")
+	if len(who) == 0 {
+		return []string{"nothing is held"}
 	}
-	return stoker.Errorf(stoker.KindNoSpace, "reserve", "worker "+c.o.Store.WorkerID()[:8],
-		"needs %s, %s of %s free; %s", api.HumanBytes(need),
-		api.HumanBytes(max(0, u.CapacityBytes-u.UsedBytes-u.ReservedBytes)), api.HumanBytes(u.CapacityBytes), held)
+	who[0] = "held: " + who[0]
+	return who
 }

@@ -264,13 +264,18 @@ func (f *folder) forgetOthers() error {
 }
 
 // everywhere changes a document in every folder in service. A folder that
-// refuses is left behind with old documents, and the others say so.
+// refuses, or is out of service since the last change, is left behind with old
+// documents, and the others say so.
 func (s *Store) everywhere(change func(f *folder) error) error {
 	var done int
 	var behind []*folder
 	var err error = stoker.Errorf(stoker.KindTransient, "store.state", s.folders[0].dir, "no cache folder is in service: see stoker doctor")
 	for _, f := range s.folders {
-		if f.out() || f.stale {
+		if f.stale {
+			continue
+		}
+		if f.out() {
+			behind = append(behind, f)
 			continue
 		}
 		e := f.there()

@@ -321,6 +321,43 @@ func TestDiskThatRefusesWrites(t *testing.T) {
 	}
 }
 
+// A folder that goes out of service by what was written of a shard has, from then on,
+// the older documents: neither at the next start, though it is named first, nor
+// when it comes back before are they taken for the right ones.
+func TestDocumentsOfAFolderThatWasOut(t *testing.T) {
+	for _, back := range []bool{false, true} {
+		t.Run(fmt.Sprint("back before the start: ", back), func(t *testing.T) {
+			d := &sick{ops: "writeAt"}
+			root := t.TempDir()
+			s := openFolders(t, root, d.fail, roomy, roomy)
+			must(t, s.PutState("leases", []byte("first")), s.PutState("gone", []byte("x")), s.ReserveFor("r", 5000, 100))
+			d.dir, d.err = s.folders[0].dir, unix.EIO
+			put(t, s, specOf(1, 4), true, upTo(4)...)
+			if f := s.Folders()[0]; f.State != Readonly {
+				t.Fatalf("%+v", f)
+			}
+			must(t, s.PutState("leases", []byte("second")), s.DeleteState("gone"), s.Unreserve("r"))
+			if d.err = nil; back {
+				for range goodProbes {
+					s.Probe()
+				}
+				if f := s.Folders()[0]; f.State != InService {
+					t.Fatalf("%+v", f)
+				}
+				must(t, s.Close(), os.RemoveAll(s.folders[1].dir)) // what the one that came back has is all
+			} else {
+				must(t, s.Close())
+			}
+			s = openFolders(t, root, nil, roomy, roomy)
+			body, err := s.GetState("leases")
+			names, _ := s.ListState("")
+			if err != nil || string(body) != "second" || len(names) != 1 || len(s.Reservations()) != 0 {
+				t.Errorf("%q %v of %v, %v", body, err, names, s.Reservations())
+			}
+		})
+	}
+}
+
 // A disk that is full before its limit keeps what it has; a shard that does
 // not fit any more is made elsewhere, and its limit follows what others leave.
 func TestDiskFullOfOthers(t *testing.T) {

@@ -13,8 +13,8 @@ import (
 )
 
 // daemon starts a stokerd as a service of its own, with the cluster's AWS
-// environment, until the test ends.
-func (c *cluster) daemon(args ...string) {
+// environment, until the test ends or stops it.
+func (c *cluster) daemon(args ...string) *exec.Cmd {
 	c.t.Helper()
 	cmd := exec.Command(binary(c.t, "stokerd"), args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -35,6 +35,7 @@ func (c *cluster) daemon(args ...string) {
 			c.t.Logf("stokerd %s:\n%s", args[0], said.String())
 		}
 	})
+	return cmd
 }
 
 // The manifest store may be in S3: two controllers and a worker that share
