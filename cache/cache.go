@@ -57,7 +57,7 @@ type Fetcher interface {
 		got func(block int, data []byte) error) error
 }
 
-// Options wires a Cache. All fields but Log are needed.
+// Options wires a Cache. All fields up to Fetcher are needed.
 type Options struct {
 	Store     *store.Store
 	Manifests *manifest.Store
@@ -68,6 +68,7 @@ type Options struct {
 	// MemoryBytes is what the whole process may use. Fills, and answers to
 	// peers, hold at most half of it; those beyond wait. 0 = 256 MiB.
 	MemoryBytes int64
+	Evict       Evict
 	Log         *slog.Logger
 }
 
@@ -80,6 +81,8 @@ type Counters struct {
 	ScrubbedBytes, ScrubPasses         atomic.Int64 // read by scrubs; passes that came to their end
 	UFS                                guard.Count  // all data requests
 	Bypass                             guard.Count  // those past an owner that did not answer
+
+	evictions [reasons]evictions
 }
 
 // Cache is one worker's cache. Make it with New, end it with Close.
@@ -97,6 +100,7 @@ type Cache struct {
 	mu       sync.Mutex
 	sets     map[stoker.ID]*Set        // +checklocks:mu
 	sums     map[stoker.ID]*[]shardSum // +checklocks:mu — by shard
+	uses     map[stoker.ID]*use        // +checklocks:mu
 	restored map[string]int64          // +checklocks:mu — promises of the last life that nobody has asked for since
 	started  time.Time
 
@@ -104,7 +108,8 @@ type Cache struct {
 	end  context.CancelFunc
 	busy sync.WaitGroup
 
-	room      sync.Mutex    // held by the read that makes room
+	room      sync.Mutex // held by who makes room for reads
+	evictor   evictor
 	following chan struct{} // holds one for each copy ahead of demand
 
 	readerWaits time.Duration // see there
@@ -116,10 +121,13 @@ func New(o Options) (*Cache, error) {
 	if o.Streams <= 0 {
 		o.Streams = 16
 	}
+	if o.Evict.HighPercent == 0 {
+		o.Evict.HighPercent, o.Evict.LowPercent = defaultHigh, defaultLow
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Cache{o: o, sets: map[stoker.ID]*Set{}, sums: map[stoker.ID]*[]shardSum{}, memory: newMemory(o.MemoryBytes),
+	c := &Cache{o: o, sets: map[stoker.ID]*Set{}, uses: map[stoker.ID]*use{}, sums: map[stoker.ID]*[]shardSum{}, memory: newMemory(o.MemoryBytes),
 		following: make(chan struct{}, followMost), readerWaits: readerWaits, waitMost: waitMost}
 	// Flights and loads outlive the requests that start them; Close ends them.
 	c.stop, c.end = context.WithCancel(context.Background())
@@ -127,6 +135,7 @@ func New(o Options) (*Cache, error) {
 	c.loads.all = map[loadKey]*load{}
 	c.accounts.open = map[string]*account{}
 	c.gone.some = make(chan struct{}, 1) // more of them are one signal
+	c.evictor.some = make(chan struct{}, 1)
 	c.restored, c.started = o.Store.Reservations(), now()
 	if err := c.holds.restore(o.Store); err != nil {
 		c.end()
@@ -134,6 +143,7 @@ func New(o Options) (*Cache, error) {
 	}
 	o.Store.OnRetired(c.gone.add)
 	c.busy.Go(c.tendDisks)
+	c.busy.Go(c.tendRoom)
 	return c, nil
 }
 
@@ -153,6 +163,7 @@ type Set struct {
 	c     *Cache
 	id    stoker.ID
 	man   *manifest.Manifest
+	use   *use
 	users int // guarded by c.mu
 	slots []slot
 	roots []rootFS
@@ -200,7 +211,7 @@ func (c *Cache) Open(ctx context.Context, id stoker.ID) (*Set, error) {
 		s.users++
 		return s, m.Close()
 	}
-	s := &Set{c: c, id: id, man: m, users: 1,
+	s := &Set{c: c, id: id, man: m, users: 1, use: c.useLocked(id),
 		slots: make([]slot, m.Shards()), roots: make([]rootFS, len(m.Roots()))}
 	s.plan.Store(plan)
 	c.sets[id] = s

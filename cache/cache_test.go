@@ -210,8 +210,13 @@ func (c *cluster) freeze() stoker.ID { return c.freezeAfter(stoker.ID{}) }
 // freezeAfter makes the generation that follows base.
 func (c *cluster) freezeAfter(base stoker.ID) stoker.ID {
 	c.t.Helper()
+	return c.freezeFrom("mem://bucket", base)
+}
+
+func (c *cluster) freezeFrom(uri string, base stoker.ID) stoker.ID {
+	c.t.Helper()
 	b, err := manifest.Build(context.Background(), manifest.BuildOptions{
-		Roots: []manifest.Root{{Location: ufs.Location{URI: "mem://bucket"}}}, Base: base, Open: c.open, TempDir: c.t.TempDir()})
+		Roots: []manifest.Root{{Location: ufs.Location{URI: uri}}}, Base: base, Open: c.open, TempDir: c.t.TempDir()})
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -16,10 +16,7 @@ import (
 // f.failed by object.
 func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 	// Without space the run is read through memory; see deliver.
-	err := s.create(n)
-	if stoker.KindOf(err) == stoker.KindNoSpace && s.makeRoom(ctx, n) {
-		err = s.create(n)
-	}
+	err := s.place(n, f)
 	f.memory = err != nil
 	if err != nil && stoker.KindOf(err) != stoker.KindNoSpace {
 		s.failAll(n, f, err)

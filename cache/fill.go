@@ -38,6 +38,7 @@ type flight struct {
 	kept     bool          // guarded by fills.mu: and it is in fills.kept
 	id       stoker.ID     // of the shard; set when kept
 	memory   bool          // there was no space when it began; only its own goroutine looks
+	once     bool          // and it is not kept: the next read asks the policy again; likewise
 
 	share   *share // of its blocks in memory; set before the first
 	granted int64  // bytes of it that the flight has

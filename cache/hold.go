@@ -365,12 +365,12 @@ func (c *Cache) Evict(ctx context.Context, id stoker.ID, force bool) (api.EvictR
 	if err != nil {
 		return api.EvictReport{}, err
 	}
-	return c.drop(ctx, id)
+	return c.drop(ctx, id, asked, nil)
 }
 
-// drop removes what only this manifest needs.
-func (c *Cache) drop(ctx context.Context, id stoker.ID) (api.EvictReport, error) {
-	var r api.EvictReport
+// drop removes what only this manifest needs, or, if enough is not nil, shard
+// after shard until enough was removed.
+func (c *Cache) drop(ctx context.Context, id stoker.ID, why reason, enough func() bool) (r api.EvictReport, err error) {
 	used, err := c.inUse(ctx, id)
 	if err != nil {
 		return r, err
@@ -384,11 +384,15 @@ func (c *Cache) drop(ctx context.Context, id stoker.ID) (api.EvictReport, error)
 		return r, err
 	}
 	var gone []uint32
+	partly := false
 	for n := range s.slots {
 		shard := s.man.Shard(uint32(n)).ID
 		bytes, ok := here[shard]
 		if !ok || used[shard] {
 			continue
+		}
+		if partly = enough != nil && enough(); partly {
+			break
 		}
 		s.lose(uint32(n))
 		if err = c.o.Store.Remove(shard); err != nil {
@@ -398,12 +402,11 @@ func (c *Cache) drop(ctx context.Context, id stoker.ID) (api.EvictReport, error)
 		gone = append(gone, uint32(n))
 		r.Shards, r.Bytes = r.Shards+1, r.Bytes+bytes
 	}
-	c.o.Directory.Withdraw(id, gone)
-	c.fills.forget(c.memory, stoker.ID{})
+	c.evicted(s, why, gone, r.Bytes)
 	if cerr := s.Close(); err == nil {
 		err = cerr
 	}
-	if err != nil {
+	if err != nil || partly {
 		return r, err
 	}
 	c.mu.Lock()

@@ -25,7 +25,7 @@ func (l *lease) String() string {
 // graceLocked notes that a lease has ended just now.
 func (h *holds) graceLocked(st *store.Store, l *lease) error {
 	k := h.known[l.Manifest]
-	if k == nil || l.GraceSeconds <= 0 {
+	if k == nil {
 		return nil
 	}
 	k.LastUsed = now()

@@ -168,7 +168,7 @@ func (fs *fills) room(m *memory, s *share, need int64) bool {
 func (fs *fills) keepLocked(m *memory, id stoker.ID, f *flight) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.memory || len(f.failed) > 0 || len(f.mem) != f.to-f.from || m.blocked.Load() > 0 {
+	if !f.memory || f.once || len(f.failed) > 0 || len(f.mem) != f.to-f.from || m.blocked.Load() > 0 {
 		return false
 	}
 	f.kept, f.id = true, id

@@ -57,6 +57,7 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 	}
 	skip := int(inShard - start)
 	want := p[:min(len(p), length-skip)]
+	s.noteRead(n, block)
 	for attempt := 0; ; attempt++ {
 		err := s.readLocal(n, block, e.Off+start, length, skip, want)
 		if err == nil {
@@ -78,6 +79,7 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 			return 0, err
 		}
 		if copied > 0 { // there is no space: the bytes were only in memory
+			s.passed(n)
 			return copied, nil
 		}
 	}

@@ -32,9 +32,14 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 	if err := c.holds.planned(c.o.Store, plan.Manifest, r.Plan); err != nil {
 		return api.ReserveReport{}, err
 	}
+	// From here on no eviction in the background takes what is counted as here.
+	c.holds.loading(plan.Manifest, 1)
+	defer c.holds.loading(plan.Manifest, -1)
 	var rep api.ReserveReport
 	var largest int64
+	c.room.Lock()
 	rep.NeededBytes, largest, rep.ResidentBytes = s.needed(plan.Part(r.Part))
+	c.room.Unlock()
 	if !r.Replaces.IsZero() {
 		if err := c.GiveBack(r.Replaces, r.Part); err != nil {
 			return rep, err
@@ -119,36 +124,6 @@ func (c *Cache) GiveBack(plan stoker.ID, part int) error {
 	return c.o.Store.Unreserve(name)
 }
 
-// makeRoom evicts for a read of shard n what nobody holds, and reports whether
-// something was. Only reads of data that is held here may: else two datasets
-// that are merely read would drive each other out.
-func (s *Set) makeRoom(ctx context.Context, n uint32) bool {
-	s.c.room.Lock() // one at a time, so that no more is evicted than is needed
-	defer s.c.room.Unlock()
-	s.c.holds.mu.Lock()
-	held := len(s.c.holds.holdersLocked(s.id)) > 0
-	s.c.holds.mu.Unlock()
-	if !held {
-		return false
-	}
-	d := s.man.Shard(n)
-	charge := s.c.o.Store.ChargeBytes(d.Bytes, int(d.Blocks))
-	free := func() int64 { return s.c.o.Store.FreeBytes(charge) }
-	before := free()
-	if err := s.c.makeRoom(ctx, charge, charge, append(s.olderIDs(ctx), s.id)...); err != nil {
-		s.log().Error("cannot make room for a read", "shard", n, "error", err)
-		return false
-	}
-	most := anyLoss
-	if s.c.accounts.covers(s.id) { // what the load copies from is worth more than a read's copy
-		most = noLoss
-	}
-	for made := true; made && free() < charge; {
-		made, _ = s.yield(ctx, unsettled, most)
-	}
-	return free() > before
-}
-
 // makeRoom evicts unheld datasets until need bytes are free for shards of at
 // most that charge, or none is left.
 func (c *Cache) makeRoom(ctx context.Context, need, largest int64, keep ...stoker.ID) error {
@@ -157,7 +132,7 @@ func (c *Cache) makeRoom(ctx context.Context, need, largest int64, keep ...stoke
 			return nil
 		}
 		log := c.logOf(id) // its name is forgotten with it
-		r, err := c.drop(ctx, id)
+		r, err := c.drop(ctx, id, forReservation, nil)
 		if err != nil {
 			return err
 		}
@@ -181,7 +156,7 @@ func (c *Cache) unheld(keep []stoker.ID) []stoker.ID {
 	}
 	at := now()
 	slices.SortFunc(free, func(a, b *holding) int {
-		return cmp.Or(a.graceAt(at).Compare(b.graceAt(at)), a.LastUsed.Compare(b.LastUsed))
+		return cmp.Or(a.graceAt(at).Compare(b.graceAt(at)), c.lastUse(a).Compare(c.lastUse(b)))
 	})
 	ids := make([]stoker.ID, len(free))
 	for i, k := range free {

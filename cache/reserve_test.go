@@ -50,8 +50,8 @@ func TestReserveEvictsOnlyWhatNobodyHolds(t *testing.T) {
 	}
 }
 
-// A read of mounted data makes room as a load does; one of data that nobody
-// holds here passes through memory instead.
+// A read of mounted data makes room, in the background: until there is some it
+// passes through memory, as does one of data that nobody holds here, which makes none.
 func TestReadOfHeldDataMakesRoom(t *testing.T) {
 	c := newCluster(t, 1, 40<<20)
 	c.fillUFS(6, 150, 0) // about 22 MB
@@ -80,12 +80,15 @@ func TestReadOfHeldDataMakesRoom(t *testing.T) {
 	}
 	before := resident(first)
 	c.readAll(0, second, want)
+	n.settle(t)
 	if got := resident(first); got != before {
 		t.Fatalf("a read of data that nobody holds evicted %d bytes", before-got)
 	}
 	if err := n.Mounted(second, "second", 1); err != nil {
 		t.Fatal(err)
 	}
+	c.readAll(0, second, want)
+	n.settle(t)
 	c.readAll(0, second, want)
 	if resident(first) != 0 || resident(second) != 150*150<<10 {
 		t.Errorf("after a read of mounted data %d bytes of the other and %d of its own are resident", resident(first), resident(second))

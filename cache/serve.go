@@ -57,6 +57,7 @@ func (c *Cache) OpenRun(ctx context.Context, id stoker.ID, n uint32, from, to in
 // Block implements peer.Run.
 func (r *run) Block(ctx context.Context, block int, buf []byte) ([]byte, error) {
 	off, length := r.s.where(r.n, block)
+	r.s.noteRead(r.n, block)
 	err := r.s.readLocal(r.n, block, off, length, 0, buf[:length])
 	switch {
 	case err == nil:

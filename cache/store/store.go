@@ -332,6 +332,16 @@ func (s *Store) Get(id stoker.ID) (*Shard, bool) {
 	return sh, true
 }
 
+// Users is how many have a shard open.
+func (s *Store) Users(id stoker.ID) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sh := s.shards[id]; sh != nil {
+		return sh.refs
+	}
+	return 0
+}
+
 // Check looks at a shard's files as they are on the disk now: there, of the
 // right size. Corrupt if not; NotExist if the store has no such shard.
 func (s *Store) Check(id stoker.ID) error {
