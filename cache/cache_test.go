@@ -38,6 +38,8 @@ type cluster struct {
 	openUFS func() ufs.FS // instead of ufs, if not nil
 	guard   guard.Options
 	memory  int64 // of each node
+	evict   Evict
+	alone   bool // nodes reach no other
 	store   *manifest.Store
 	nodes   []*node
 }
@@ -182,19 +184,22 @@ func (c *cluster) addFolders(i int, folders ...store.Folder) {
 	}
 	n := &node{store: st, dir: &fakeDirectory{c: c, self: i, held: map[heldShard]bool{}}}
 	client := peer.New(peer.Options{})
-	n.cache, err = New(Options{Store: st, Manifests: c.store, Open: c.open, Directory: n.dir, Fetcher: testFetcher{client}, MemoryBytes: c.memory})
+	n.cache, err = New(Options{Store: st, Manifests: c.store, Open: c.open, Directory: n.dir, Fetcher: testFetcher{client}, MemoryBytes: c.memory, Evict: c.evict})
 	if err != nil {
 		t.Fatal(err)
 	}
 	inc := stoker.NewIncarnation()
-	mux := http.NewServeMux()
-	mux.Handle("GET /v1/manifests/{manifest}/shards/{shard}/blocks", peer.Handler(inc, n.cache))
-	srv := httptest.NewServer(mux)
-	n.peer = Peer{ID: st.WorkerID(), Incarnation: inc, Address: srv.URL}
+	n.peer = Peer{ID: st.WorkerID(), Incarnation: inc}
+	if !c.alone {
+		mux := http.NewServeMux()
+		mux.Handle("GET /v1/manifests/{manifest}/shards/{shard}/blocks", peer.Handler(inc, n.cache))
+		srv := httptest.NewServer(mux)
+		n.peer.Address = srv.URL
+		t.Cleanup(srv.Close)
+	}
 	c.nodes = append(c.nodes, n)
 	t.Cleanup(func() {
 		client.Close()
-		srv.Close()
 		if err := n.cache.Close(); err != nil {
 			t.Error(err)
 		}

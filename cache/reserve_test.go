@@ -80,7 +80,7 @@ func TestReadOfHeldDataMakesRoom(t *testing.T) {
 	}
 	before := resident(first)
 	c.readAll(0, second, want)
-	n.settle(t)
+	n.settle()
 	if got := resident(first); got != before {
 		t.Fatalf("a read of data that nobody holds evicted %d bytes", before-got)
 	}
@@ -88,7 +88,7 @@ func TestReadOfHeldDataMakesRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.readAll(0, second, want)
-	n.settle(t)
+	n.settle()
 	c.readAll(0, second, want)
 	if resident(first) != 0 || resident(second) != 150*150<<10 {
 		t.Errorf("after a read of mounted data %d bytes of the other and %d of its own are resident", resident(first), resident(second))

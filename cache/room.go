@@ -186,7 +186,7 @@ type evictor struct {
 	mu      sync.Mutex
 	wants   map[*Set]uint32   // +checklocks:mu — reads that want room, by dataset: for which shard
 	victims map[*Set][]uint32 // +checklocks:mu — what policies gave up
-	busy    bool              // +checklocks:mu
+	rests   chan struct{}     // +checklocks:mu — not nil while there is work, closed at its end
 }
 
 // want asks for room for reads of the dataset.
@@ -223,20 +223,25 @@ func (e *evictor) drop(s *Set, victims []evict.Shard) {
 }
 
 func (e *evictor) signalLocked() {
-	e.busy = true
+	if e.rests == nil {
+		e.rests = make(chan struct{})
+	}
 	select {
 	case e.some <- struct{}{}:
 	default:
 	}
 }
 
-// take empties the lists; idle if there was nothing.
+// take empties the lists.
 func (e *evictor) take() (wants map[*Set]uint32, victims map[*Set][]uint32) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	wants, victims = e.wants, e.victims
 	e.wants, e.victims = nil, nil
-	e.busy = len(wants)+len(victims) > 0
+	if len(wants)+len(victims) == 0 && e.rests != nil {
+		close(e.rests)
+		e.rests = nil
+	}
 	return wants, victims
 }
 

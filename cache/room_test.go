@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"stoker.dev"
@@ -17,18 +18,12 @@ import (
 )
 
 // settle waits until nothing is to be evicted.
-func (c *Cache) settle(t testing.TB) {
-	t.Helper()
-	for begun := time.Now(); ; time.Sleep(50 * time.Microsecond) {
-		c.evictor.mu.Lock()
-		busy := c.evictor.busy
-		c.evictor.mu.Unlock()
-		if !busy {
-			return
-		}
-		if time.Since(begun) > time.Minute {
-			t.Fatal("the evictor does not come to rest")
-		}
+func (c *Cache) settle() {
+	c.evictor.mu.Lock()
+	rests := c.evictor.rests
+	c.evictor.mu.Unlock()
+	if rests != nil {
+		<-rests
 	}
 }
 
@@ -51,12 +46,16 @@ type replayed struct {
 
 // replayOf makes a dataset of so many shards on a worker with room for fit of
 // them below the high mark.
-func replayOf(t *testing.T, shards, fit int) *replayed {
+func replayOf(t *testing.T, shards, fit int) *replayed { return replayFor(t, shards, fit, 0) }
+
+// replayFor gives data that nobody uses a time to live.
+func replayFor(t *testing.T, shards, fit int, ttl time.Duration) *replayed {
 	sizes := map[string]int64{}
 	for i := range shards {
 		sizes[fmt.Sprintf("f%03d", i)] = epochFile
 	}
 	r := &replayed{t: t, c: newCluster(t, 0, 0), fs: newNoiseFS(sizes)}
+	r.c.alone, r.c.evict.Idle = true, ttl
 	r.c.openUFS = func() ufs.FS { return r.fs }
 	dir := filepath.Join(t.TempDir(), "cache")
 	st, err := store.Open(store.Options{Dir: dir, CapacityBytes: 1 << 30})
@@ -115,7 +114,7 @@ func (r *replayed) hits(trace []int, warm int) float64 {
 		if i >= warm && local.Load() > localBefore && asked.Load() == askedBefore {
 			hits++
 		}
-		r.n.settle(r.t)
+		r.n.settle()
 		if u := r.n.o.Store.Usage(); u.UsedBytes > u.CapacityBytes {
 			r.t.Fatalf("read %d: %+v", i, u)
 		}
@@ -307,7 +306,7 @@ func TestReadsDoNotWaitForEvictions(t *testing.T) {
 		t.Errorf("%d shards were evicted by reads themselves", n)
 	}
 	r.n.room.Unlock()
-	r.n.settle(t)
+	r.n.settle()
 	if r.n.counters.evictions[byPolicy].shards.Load() == 0 {
 		t.Error("nothing was evicted afterwards")
 	}
@@ -373,4 +372,69 @@ func TestReadsTakeWhatNobodyReads(t *testing.T) {
 	if n := len(b.set.here()); n < 15 || len(a.set.here()) > 20-n {
 		t.Errorf("%d shards of the one that is read are here, and %d of the other", n, len(a.set.here()))
 	}
+}
+
+// What nobody holds and nobody reads goes when its time to live is over; a read, a
+// hold or a grace begins it anew. The next life knows of reads that were long ago.
+func TestIdleDataGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const ttl = 2 * time.Hour
+		a := replayFor(t, 10, 20, ttl)
+		b := a.another(3)
+		pass := func(d time.Duration, wantA, wantB int) {
+			t.Helper()
+			time.Sleep(d) // of the bubble
+			synctest.Wait()
+			if na, nb := len(a.set.here()), len(b.set.here()); na != wantA || nb != wantB {
+				t.Fatalf("%d shards of the first are here, want %d; of the second %d, want %d", na, wantA, nb, wantB)
+			}
+		}
+		a.hits(epochsOf(10, 1, false), 0)
+		b.hits(epochsOf(3, 1, false), 0)
+		pass(ttl-2*sweepEvery, 10, 3)
+		a.hits([]int{4}, 0)
+		pass(3*sweepEvery, 10, 0)
+		a.lease(true)
+		pass(20*ttl, 10, 0)
+		put(t, a.n, api.LeaseRequest{Leases: []api.Lease{{Holder: "job", Manifest: a.id, TTLSeconds: 60, GraceSeconds: 3 * ttl.Seconds()}}})
+		a.lease(false)
+		pass(3*ttl-2*sweepEvery, 10, 0) // in grace
+		pass(3*sweepEvery, 0, 0)
+		held, err := a.n.Holdings(t.Context())
+		if err != nil || len(held) != 0 {
+			t.Errorf("what is known of data that went: %+v, %v", held, err)
+		}
+		if n := a.n.counters.evictions[idle].shards.Load(); n != 13 {
+			t.Errorf("%d shards are counted, 13 went", n)
+		}
+		a.hits([]int{1, 2}, 0) // and comes again when it is read
+		pass(time.Minute, 2, 0)
+		a.hits([]int{1}, 0)
+		time.Sleep(ttl / 2)
+		a.hits([]int{1}, 0)
+		time.Sleep(ttl / 2)
+		synctest.Wait()
+		var next holds
+		if err := next.restore(a.n.o.Store); err != nil {
+			t.Fatal(err)
+		}
+		next.mu.Lock()
+		defer next.mu.Unlock()
+		if since := time.Since(next.known[a.id].LastUsed); since > ttl/2+2*sweepEvery {
+			t.Errorf("the next life takes the last read to be %v ago", since)
+		}
+	})
+}
+
+// Without a time to live nothing goes by itself.
+func TestIdleDataStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := replayOf(t, 5, 20)
+		a.hits(epochsOf(5, 1, false), 0)
+		time.Sleep(1000 * time.Hour) // of the bubble
+		synctest.Wait()
+		if n := len(a.set.here()); n != 5 {
+			t.Errorf("%d shards are left", n)
+		}
+	})
 }

@@ -2,11 +2,14 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"runtime/debug"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"stoker.dev/cache"
 	"stoker.dev/internal/worker"
 )
 
@@ -17,6 +20,7 @@ type workerFlags struct {
 	dirs                                folderList
 	streams                             int
 	memory, scrubRate                   byteSize
+	evict                               cache.Evict
 }
 
 func workerCommand() *cobra.Command {
@@ -41,7 +45,23 @@ func workerCommand() *cobra.Command {
 	cmd.Flags().IntVar(&f.streams, "streams", 16, "UFS requests that one load keeps in flight")
 	cmd.Flags().Var(&f.memory, "memory", "most bytes of memory that the worker uses, at least 64MiB (default 0: an eighth of what is here, at most 1GiB)")
 	cmd.Flags().Var(&f.scrubRate, "scrub-rate", "bytes per second that are read from the cache folders to find bits that went wrong; 0 = none")
+	cmd.Flags().IntVar(&f.evict.HighPercent, "evict-high", 95, "percent of the capacity: when reads have filled so much, what nobody holds is evicted in the background, and reads of data that nobody holds store no more; 100 = only when it is full")
+	cmd.Flags().IntVar(&f.evict.LowPercent, "evict-low", 90, "percent of the capacity at which that ends, below --evict-high")
+	cmd.Flags().DurationVar(&f.evict.Idle, "evict-idle", 0, "how long data stays that nobody holds and nobody reads, as 72h; 0 = until its space is needed")
 	return cmd
+}
+
+// checkEvict says what is wrong with the marks.
+func checkEvict(e cache.Evict) error {
+	switch {
+	case e.HighPercent < 1 || e.HighPercent > 100:
+		return usage{fmt.Errorf("--evict-high %d: want 1 to 100 percent of the capacity", e.HighPercent)}
+	case e.LowPercent < 0 || e.LowPercent >= e.HighPercent:
+		return usage{fmt.Errorf("--evict-low %d: want 0 to %d, below --evict-high", e.LowPercent, e.HighPercent-1)}
+	case e.Idle < 0 || e.Idle > 0 && e.Idle < time.Minute:
+		return usage{fmt.Errorf("--evict-idle %v: want at least 1m, or 0 for never", e.Idle)}
+	}
+	return nil
 }
 
 func runWorker(cmd *cobra.Command, f *workerFlags) error {
@@ -59,6 +79,9 @@ func runWorker(cmd *cobra.Command, f *workerFlags) error {
 	} else if f.memory < worker.MinMemory {
 		return usage{errors.New("--memory: a worker needs at least 64MiB")}
 	}
+	if err := checkEvict(f.evict); err != nil {
+		return err
+	}
 	d, err := f.open(cmd, need)
 	if err != nil {
 		return err
@@ -73,7 +96,7 @@ func runWorker(cmd *cobra.Command, f *workerFlags) error {
 		Dir: absolute(f.cacheDir), CapacityBytes: int64(f.capacity), Folders: f.dirs.folders(), Objects: d.objects, Index: d.index,
 		Socket: absolute(f.socket), Listen: f.listen, Advertise: f.advertise, Tokens: d.tokens,
 		Streams: f.streams, MemoryBytes: int64(f.memory), ScrubRate: int64(f.scrubRate), AllowFiles: f.allowFile, Version: version, Log: d.log,
-		Limits: f.limits(), Claims: d.index,
+		Limits: f.limits(), Claims: d.index, Evict: f.evict,
 	})
 	if err != nil {
 		return err

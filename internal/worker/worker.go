@@ -44,6 +44,7 @@ type Options struct {
 	Tokens        *api.Tokens     // who may come in by TCP, and this worker's own token; nil = loopback only
 	Streams       int             // UFS streams of one load; 0 = 16
 	MemoryBytes   int64           // of the process; fills and answers to peers take half of it at most; 0 = AutoMemory
+	Evict         cache.Evict     // how full reads make the cache, and what goes by itself; 0 = 95, 90 percent, nothing
 	ScrubRate     int64           // bytes/s that a scrub of sealed shards reads; 0 = none
 	AllowFiles    []string        // folders that file:// datasets may lie in; none = no file://
 	Limits        budget.Limits   // of the whole cluster, for each endpoint; none = no limits
@@ -108,7 +109,7 @@ func (w *Worker) open() (err error) {
 	w.directory = newDirectory(w.o.Index, w.self, w.o.Log)
 	w.cache, err = cache.New(cache.Options{
 		Store: w.store, Manifests: w.manifests, Open: w.mounts.Open,
-		Directory: w.directory, Fetcher: fetcher{w.peers}, Streams: w.o.Streams, MemoryBytes: w.o.MemoryBytes, Log: w.o.Log,
+		Directory: w.directory, Fetcher: fetcher{w.peers}, Streams: w.o.Streams, MemoryBytes: w.o.MemoryBytes, Evict: w.o.Evict, Log: w.o.Log,
 	})
 	if err != nil {
 		return err
