@@ -38,8 +38,11 @@ const (
 	forRead                      // reads filled more than the high mark, or found no space
 	byPolicy                     // another shard of the dataset is worth more
 	idle                         // nobody held or read it for its time to live
+	superseded                   // of an older generation, to make room for a newer one
 	reasons
 )
+
+var reasonNames = [reasons]string{"asked", "reservation", "read", "policy", "idle", "superseded"}
 
 // use is what is known of how a dataset is read here. It outlives its Sets.
 type use struct {
@@ -335,7 +338,7 @@ func (c *Cache) evicted(s *Set, why reason, gone []uint32, bytes int64) {
 	}
 	c.o.Directory.Withdraw(s.id, gone)
 	c.fills.forget(c.memory, stoker.ID{})
-	c.counters.evictions[why].note(len(gone), bytes)
+	c.counters.evictions[why].note(s.use.share.InForce(), len(gone), bytes)
 }
 
 // makeRoom evicts, for reads like that of shard n, what nobody holds until no
@@ -443,10 +446,30 @@ func (c *Cache) restsSince(id stoker.ID, ttl time.Duration) bool {
 	return now().Sub(c.lastUse(k)) >= ttl && k.graceAt(now()).IsZero()
 }
 
-// evictions counts what was evicted for one reason.
-type evictions struct{ shards, bytes atomic.Int64 }
+// evictions counts what was evicted for one reason, under keep and under lfu.
+type evictions [2]struct{ shards, bytes atomic.Int64 }
 
-func (e *evictions) note(shards int, bytes int64) {
-	e.shards.Add(int64(shards))
-	e.bytes.Add(bytes)
+var policies = [2]evict.Mode{evict.KeepMode, evict.LFUMode}
+
+func (e *evictions) note(policy evict.Mode, shards int, bytes int64) {
+	for i := range e {
+		if policies[i] == policy {
+			e[i].shards.Add(int64(shards))
+			e[i].bytes.Add(bytes)
+		}
+	}
+}
+
+// shards is the sum of both.
+func (e *evictions) shards() int64 { return e[0].shards.Load() + e[1].shards.Load() }
+
+// Evicted calls f for what was evicted in this life, by why and by the policy in
+// force: shards, and their bytes.
+func (c *Counters) Evicted(f func(reason, policy string, shards, bytes int64)) {
+	for why := range c.evictions {
+		for i := range policies {
+			e := &c.evictions[why][i]
+			f(reasonNames[why], string(policies[i]), e.shards.Load(), e.bytes.Load())
+		}
+	}
 }

@@ -165,7 +165,7 @@ func TestEpochsHitWhatFits(t *testing.T) {
 			if math.Abs(got-f) > 0.01 {
 				t.Errorf("shuffled %v, room for %.1f: %.3f of the reads hit", shuffled, f, got)
 			}
-			if n := r.n.counters.evictions[byPolicy].shards.Load(); n != 0 {
+			if n := r.n.counters.evictions[byPolicy].shards(); n != 0 {
 				t.Errorf("shuffled %v, room for %.1f: %d shards were evicted", shuffled, f, n)
 			}
 		}
@@ -210,7 +210,7 @@ func TestSkewedReadsKeepThePopular(t *testing.T) {
 		r := replayOf(t, shards, fit)
 		r.set.use.share.Use(mode)
 		got := r.hits(trace, len(trace)-reads/2)
-		t.Logf("%s: %.3f of the reads hit, the most popular would be %.3f; %d shards were evicted", mode, got, best, r.n.counters.evictions[byPolicy].shards.Load())
+		t.Logf("%s: %.3f of the reads hit, the most popular would be %.3f; %d shards were evicted", mode, got, best, r.n.counters.evictions[byPolicy].shards())
 		if got < least || mode == evict.KeepMode && got > 0.2*best {
 			t.Errorf("%s: %.3f of the reads hit", mode, got)
 		}
@@ -233,13 +233,13 @@ func TestPoliciesTakeNothingThatIsHeld(t *testing.T) {
 	const shards, fit = 60, 20
 	r := replayOf(t, shards, fit)
 	r.set.use.share.Use(evict.LFUMode)
-	gone := &r.n.counters.evictions[byPolicy].shards
+	gone := func() int64 { return r.n.counters.evictions[byPolicy].shards() }
 	r.hits(epochsOf(shards, 2, true), 0)
-	if gone.Load() == 0 {
+	if gone() == 0 {
 		t.Fatal("nothing was evicted from data that nobody holds")
 	}
 	r.lease(true)
-	before, here := gone.Load(), r.set.here()
+	before, here := gone(), r.set.here()
 	r.hits(epochsOf(shards, 3, true), 0)
 	after := map[stoker.ID]bool{}
 	for _, x := range r.set.here() {
@@ -250,12 +250,12 @@ func TestPoliciesTakeNothingThatIsHeld(t *testing.T) {
 			t.Errorf("shard %d was evicted while a job held it", x.Number)
 		}
 	}
-	if n := gone.Load() - before; n != 0 {
+	if n := gone() - before; n != 0 {
 		t.Errorf("%d shards were evicted while a job held them", n)
 	}
 	r.lease(false)
 	r.hits(epochsOf(shards, 2, true), 0)
-	if gone.Load() == before {
+	if gone() == before {
 		t.Error("after the release nothing is evicted any more")
 	}
 	if n := len(r.set.here()); n > fit+1 {
@@ -279,7 +279,7 @@ func TestPoliciesSpareWhatAKernelViewHas(t *testing.T) {
 	}
 	defer sh.Release()
 	r.hits(epochsOf(shards, 3, true), 0)
-	if r.n.counters.evictions[byPolicy].shards.Load() == 0 {
+	if r.n.counters.evictions[byPolicy].shards() == 0 {
 		t.Error("reads of a view take the place of nothing of their own dataset")
 	}
 	if r.n.o.Store.Users(id) == 0 {
@@ -302,12 +302,12 @@ func TestReadsDoNotWaitForEvictions(t *testing.T) {
 			t.Errorf("%s differs from the source", r.keys[i])
 		}
 	}
-	if n := r.n.counters.evictions[byPolicy].shards.Load(); n != 0 {
+	if n := r.n.counters.evictions[byPolicy].shards(); n != 0 {
 		t.Errorf("%d shards were evicted by reads themselves", n)
 	}
 	r.n.room.Unlock()
 	r.n.settle()
-	if r.n.counters.evictions[byPolicy].shards.Load() == 0 {
+	if r.n.counters.evictions[byPolicy].shards() == 0 {
 		t.Error("nothing was evicted afterwards")
 	}
 }
@@ -404,7 +404,7 @@ func TestIdleDataGoes(t *testing.T) {
 		if err != nil || len(held) != 0 {
 			t.Errorf("what is known of data that went: %+v, %v", held, err)
 		}
-		if n := a.n.counters.evictions[idle].shards.Load(); n != 13 {
+		if n := a.n.counters.evictions[idle].shards(); n != 13 {
 			t.Errorf("%d shards are counted, 13 went", n)
 		}
 		a.hits([]int{1, 2}, 0) // and comes again when it is read

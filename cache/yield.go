@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/cache/evict"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/store"
 )
@@ -396,6 +397,7 @@ func (s *Set) remove(i int) bool {
 			s.c.mu.Unlock()
 		}
 	}
+	s.c.counters.evictions[superseded].note(evict.KeepMode, 1, o.charge)
 	s.log().Debug("an older generation's shard made room", "bytes", o.charge)
 	return true
 }

@@ -46,6 +46,10 @@ func (w *Worker) readMetrics(s *metrics.Samples) {
 	s.Counter("stoker_disk_lost_bytes_total", "Bytes of objects that were here and went with their disk.", c.LostBytes.Load())
 	s.Counter("stoker_scrubbed_bytes_total", "Bytes of sealed shards that scrubs read and compared.", c.ScrubbedBytes.Load())
 	s.Counter("stoker_scrub_passes_total", "Scrubs that came to their end: each read all sealed shards.", c.ScrubPasses.Load())
+	c.Evicted(func(reason, policy string, shards, bytes int64) {
+		s.Counter("stoker_evicted_shards_total", "Shards that were evicted.", shards, "reason", reason, "policy", policy)
+		s.Counter("stoker_evicted_bytes_total", "Bytes of the shards that were evicted.", bytes, "reason", reason, "policy", policy)
+	})
 	s.Counter("stoker_fuse_reads_total", "READ requests of the kernel: misses of the page cache.", w.views.reads.Load())
 }
 

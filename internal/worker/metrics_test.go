@@ -200,7 +200,14 @@ func TestMetricsOfReads(t *testing.T) {
 	fresh := w.watched() // asks anew, without waiting until the last answer is too old
 	defer fresh.Close()
 	rec := newRecorded(t, fresh.Handler())
-	wantSeries(t, "held by nobody", rec, map[string]float64{`stoker_cache_evictable_bytes`: float64(free)})
+	wantSeries(t, "held by nobody", rec, map[string]float64{`stoker_cache_evictable_bytes`: float64(free), `stoker_evicted_shards_total{policy="keep",reason="asked"}`: 0})
+	if _, err := w.cache.Evict(t.Context(), id, false); err != nil {
+		t.Fatal(err)
+	}
+	wantSeries(t, "evicted", newRecorded(t, fresh.Handler()), map[string]float64{
+		`stoker_evicted_shards_total{policy="keep",reason="asked"}`: 1, `stoker_evicted_shards_total{policy="keep",reason="idle"}`: 0,
+		`stoker_evicted_bytes_total{policy="keep",reason="asked"}`: objects * ((size + stoker.AlignBytes - 1) / stoker.AlignBytes * stoker.AlignBytes),
+	})
 }
 
 // afterViews waits until views that were unmounted are forgotten.
