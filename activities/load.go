@@ -54,6 +54,9 @@ type LeaseInput struct {
 	Leases  []api.Lease `json:",omitempty"`
 	Drop    []string    `json:",omitempty"`
 	Partial bool        `json:",omitempty"` // see api.LeaseRequest
+
+	Rules    []api.EvictionRule `json:",omitempty"` // likewise
+	AllRules bool               `json:",omitempty"`
 }
 
 // PutLeases tells all live workers. A worker that does not answer gets the
@@ -66,7 +69,7 @@ func (a *Activities) PutLeases(ctx context.Context, in LeaseInput) error {
 	err = a.EachWorker(ctx, addressesOf(live), func(ctx context.Context, _ int, w *api.WorkerClient) error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		err := w.PutLeases(ctx, api.LeaseRequest{Leases: in.Leases, Drop: in.Drop, Partial: in.Partial})
+		err := w.PutLeases(ctx, api.LeaseRequest{Leases: in.Leases, Drop: in.Drop, Partial: in.Partial, Rules: in.Rules, AllRules: in.AllRules})
 		if err != nil {
 			a.refused.Add(1)
 		}
@@ -86,6 +89,8 @@ func (in LeaseInput) named() []any {
 		return []any{"job", in.Leases[0].Holder, "manifest", in.Leases[0].Manifest.Short()}
 	case len(in.Leases) == 0 && len(in.Drop) == 1:
 		return []any{"job", in.Drop[0]}
+	case len(in.Leases) == 0 && len(in.Rules) == 1:
+		return []any{"dataset", in.Rules[0].Dataset}
 	}
 	return []any{"leases", len(in.Leases)}
 }

@@ -93,6 +93,7 @@ type Cache struct {
 	holds    holds
 	loads    loads
 	accounts accounts
+	rules    rules
 	checks   checks
 	gone     mourning
 	memory   *memory
@@ -138,6 +139,10 @@ func New(o Options) (*Cache, error) {
 	c.evictor.some = make(chan struct{}, 1)
 	c.restored, c.started = o.Store.Reservations(), now()
 	if err := c.holds.restore(o.Store); err != nil {
+		c.end()
+		return nil, err
+	}
+	if err := c.rules.restore(o.Store); err != nil {
 		c.end()
 		return nil, err
 	}
@@ -205,6 +210,7 @@ func (c *Cache) Open(ctx context.Context, id stoker.ID) (*Set, error) {
 		return nil, err
 	}
 	plan := c.lastPlan(ctx, id, m.Shards())
+	mode, _ := c.ruleOf(id)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s := c.sets[id]; s != nil { // another one was faster
@@ -214,6 +220,7 @@ func (c *Cache) Open(ctx context.Context, id stoker.ID) (*Set, error) {
 	s := &Set{c: c, id: id, man: m, users: 1, use: c.useLocked(id),
 		slots: make([]slot, m.Shards()), roots: make([]rootFS, len(m.Roots()))}
 	s.plan.Store(plan)
+	s.use.share.Use(mode)
 	c.sets[id] = s
 	return s, nil
 }

@@ -25,8 +25,9 @@ const (
 	// restFor is how long nobody has read a dataset before it goes for reads of
 	// another that nobody holds: two that are read do not drive each other out.
 	restFor = 10 * time.Minute
-	// sweepEvery is how often data that was idle for too long is looked for.
-	sweepEvery = time.Minute
+	// sweepEvery is how often data that was idle for too long is looked for, more
+	// often if there is some that may be so for less than four times that.
+	sweepEvery, sweepLeast = time.Minute, time.Second / 4
 )
 
 // reason is why data was evicted.
@@ -225,6 +226,13 @@ func (e *evictor) drop(s *Set, victims []evict.Shard) {
 	e.signalLocked()
 }
 
+// look makes the evictor look when it has to sweep.
+func (e *evictor) look() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.signalLocked()
+}
+
 func (e *evictor) signalLocked() {
 	if e.rests == nil {
 		e.rests = make(chan struct{})
@@ -250,19 +258,22 @@ func (e *evictor) take() (wants map[*Set]uint32, victims map[*Set][]uint32) {
 
 // tendRoom evicts until the cache is closed.
 func (c *Cache) tendRoom() {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
+	swept := now()
 	for {
+		next := time.NewTimer(swept.Add(c.sweepIn()).Sub(now()))
 		select {
 		case <-c.stop.Done():
+			next.Stop()
 			c.evictSome() // gives the Sets back
 			return
 		case <-c.evictor.some:
 			for c.evictSome() {
 			}
-		case <-tick.C:
+		case <-next.C:
 			c.sweep()
+			swept = now()
 		}
+		next.Stop()
 	}
 }
 
@@ -401,8 +412,9 @@ func (c *Cache) unusedFor(id stoker.ID) time.Duration {
 // sweep evicts what nobody has held or read for its time to live, and forgets
 // how datasets were read that are not here.
 func (c *Cache) sweep() {
+	c.followRules()
 	for _, id := range c.unheld(nil) {
-		ttl := c.o.Evict.Idle
+		_, ttl := c.ruleOf(id)
 		if ttl <= 0 || !c.restsSince(id, ttl) || c.accounts.covers(id) {
 			continue
 		}

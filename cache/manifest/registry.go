@@ -21,6 +21,8 @@ type Dataset struct {
 	Generations []Generation  `json:"generations"`
 	SyncEvery   time.Duration `json:"syncEvery,omitempty"` // listed again on schedule; 0 = not
 	LastSync    *Synced       `json:"lastSync,omitempty"`  // nil = none yet since that is kept
+	Evict       string        `json:"evict,omitempty"`     // see evict.Mode; "" = auto
+	TTL         time.Duration `json:"ttl,omitempty"`       // of data that nobody holds or reads; 0 = as the workers say, less = none
 }
 
 // Synced is how the last sync of a dataset ended. One that failed left the

@@ -20,7 +20,7 @@ in the store.`,
   stoker dataset ls
   stoker dataset show imagenet`}
 	group(cmd)
-	cmd.AddCommand(a.datasetAddCommand(), a.datasetLsCommand(), a.datasetShowCommand(), a.datasetSyncCommand(), a.datasetRmCommand())
+	cmd.AddCommand(a.datasetAddCommand(), a.datasetLsCommand(), a.datasetShowCommand(), a.datasetSyncCommand(), a.datasetSetCommand(), a.datasetRmCommand())
 	return cmd
 }
 
@@ -28,6 +28,7 @@ func (a *app) datasetAddCommand() *cobra.Command {
 	var at locationFlags
 	var maxAge time.Duration
 	var every string
+	var rule evictionFlags
 	cmd := &cobra.Command{
 		Use:   "add NAME URI|FOLDER=URI...",
 		Short: "list a prefix of a store, freeze it as generation 1 and give it a name",
@@ -41,12 +42,15 @@ where the store is; credentials are always the daemons' own, by name with
 With --every the dataset is listed again on schedule: what has changed by then is
 its new generation, for jobs that are submitted from then on.
 
+--evict and --ttl say what becomes of its data on the workers while nobody holds
+it; 'stoker dataset set --help' explains them.
+
 Several URIs are joined, each under a folder of its own. --endpoint, --region,
 --profile, --path-style and --anonymous are then for all stores, or for one of
 them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 --path-style=FOLDER, --anonymous=FOLDER; its own wins.`,
 		Example: `  stoker dataset add imagenet s3://datasets/imagenet
-  stoker dataset add logs s3://logs/clean --every 1h
+  stoker dataset add logs s3://logs/clean --every 1h --ttl 72h
   stoker dataset add speech audio=s3://speech/wav text=s3://speech/transcripts
   stoker dataset add local s3://bucket --endpoint http://127.0.0.1:9000 --path-style
   stoker dataset add mix images=s3://images labels=file:///nfs/labels old=s3://old \
@@ -67,6 +71,9 @@ them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 				return err
 			}
 			req.SyncEverySeconds = often.Seconds()
+			if req.Eviction, err = rule.parse(cmd); err != nil {
+				return err
+			}
 			if !isName(req.Name) {
 				return stoker.Errorf(stoker.KindInvalid, "dataset add", printable(req.Name), "is no dataset name: %s", aName)
 			}
@@ -99,6 +106,7 @@ them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 	f := cmd.Flags()
 	f.DurationVar(&maxAge, "max-age", 0, "list again before use when the listing is older, such as 24h (default never)")
 	f.StringVar(&every, "every", "", "list it again on schedule, each `TIME` from 1m to 366 days, such as 10m or 24h (default never)")
+	rule.add(cmd)
 	at.add(cmd)
 	return cmd
 }

@@ -110,6 +110,9 @@ func (a *app) printDetail(d *api.DatasetDetail) error {
 		if d.Load != nil {
 			loadRows(w, d.Load)
 		}
+		if d.Evict != "" { // a controller of an earlier release says nothing
+			row(w, "eviction", evictionText(d.Eviction))
+		}
 		pinRows(w, d.Name, d.Pins)
 		unmountableRows(w, d.Unmountable)
 	})

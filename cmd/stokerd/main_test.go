@@ -162,7 +162,7 @@ func TestUsage(t *testing.T) {
 	// The real daemons, without what they need.
 	for _, args := range [][]string{{"worker"}, {"controller"}, {"worker", "--cache-dir", "x", "--redis", "y"}, {"worker", "--cache-dir", "x", "--redis", "y", "--store", t.TempDir(), "--log-level", "loud"},
 		{"worker", "--cache-dir", "x", "--redis", "y", "--store", t.TempDir(), "--evict-high", "101"}, {"worker", "--cache-dir", "x", "--redis", "y", "--store", t.TempDir(), "--evict-low", "95"},
-		{"worker", "--cache-dir", "x", "--redis", "y", "--store", t.TempDir(), "--evict-idle", "1s"}} {
+		{"worker", "--cache-dir", "x", "--redis", "y", "--store", t.TempDir(), "--evict-idle", "10ms"}} {
 		if code := run(args); code != 2 {
 			t.Errorf("stokerd %v: exit %d", args, code)
 		}

@@ -58,8 +58,8 @@ func checkEvict(e cache.Evict) error {
 		return usage{fmt.Errorf("--evict-high %d: want 1 to 100 percent of the capacity", e.HighPercent)}
 	case e.LowPercent < 0 || e.LowPercent >= e.HighPercent:
 		return usage{fmt.Errorf("--evict-low %d: want 0 to %d, below --evict-high", e.LowPercent, e.HighPercent-1)}
-	case e.Idle < 0 || e.Idle > 0 && e.Idle < time.Minute:
-		return usage{fmt.Errorf("--evict-idle %v: want at least 1m, or 0 for never", e.Idle)}
+	case e.Idle < 0 || e.Idle > 0 && e.Idle < time.Second:
+		return usage{fmt.Errorf("--evict-idle %v: want at least 1s, or 0 for never", e.Idle)}
 	}
 	return nil
 }

@@ -82,6 +82,16 @@ func (c *Controller) Schedule(ctx context.Context, name string, every time.Durat
 	return &d, err
 }
 
+// SetEviction changes how a dataset's data is evicted.
+func (c *Controller) SetEviction(ctx context.Context, name string, req EvictionRequest) (*DatasetDetail, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return nil, err
+	}
+	d, err := get[DatasetDetail](ctx, c.c, workTimeout, http.MethodPut, "/v1/datasets/"+seg+"/eviction", req)
+	return &d, err
+}
+
 // RemoveDataset frees a dataset's space and takes its name out of the registry.
 func (c *Controller) RemoveDataset(ctx context.Context, name string) (EvictReport, error) {
 	seg, err := segment("dataset", name)

@@ -4,6 +4,7 @@
 package api
 
 import (
+	"slices"
 	"time"
 
 	"stoker.dev"
@@ -315,6 +316,7 @@ type DatasetInfo struct {
 	// SyncEverySeconds is how often it is listed again on schedule; 0 = not.
 	SyncEverySeconds float64     `json:"syncEverySeconds,omitempty"`
 	LastSync         *SyncResult `json:"lastSync,omitempty"`
+	Eviction
 }
 
 // SyncResult is how the last sync of a dataset ended. One that failed left the
@@ -407,6 +409,7 @@ type AddDatasetRequest struct {
 	MaxAgeSeconds float64   `json:"maxAgeSeconds,omitempty"`
 	// SyncEverySeconds lists it again on schedule: 60 to 366 days; 0 = not.
 	SyncEverySeconds float64 `json:"syncEverySeconds,omitempty"`
+	Eviction
 }
 
 // ScheduleRequest is the body of PUT /v1/datasets/{name}/schedule.
@@ -499,6 +502,40 @@ type LeaseRequest struct {
 	Drop   []string `json:"drop,omitempty"`
 	// Partial: these are not all; no lease ends because it is not among them.
 	Partial bool `json:"partial,omitempty"`
+	// Rules are how datasets want their data to be evicted. AllRules: those of
+	// the others end.
+	Rules    []EvictionRule `json:"rules,omitempty"`
+	AllRules bool           `json:"allRules,omitempty"`
+}
+
+// EvictionRule is how a dataset wants its data to be evicted.
+type EvictionRule struct {
+	Dataset   string      `json:"dataset"`
+	Manifests []stoker.ID `json:"manifests"` // its latest generations
+	Eviction
+}
+
+// Equal compares all of two rules.
+func (r EvictionRule) Equal(o EvictionRule) bool {
+	return r.Dataset == o.Dataset && r.Eviction == o.Eviction && slices.Equal(r.Manifests, o.Manifests)
+}
+
+// Eviction is how data of a dataset goes that nobody holds.
+type Eviction struct {
+	Evict string `json:"evict,omitempty"` // keep or lfu; "" and auto: as its reads are
+	// TTLSeconds is how long data stays that nobody holds or reads; 0 = as each
+	// worker's --evict-idle says, less = until its space is needed.
+	TTLSeconds float64 `json:"ttlSeconds,omitempty"`
+}
+
+// IsDefault reports whether it says nothing.
+func (e Eviction) IsDefault() bool { return (e.Evict == "" || e.Evict == "auto") && e.TTLSeconds == 0 }
+
+// EvictionRequest is the body of PUT /v1/datasets/{name}/eviction: what is
+// absent stays.
+type EvictionRequest struct {
+	Evict      *string  `json:"evict,omitempty"`
+	TTLSeconds *float64 `json:"ttlSeconds,omitempty"`
 }
 
 // VerifyRequest is the body of POST /v1/verify on a worker. A worker reports

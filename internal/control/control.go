@@ -183,6 +183,11 @@ func (c *Controller) renewOnce(ctx context.Context) {
 		in.Partial = true
 		c.o.Log.Warn("pins are not renewed, and no lease ends: the manifest store does not say who pinned what", "error", err)
 	}
+	if in.Rules, err = c.rules(ctx); err == nil {
+		in.AllRules = true
+	} else {
+		c.o.Log.Warn("how datasets are evicted is not told anew: the registry cannot be read", "error", err)
+	}
 	for _, s := range sets {
 		for _, h := range s.Holders {
 			in.Leases = append(in.Leases, h.Lease(s.Manifest))

@@ -103,6 +103,9 @@ func (c *Controller) addDataset(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := checkEviction(req.Name, &req.Eviction); err != nil {
+		return err
+	}
 	rs, err := roots(&req)
 	if err != nil {
 		return err
@@ -117,7 +120,7 @@ func (c *Controller) addDataset(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	d := manifest.Dataset{Name: req.Name, Owner: api.PrincipalOf(r.Context()).Name, Roots: rs, Created: time.Now().UTC(),
-		MaxAge: time.Duration(req.MaxAgeSeconds * float64(time.Second)), SyncEvery: every}
+		MaxAge: time.Duration(req.MaxAgeSeconds * float64(time.Second)), SyncEvery: every, Evict: req.Evict, TTL: time.Duration(req.TTLSeconds * float64(time.Second))}
 	stream := api.NewStream(w)
 	_, err = c.o.Flows.AddDataset(r.Context(), d, func(p api.ListProgress) { _ = stream.Send(api.Event{Listing: &p}) })
 	if err == nil {
@@ -185,7 +188,8 @@ func (c *Controller) datasets(ctx context.Context, ws []worker) ([]api.DatasetIn
 
 func info(d *manifest.Dataset, g manifest.Generation, ws []worker) api.DatasetInfo {
 	i := api.DatasetInfo{Name: d.Name, URIs: []string{}, Owner: d.Owner, Generation: g.Number, Manifest: g.Manifest,
-		Objects: g.Objects, Bytes: g.Bytes, ListedAt: g.ListedAt, SyncEverySeconds: d.SyncEvery.Seconds(), LastSync: lastSync(d)}
+		Objects: g.Objects, Bytes: g.Bytes, ListedAt: g.ListedAt, SyncEverySeconds: d.SyncEvery.Seconds(), LastSync: lastSync(d),
+		Eviction: evictionOf(d)}
 	for _, r := range d.Roots {
 		uri := r.URI
 		if r.Folder != "" {

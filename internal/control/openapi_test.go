@@ -170,6 +170,7 @@ func wires() map[string]wire {
 		"DELETE /v1/datasets/{name}":       {out: api.EvictReport{}},
 		"POST /v1/datasets/{name}/sync":    {out: api.Event{}, stream: true},
 		"PUT /v1/datasets/{name}/schedule": {in: api.ScheduleRequest{}, out: api.DatasetDetail{}},
+		"PUT /v1/datasets/{name}/eviction": {in: api.EvictionRequest{}, out: api.DatasetDetail{}},
 		"POST /v1/datasets/{name}/evict":   {in: api.EvictRequest{}, out: api.EvictReport{}},
 		"POST /v1/datasets/{name}/load":    {in: api.SteerRequest{}, out: api.SteerReport{}},
 		"PUT /v1/datasets/{name}/pin":      {in: api.PinRequest{}, out: api.Pin{}},

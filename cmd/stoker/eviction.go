@@ -1,0 +1,103 @@
+package main
+
+import (
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"stoker.dev/internal/api"
+)
+
+// evictionFlags say what becomes of a dataset's data while nobody holds it.
+type evictionFlags struct{ evict, ttl string }
+
+var evictModes = []string{"auto", "keep", "lfu"}
+
+func (f *evictionFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.evict, "evict", "auto", "what reads of it may drive out while nobody holds it: `MODE` auto, keep or lfu")
+	cmd.Flags().StringVar(&f.ttl, "ttl", "default", "how long its data stays on a worker when nobody holds or reads it: a `TIME` from 1s on such as 72h, never, or default: as the workers' --evict-idle says")
+}
+
+// parse reads both flags.
+func (f *evictionFlags) parse(cmd *cobra.Command) (api.Eviction, error) {
+	if !slices.Contains(evictModes, f.evict) {
+		return api.Eviction{}, usagef(cmd, "--evict %q: want auto, keep or lfu", f.evict)
+	}
+	e := api.Eviction{Evict: f.evict}
+	switch f.ttl {
+	case "default", "0":
+	case "never":
+		e.TTLSeconds = -1
+	default:
+		d, err := time.ParseDuration(f.ttl)
+		if err != nil || d < time.Second {
+			return api.Eviction{}, usagef(cmd, "--ttl %q: want a time from 1s on, such as 72h, or never, or default", f.ttl)
+		}
+		e.TTLSeconds = d.Seconds()
+	}
+	return e, nil
+}
+
+func (a *app) datasetSetCommand() *cobra.Command {
+	var rule evictionFlags
+	cmd := &cobra.Command{
+		Use: "set NAME", Short: "change how a dataset's data is evicted", Args: oneArg("a dataset's name"),
+		Long: `Changes what becomes of the dataset's data on the workers while no job, pin or
+load holds it. It is for all its generations; what is not given stays as it is.
+
+--evict keep: what is there stays until its space is needed for held data; what
+does not fit beside it is read through. That is best for training, which reads
+every sample once in an epoch. --evict lfu: a shard that is read more often takes
+the place of one that is read less often (W-TinyLFU); best where some are far
+more popular. --evict auto, the default, is keep until the reads show that some
+are.
+
+--ttl 72h frees the data on a worker where nobody has held or read it for 72
+hours; never keeps it until its space is needed, whatever the worker's
+--evict-idle says, and default goes by that. The workers hear of it at once, those
+that are away when they are back.`,
+		Example: `  stoker dataset set imagenet --evict keep
+  stoker dataset set scratch --ttl 24h
+  stoker dataset set scratch --ttl default --evict auto`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			e, err := rule.parse(cmd)
+			if err != nil {
+				return err
+			}
+			var req api.EvictionRequest
+			if cmd.Flags().Changed("evict") {
+				req.Evict = &e.Evict
+			}
+			if cmd.Flags().Changed("ttl") {
+				req.TTLSeconds = &e.TTLSeconds
+			}
+			if req == (api.EvictionRequest{}) {
+				return usagef(cmd, "nothing to set: give --evict or --ttl")
+			}
+			name, c, err := a.plainDataset(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			d, err := c.SetEviction(cmd.Context(), name, req)
+			if err != nil {
+				return err
+			}
+			return a.printDetail(d)
+		},
+	}
+	rule.add(cmd)
+	return cmd
+}
+
+// evictionText is a rule for people.
+func evictionText(e api.Eviction) string {
+	text := e.Evict
+	switch {
+	case e.TTLSeconds > 0:
+		text += ", after " + span(time.Duration(e.TTLSeconds*float64(time.Second))) + " without use"
+	case e.TTLSeconds < 0:
+		text += ", never for want of use"
+	}
+	return text
+}

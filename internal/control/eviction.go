@@ -1,0 +1,144 @@
+package control
+
+import (
+	"context"
+	"math"
+	"net/http"
+	"strings"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/activities"
+	"stoker.dev/cache/evict"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/internal/api"
+)
+
+const (
+	minIdle = time.Second
+	maxIdle = 10 * 366 * 24 * time.Hour
+	// ruled is of how many generations, the latest ones, a worker is told the
+	// manifests: older data goes by the dataset's name, which a worker knows of
+	// all that was ever loaded or mounted there.
+	ruled = 16
+	// casTries bounds how often a registry entry is read again that somebody
+	// else has changed in between.
+	casTries = 10
+)
+
+// checkEviction refuses what is no way to evict, and gives the default one name.
+func checkEviction(name string, e *api.Eviction) error {
+	mode, err := evict.ParseMode(e.Evict)
+	if err != nil {
+		return stoker.Errorf(stoker.KindInvalid, "dataset", name, "%w", err)
+	}
+	if e.Evict = string(mode); mode == evict.Auto {
+		e.Evict = ""
+	}
+	switch t := e.TTLSeconds; {
+	case math.IsNaN(t) || t > maxIdle.Seconds() || t > 0 && t < minIdle.Seconds():
+		return stoker.Errorf(stoker.KindInvalid, "dataset", name, "a time to live of %v seconds: want %v to %v, 0 for what the workers say, or -1 for none", t, minIdle.Seconds(), maxIdle.Seconds())
+	case t < 0:
+		e.TTLSeconds = -1
+	}
+	return nil
+}
+
+// evictionOf is what users see of an entry's rule.
+func evictionOf(d *manifest.Dataset) api.Eviction {
+	e := api.Eviction{Evict: d.Evict, TTLSeconds: d.TTL.Seconds()}
+	if e.Evict == "" {
+		e.Evict = string(evict.Auto)
+	}
+	return e
+}
+
+// ruleOf is what the workers are told of an entry.
+func ruleOf(d *manifest.Dataset) api.EvictionRule {
+	r := api.EvictionRule{Dataset: d.Name, Eviction: evictionOf(d), Manifests: []stoker.ID{}}
+	for _, g := range d.Generations[max(0, len(d.Generations)-ruled):] {
+		r.Manifests = append(r.Manifests, g.Manifest)
+	}
+	return r
+}
+
+// rules are those of all datasets that have one.
+func (c *Controller) rules(ctx context.Context) ([]api.EvictionRule, error) {
+	all, err := c.manifests.Datasets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []api.EvictionRule
+	for _, d := range all {
+		if r := ruleOf(d); !r.IsDefault() {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+// setEviction is PUT /v1/datasets/{name}/eviction. The rule stands in the registry
+// before the workers are told; one that does not answer now hears of it with
+// the next renewal of leases.
+func (c *Controller) setEviction(w http.ResponseWriter, r *http.Request) error {
+	var req api.EvictionRequest
+	if err := api.ReadJSON(w, r, &req); err != nil {
+		return err
+	}
+	d, err := c.named(r)
+	if err != nil {
+		return err
+	}
+	if strings.Contains(r.PathValue("name"), "@") {
+		return stoker.Errorf(stoker.KindInvalid, "dataset", r.PathValue("name"), "all generations are evicted alike: leave @%d out", d.Number)
+	}
+	if err := mayChange(r, "dataset", d.Name, d.entry.Owner); err != nil {
+		return err
+	}
+	entry, err := c.changeEviction(r.Context(), d.Name, req)
+	if err != nil {
+		return err
+	}
+	told := activities.LeaseInput{Partial: true, Rules: []api.EvictionRule{ruleOf(entry)}}
+	if err := c.acts.PutLeases(r.Context(), told); err != nil {
+		c.o.Log.Warn("workers hear of how a dataset is evicted with the next renewal", "dataset", d.Name, "error", err)
+	}
+	c.o.Log.Info("evicted otherwise", "dataset", d.Name, "evict", evictionOf(entry).Evict, "ttl", entry.TTL, "by", api.PrincipalOf(r.Context()).Name)
+	if d, err = c.find(r.Context(), d.Name, 0); err != nil {
+		return err
+	}
+	detail, err := c.detail(r.Context(), d)
+	if err != nil {
+		return err
+	}
+	api.WriteJSON(w, http.StatusOK, detail)
+	return nil
+}
+
+// changeEviction enters what the request says into the registry.
+func (c *Controller) changeEviction(ctx context.Context, name string, req api.EvictionRequest) (*manifest.Dataset, error) {
+	for try := 1; ; try++ {
+		d, tag, err := c.manifests.Dataset(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		e := evictionOf(d)
+		if req.Evict != nil {
+			e.Evict = *req.Evict
+		}
+		if req.TTLSeconds != nil {
+			e.TTLSeconds = *req.TTLSeconds
+		}
+		if err := checkEviction(name, &e); err != nil {
+			return nil, err
+		}
+		d.Evict, d.TTL = e.Evict, time.Duration(e.TTLSeconds*float64(time.Second))
+		err = c.manifests.UpdateDataset(ctx, d, tag)
+		if stoker.KindOf(err) != stoker.KindHeld {
+			return d, err
+		}
+		if try == casTries {
+			return nil, stoker.Errorf(stoker.KindBusy, "dataset", name, "others change it all the time: try again: %w", err)
+		}
+	}
+}
