@@ -142,6 +142,9 @@ func (c *Controller) sendAdded(ctx context.Context, stream *api.Stream, d *manif
 	if !found.entry.Created.Equal(d.Created) || found.entry.Owner != d.Owner {
 		return taken
 	}
+	if !evictionOf(found.entry).IsDefault() {
+		c.tellRule(ctx, found.entry)
+	}
 	detail, err := c.detail(ctx, found)
 	if err != nil {
 		return err

@@ -99,10 +99,7 @@ func (c *Controller) setEviction(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	told := activities.LeaseInput{Partial: true, Rules: []api.EvictionRule{ruleOf(entry)}}
-	if err := c.acts.PutLeases(r.Context(), told); err != nil {
-		c.o.Log.Warn("workers hear of how a dataset is evicted with the next renewal", "dataset", d.Name, "error", err)
-	}
+	c.tellRule(r.Context(), entry)
 	c.o.Log.Info("evicted otherwise", "dataset", d.Name, "evict", evictionOf(entry).Evict, "ttl", entry.TTL, "by", api.PrincipalOf(r.Context()).Name)
 	if d, err = c.find(r.Context(), d.Name, 0); err != nil {
 		return err
@@ -113,6 +110,14 @@ func (c *Controller) setEviction(w http.ResponseWriter, r *http.Request) error {
 	}
 	api.WriteJSON(w, http.StatusOK, detail)
 	return nil
+}
+
+// tellRule tells the workers how an entry's data is evicted.
+func (c *Controller) tellRule(ctx context.Context, d *manifest.Dataset) {
+	told := activities.LeaseInput{Partial: true, Rules: []api.EvictionRule{ruleOf(d)}}
+	if err := c.acts.PutLeases(ctx, told); err != nil {
+		c.o.Log.Warn("workers hear of how a dataset is evicted with the next renewal", "dataset", d.Name, "error", err)
+	}
 }
 
 // changeEviction enters what the request says into the registry.
