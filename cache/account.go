@@ -24,6 +24,19 @@ type account struct {
 	bypass guard.Count  // of that, past an owner that did not answer
 	copied atomic.Int64 // bytes of older generations
 	lost   atomic.Int64 // bytes that were here and have to come again: evicted by force, or found wrong
+
+	until atomic.Pointer[time.Time] // workers that do not answer are waited for; nil: none was met
+}
+
+// away reports whether workers that do not answer are still waited for, and
+// whether this is the first one met: the time counts from there, once.
+func (a *account) away(silent bool, most time.Duration) (first, left bool) {
+	if silent && a.until.Load() == nil {
+		until := now().Add(most)
+		first = a.until.CompareAndSwap(nil, &until)
+	}
+	until := a.until.Load()
+	return first, until != nil && now().Before(*until)
 }
 
 // accounts are the open ones. Its mutex is a leaf.

@@ -9,6 +9,7 @@ import (
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/store"
+	"stoker.dev/ufs/guard"
 )
 
 // A load is a delta fill: scattered changes touch nearly every pack, so that
@@ -238,8 +239,10 @@ func (s *Set) copied(n uint32, length int) {
 }
 
 // copyFromPeers asks other workers for what the run still lacks and an older
-// generation has, shard by shard of that.
-func (s *Set) copyFromPeers(ctx context.Context, n uint32, f *flight, from []origin) {
+// generation has, shard by shard of that. lacks: some of it is still lacking;
+// silent: a worker that may have it did not answer.
+func (s *Set) copyFromPeers(ctx context.Context, n uint32, f *flight, from []origin) (lacks, silent bool) {
+	all := from
 	for len(from) > 0 && ctx.Err() == nil {
 		same := 1
 		for same < len(from) && from[same].base == from[0].base && from[same].shard == from[0].shard {
@@ -253,15 +256,35 @@ func (s *Set) copyFromPeers(ctx context.Context, n uint32, f *flight, from []ori
 				return true
 			})
 		}
-		if len(wanted) > 0 {
-			s.copyRuns(ctx, n, f, &from[0], wanted)
+		if len(wanted) > 0 && s.copyRuns(ctx, n, f, &from[0], wanted) {
+			silent = true
 		}
 		from = from[same:]
 	}
+	for i := range all {
+		s.eachMissing(n, f, all[i].member, func(int) bool { lacks = true; return false })
+	}
+	return lacks, silent
 }
 
-// copyRuns asks those who hold one old shard for blocks of it.
-func (s *Set) copyRuns(ctx context.Context, n uint32, f *flight, o *origin, wanted map[int]int) {
+// waitsFor reports whether a load that a flight is for waits for a worker that
+// may come back with what the flight lacks, instead of fetching it: for as long as
+// for one that still copies, in all, unless a reader waits.
+func (s *Set) waitsFor(n uint32, f *flight, silent bool) bool {
+	a := s.accountOf(n)
+	if a == nil || f.urgency.Priority() < guard.Preload {
+		return false
+	}
+	first, left := a.away(silent, s.c.waitMost)
+	if first {
+		s.log().Info("a worker does not answer that may have what a load copies: it is waited for", "load", a.reservation, "atMost", s.c.waitMost)
+	}
+	return left
+}
+
+// copyRuns asks those who hold one old shard for blocks of it. silent: one of
+// them did not answer.
+func (s *Set) copyRuns(ctx context.Context, n uint32, f *flight, o *origin, wanted map[int]int) (silent bool) {
 	blocks := make([]int, 0, len(wanted))
 	for was := range wanted {
 		blocks = append(blocks, was)
@@ -269,9 +292,10 @@ func (s *Set) copyRuns(ctx context.Context, n uint32, f *flight, o *origin, want
 	slices.Sort(blocks)
 	for asked, p := range s.c.o.Directory.Holders(ctx, o.base.ID(), o.shard) {
 		if asked == maxAsked || len(wanted) == 0 {
-			return
+			break
 		}
 		for _, r := range runsOf(blocks) {
+			var here error // not that worker's
 			err := s.c.o.Fetcher.Fetch(ctx, p, o.base.ID(), o.shard, r.from, r.to, false, func(was int, data []byte) error {
 				b, ok := wanted[was]
 				if !ok {
@@ -281,8 +305,8 @@ func (s *Set) copyRuns(ctx context.Context, n uint32, f *flight, o *origin, want
 				if len(data) != length {
 					return stoker.Errorf(stoker.KindCorrupt, "cache.peer", p.ID, "block %d has %d bytes, want %d", was, len(data), length)
 				}
-				if err := s.deliver(n, f, b, off, data); err != nil {
-					return err
+				if here = s.deliver(n, f, b, off, data); here != nil {
+					return here
 				}
 				delete(wanted, was)
 				s.c.counters.PeerBytes.Add(int64(length))
@@ -293,11 +317,13 @@ func (s *Set) copyRuns(ctx context.Context, n uint32, f *flight, o *origin, want
 				if !canceled(err) {
 					s.log().Debug("peer did not serve", "peer", p.ID, "base", o.base.ID().Short(), "shard", o.shard, "error", err)
 				}
+				silent = silent || here == nil && stoker.KindOf(err) == stoker.KindTransient
 				break
 			}
 		}
 		blocks = slices.DeleteFunc(blocks, func(was int) bool { _, lacks := wanted[was]; return !lacks })
 	}
+	return silent
 }
 
 // runsOf joins sorted blocks to runs that span only short gaps.

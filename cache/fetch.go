@@ -52,7 +52,10 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 			bypass = !s.fromPeer(ctx, n, f, owner, true)
 		}
 	}
-	s.copyFromPeers(ctx, n, f, origins)
+	if lacks, silent := s.copyFromPeers(ctx, n, f, origins); lacks && w.waits && s.waitsFor(n, f, silent) {
+		f.away.Store(true)
+		return
+	}
 	ctx = guard.WithCount(guard.WithUrgency(guard.WithFlow(ctx, s.id.Short()), f.urgency), &s.c.counters.UFS)
 	a := s.accountOf(n)
 	if a != nil {

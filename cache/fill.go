@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"stoker.dev"
@@ -29,6 +30,7 @@ type fills struct {
 type flight struct {
 	from, to int
 	ahead    bool           // copies what a peer has, and no more: who waits for the rest tries again
+	away     atomic.Bool    // it ended without what a worker has that does not answer: the same
 	urgency  *guard.Urgency // of its requests to the UFS
 	cancel   context.CancelFunc
 	done     chan struct{} // closed by run
@@ -55,6 +57,7 @@ type flight struct {
 type why struct {
 	direct bool // this worker was asked as the owner: it asks no other owner
 	ahead  bool // nobody waits: only what a peer has is copied
+	waits  bool // a load waits: for a worker that is away, too
 	prio   guard.Priority
 }
 
@@ -189,7 +192,7 @@ func (s *Set) fillOne(ctx context.Context, n uint32, block, to int, w why, skip 
 		if mem != nil { // valid until leave
 			copied = copy(p, mem[min(skip, len(mem)):])
 		}
-		ahead, beyond := f.ahead, err != nil && ctx.Err() == nil && block >= s.endOf(f)
+		ahead, beyond := f.ahead || f.away.Load(), err != nil && ctx.Err() == nil && block >= s.endOf(f)
 		s.c.leave(f, err == nil)
 		if ahead && err != nil && ctx.Err() == nil {
 			continue

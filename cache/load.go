@@ -280,7 +280,7 @@ func (s *Set) bringRun(ctx context.Context, n uint32, from, to int, prio guard.P
 		return err
 	}
 	for at := from; at < to; {
-		f := s.joinFlight(n, at, to, why{prio: prio})
+		f := s.joinFlight(n, at, to, why{prio: prio, waits: prio == guard.Preload})
 		if f == nil {
 			break
 		}
@@ -291,6 +291,12 @@ func (s *Set) bringRun(ctx context.Context, n uint32, from, to int, prio guard.P
 			return ctx.Err()
 		}
 		s.c.leave(f, true)
+		if f.away.Load() {
+			if err := wait(ctx, askAgain); err != nil {
+				return err
+			}
+			continue
+		}
 		if f.ahead {
 			continue
 		}

@@ -58,6 +58,29 @@ func (g *generations) bringAtOnce(plan stoker.ID) (fetched, lost int64) {
 	return fetched, lost
 }
 
+// announcesWhatItHas checks that no shard is said to be on a node where it is not.
+func (g *generations) announcesWhatItHas(n *node) {
+	g.t.Helper()
+	here := map[stoker.ID]bool{}
+	for _, sh := range n.store.Shards() {
+		here[sh.ID] = true
+	}
+	n.dir.mu.Lock()
+	defer n.dir.mu.Unlock()
+	for at := range n.dir.held {
+		m, err := g.store.Load(g.t.Context(), at.id)
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		if !here[m.Shard(at.n).ID] {
+			g.t.Errorf("shard %d of %s is announced and not here", at.n, at.id.Short())
+		}
+		if err := m.Close(); err != nil {
+			g.t.Fatal(err)
+		}
+	}
+}
+
 // pair is two workers with room for their parts of a new dataset and slack times
 // its largest shard. by says by how many workers each generation moves.
 func pair(t *testing.T, slack float64, by int) (g *generations, first stoker.ID, owner func(generation int) func(n int) int, capacity int64) {
@@ -109,6 +132,7 @@ func TestDeltaInTightSpace(t *testing.T) {
 					if u := n.store.Usage(); u.UsedBytes > capacity || u.ReservedBytes != 0 {
 						t.Errorf("node %d after generation %d: %+v", i, generation, u)
 					}
+					g.announcesWhatItHas(n)
 				}
 			}
 			g.same(1, last)
@@ -137,4 +161,46 @@ func TestDeltaInTooLittleSpace(t *testing.T) {
 		}
 	}
 	g.same(1, last)
+}
+
+// Copies of shards that both generations have make room, too. Then this worker
+// has them of neither, and says so: another one would give up its own.
+func TestYieldWithdrawsFromAllGenerations(t *testing.T) {
+	g := newCluster(t, 0, 0).generations(1600, images) // about 320 MB
+	g.cluster.add(0, filepath.Join(t.TempDir(), "cache"), 200<<20)
+	g.cluster.add(1, filepath.Join(t.TempDir(), "cache"), 1<<30)
+	elsewhere := func(int) int { return 1 }
+	first := g.freeze()
+	g.bring(g.planFor(first, 1, elsewhere))
+	g.put(g.names[0])
+	second := g.freezeAfter(first)
+	if g.shared(first, second) < 2 {
+		t.Fatal("the generations share nothing: the test tries nothing")
+	}
+	g.bring(g.planFor(second, 1, elsewhere))
+	n := g.nodes[0]
+	g.same(0, second)
+	s, err := n.cache.Open(t.Context(), second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	before := len(n.store.Shards())
+	n.cache.room.Lock()
+	for made := true; made; {
+		made, _ = s.yield(t.Context(), unsettled, anyLoss)
+	}
+	n.cache.room.Unlock()
+	if after := len(n.store.Shards()); after == before {
+		t.Fatal("nothing has made room: the test tries nothing")
+	}
+	g.announcesWhatItHas(n)
+	left := int64(3 << 20) // more than the documents take
+	for _, sh := range n.store.Shards() {
+		left += n.store.ChargeBytes(sh.Bytes, sh.Blocks)
+	}
+	if u := n.store.Usage(); u.UsedBytes > left {
+		t.Errorf("the space did not come back: %+v, the shards take %d", u, left)
+	}
+	g.same(0, second)
 }

@@ -397,6 +397,12 @@ func (s *Set) remove(i int) bool {
 			s.c.mu.Unlock()
 		}
 	}
+	for n := range uint32(len(s.slots)) { // a copy of what both have
+		if s.man.Shard(n).ID == o.id {
+			s.release(n)
+			s.c.o.Directory.Withdraw(s.id, []uint32{n})
+		}
+	}
 	s.c.counters.evictions[superseded].note(evict.KeepMode, 1, o.charge)
 	s.log().Debug("an older generation's shard made room", "bytes", o.charge)
 	return true

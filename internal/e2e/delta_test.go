@@ -13,6 +13,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
+	"stoker.dev"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/cache/store"
 	"stoker.dev/internal/api"
 )
 
@@ -94,7 +97,6 @@ func TestDeltaSurvivesAKilledWorker(t *testing.T) {
 	c.dev("start", "worker-1", "--dir", c.dir)
 	cert := done()
 	t.Logf("%d of %d bytes changed, the S3 side sent %d", changed, size, c.proxy.Bytes())
-	onTheWay := int64(4 << 20) // one object for each stream, and what is in buffers
 	if cert.State != api.CertificateReady || cert.Generation != 2 || c.proxy.Bytes() > changed*11/10+onTheWay {
 		t.Errorf("%d bytes changed, the S3 side sent %d: %+v", changed, c.proxy.Bytes(), cert)
 	}
@@ -103,6 +105,120 @@ func TestDeltaSurvivesAKilledWorker(t *testing.T) {
 		t.Errorf("verify: %+v", v)
 	}
 	c.sameEverywhere(t, 1, capacity)
+}
+
+// The third generation in the same space, where an old shard may be of either of
+// two generations and both workers have read all of the second through their
+// mounts, so that what is free is full of copies. One of them is killed in the
+// middle and comes back. The UFS sends what changed, and what was under way to the
+// one that died; nothing stays promised, and what is used is what shards take.
+func TestDeltaThirdGenerationSurvivesAKill(t *testing.T) {
+	const capacity = 650 << 20
+	var size int64
+	c := up(t, 2, fmt.Sprint(capacity), func(root string) { size = makeFiles(t, root, 4000, 500<<10, 0, 0) })
+	c.add()
+	c.ready(c.certificate(c.must("preload", "data", "--wait", "-o", "json")), size)
+	generations := []stoker.ID{c.show("data").Manifest}
+	r := rand.New(rand.NewPCG(5, 5))
+	next := func(n int) (changed int64) {
+		changed = c.changeByPut(r)
+		d := c.detail("dataset", "sync", "data")
+		if d.Unchanged || d.Generation != n {
+			t.Fatalf("after the changes: %+v", d)
+		}
+		generations = append(generations, d.Manifest)
+		c.proxy.Reset()
+		return changed
+	}
+	changed := next(2)
+	if cert := c.certificate(c.must("preload", "data", "--wait", "-o", "json")); cert.State != api.CertificateReady || c.proxy.Bytes() > changed*11/10 {
+		t.Fatalf("%d bytes changed, the S3 side sent %d: %+v", changed, c.proxy.Bytes(), cert)
+	}
+	c.settled()
+	c.sameEverywhere(t, 2, capacity)
+
+	changed = next(3)
+	reached, release := c.proxy.Hold(changed / 2)
+	defer release()
+	done := c.preload()
+	<-reached
+	c.kill("worker-2")
+	release()
+	c.dev("start", "worker-2", "--dir", c.dir)
+	cert := done()
+	t.Logf("%d of %d bytes changed, the S3 side sent %d", changed, size, c.proxy.Bytes())
+	if cert.State != api.CertificateReady || cert.Generation != 3 || len(cert.Failed) != 0 || c.proxy.Bytes() > changed*11/10+onTheWay {
+		t.Errorf("%d bytes changed, the S3 side sent %d: %+v", changed, c.proxy.Bytes(), cert)
+	}
+	sent := c.proxy.Bytes()
+	c.settled()
+	c.usedByShards(generations)
+	if v := c.certificate(c.must("verify", "data", "--deep", "-o", "json")); v.State != api.CertificateReady {
+		t.Errorf("verify: %+v", v)
+	}
+	c.sameEverywhere(t, 2, capacity)
+	if got := c.proxy.Bytes(); got != sent {
+		t.Errorf("reading the third generation fetched %d bytes more", got-sent)
+	}
+	c.settled()
+	c.usedByShards(generations)
+}
+
+// onTheWay is what is sent to a worker that dies and never arrives: one object for
+// each stream, and what is in buffers.
+const onTheWay = 4 << 20
+
+// documents is more than a worker's documents take: a page for each.
+const documents = 128 << 10
+
+// usedByShards checks that each worker uses what its shards and documents take, that
+// each shard is of a generation, and that all of the last one are there.
+func (c *cluster) usedByShards(generations []stoker.ID) {
+	c.t.Helper()
+	st, err := store.Open(store.Options{Dir: filepath.Join(c.t.TempDir(), "cache"), CapacityBytes: 1 << 20})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer st.Close()
+	charge, last := map[string]int64{}, map[string]bool{}
+	for i, id := range generations {
+		m, err := manifest.Open(filepath.Join(c.dir, "store", "manifests", id.String()))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		for n := range uint32(m.Shards()) {
+			d := m.Shard(n)
+			charge[d.ID.String()] = st.ChargeBytes(d.Bytes, int(d.Blocks))
+			last[d.ID.String()] = i == len(generations)-1
+		}
+		if err := m.Close(); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	for _, w := range c.workers() {
+		files, err := filepath.Glob(filepath.Join(filepath.Dir(w.Socket), "cache", "shards", "*", "*.shard"))
+		if err != nil || len(files) == 0 {
+			c.t.Fatal(files, err)
+		}
+		var sum int64
+		for _, file := range files {
+			id := strings.TrimSuffix(filepath.Base(file), ".shard")
+			if charge[id] == 0 {
+				c.t.Errorf("%s is of no generation", file)
+			}
+			sum += charge[id]
+			delete(last, id)
+		}
+		sum += st.Usage().UsedBytes // of an empty one
+		if w.UsedBytes < sum || w.UsedBytes > sum+documents || w.ReservedBytes != 0 {
+			c.t.Errorf("worker %s uses %d bytes and promised %d, its shards take %d", w.ID, w.UsedBytes, w.ReservedBytes, sum)
+		}
+	}
+	for id, of := range last {
+		if of {
+			c.t.Errorf("shard %s of the last generation is nowhere", id)
+		}
+	}
 }
 
 // sameEverywhere compares what each worker's mount shows with the source, and
