@@ -2,6 +2,7 @@ package activities
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -35,7 +36,12 @@ type Frozen struct {
 func (a *Activities) Freeze(ctx context.Context, in FreezeInput) (Frozen, error) {
 	at := activity.GetInfo(ctx)
 	journal := a.o.Store.Journal(at.WorkflowExecution.ID+" "+at.WorkflowExecution.RunID+" "+at.ActivityID, listing.JournalOptions{})
-	f, err := a.freeze(ctx, in, journal)
+	run, done := untilStopped(ctx)
+	defer done()
+	f, err := a.freeze(run, in, journal)
+	if err != nil && ctx.Err() == nil && errors.Is(context.Cause(run), errStopped) {
+		return f, ToTemporal(stoker.Errorf(stoker.KindTransient, "list", in.Roots[0].URI, "%w", errStopped))
+	}
 	if jerr := journal.Err(); jerr != nil && ctx.Err() == nil {
 		a.o.Log.Warn("a listing was not journalled to its end", "dataset", in.Roots[0].URI, "err", jerr)
 	}
@@ -81,6 +87,9 @@ func (a *Activities) Register(ctx context.Context, d manifest.Dataset) error {
 		there, _, gerr := a.o.Store.Dataset(ctx, d.Name)
 		if gerr == nil && there.Created.Equal(d.Created) && there.Owner == d.Owner && there.Current().Manifest == d.Current().Manifest {
 			return nil
+		}
+		if gerr == nil && d.Nonce != "" && there.Nonce == d.Nonce && there.Owner == d.Owner {
+			return nil // the request was repeated just when its first listing ended
 		}
 		err = stoker.Errorf(stoker.KindInvalid, "dataset", d.Name, "is registered already ('stoker dataset show %s'); take another name", d.Name)
 	}

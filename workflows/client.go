@@ -120,8 +120,8 @@ func (c *Client) told(ctx context.Context, op, key string, err error) error {
 		return stoker.Errorf(stoker.KindNotExist, op, key, "is not known, or has ended")
 	case errors.As(err, &invalid), errors.As(err, &denied):
 		return stoker.Errorf(stoker.KindInternal, op, key, "%w", err)
-	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
-		return context.Canceled
+	case errors.Is(ctx.Err(), context.Canceled) && (errors.Is(err, context.Canceled) || !ofWorkflow(err)):
+		return context.Canceled // what the call came to is nobody's concern any more
 	}
 	var service serviceerror.ServiceError
 	if errors.As(err, &service) || errors.Is(err, context.DeadlineExceeded) {
@@ -379,23 +379,92 @@ func (c *Client) Datasets(ctx context.Context) ([]DatasetState, error) {
 	return out, nil
 }
 
-// AddDataset lists and registers a dataset. It is cancelled with ctx.
-func (c *Client) AddDataset(ctx context.Context, d manifest.Dataset, progress func(api.ListProgress)) (activities.Frozen, error) {
-	return c.freeze(ctx, c.catalogID(d.Name), catalogWorkflow, d.Name, d, true, progress)
+// Follow is told of a listing that somebody waits for.
+type Follow struct {
+	Begun    func(run string) // before anything else; may be nil
+	Progress func(api.ListProgress)
+}
+
+// AddDataset lists and registers a dataset, or follows an add of the same name
+// that runs, whosever it is: the registry says who has the name then. The add of
+// this very request, by its nonce, is cancelled with ctx, unless ctx ends because this process is being
+// stopped: whoever asked asks another one, which goes on with it. If whoever
+// began it cancels it, who joined it begins it anew.
+func (c *Client) AddDataset(ctx context.Context, d manifest.Dataset, progress func(api.ListProgress)) (f activities.Frozen, err error) {
+	o := c.options(c.catalogID(d.Name))
+	o.Memo = map[string]any{nonceMemo: d.Nonce}
+	for range 2 {
+		run, err := c.beginWith(ctx, o, catalogWorkflow, d.Name, d, true)
+		if err != nil {
+			return f, err
+		}
+		own, err := c.hasNonce(ctx, run, d.Name, d.Nonce)
+		if err != nil {
+			return f, err
+		}
+		f, err = c.follow(ctx, run, d.Name, own, Follow{Progress: progress})
+		if err == nil || ctx.Err() != nil || !errors.Is(err, context.Canceled) {
+			return f, err
+		}
+	}
+	return f, stoker.Errorf(stoker.KindTransient, "dataset", d.Name, "its listing was cancelled by others: add it again")
+}
+
+// nonceMemo says which request began an add.
+const nonceMemo = "nonce"
+
+func (c *Client) hasNonce(ctx context.Context, run client.WorkflowRun, key, nonce string) (bool, error) {
+	d, err := c.temporal.DescribeWorkflowExecution(ctx, run.GetID(), run.GetRunID())
+	if err != nil {
+		return false, c.told(ctx, "dataset", key, err)
+	}
+	var there string
+	p := d.WorkflowExecutionInfo.GetMemo().GetFields()[nonceMemo]
+	return p != nil && converter.GetDefaultDataConverter().FromPayload(p, &there) == nil && there == nonce, nil
+}
+
+// Added waits for the rest of an add whose entry is there already.
+func (c *Client) Added(ctx context.Context, name string) error {
+	d, err := c.temporal.DescribeWorkflowExecution(ctx, c.catalogID(name), "")
+	if err != nil {
+		return c.gone(c.told(ctx, "dataset", name, err))
+	}
+	if e := d.WorkflowExecutionInfo; e.GetType().GetName() == catalogWorkflow {
+		err = c.temporal.GetWorkflow(ctx, c.catalogID(name), e.GetExecution().GetRunId()).Get(ctx, nil)
+	}
+	return c.told(ctx, "dataset", name, err)
 }
 
 // catalogID is the id of whatever changes a registry entry: one at a time.
 func (c *Client) catalogID(name string) string { return catalogID(c.cluster, name) }
 
 // SyncDataset lists a registered dataset again. Those who ask at the same time
-// share one listing.
-func (c *Client) SyncDataset(ctx context.Context, d *manifest.Dataset, progress func(api.ListProgress)) (activities.Frozen, error) {
-	in := SyncInput{Name: d.Name, Roots: d.Roots, Base: d.Current().Manifest}
-	f, err := c.freeze(ctx, c.catalogID(d.Name), syncWorkflow, d.Name, in, false, progress)
+// share one listing. With a run that Follow.Begun was told, it follows that one,
+// also if it has ended; one that is not known any more is begun anew.
+func (c *Client) SyncDataset(ctx context.Context, d *manifest.Dataset, run string, w Follow) (f activities.Frozen, err error) {
+	r, err := c.syncRun(ctx, d, run)
+	if err != nil {
+		return f, err
+	}
+	f, err = c.follow(ctx, r, d.Name, false, w)
 	if errors.Is(err, context.Canceled) && ctx.Err() == nil {
 		return f, stoker.Errorf(stoker.KindNotExist, "dataset", d.Name, "was removed while it was listed")
 	}
 	return f, err
+}
+
+func (c *Client) syncRun(ctx context.Context, d *manifest.Dataset, run string) (client.WorkflowRun, error) {
+	id := c.catalogID(d.Name)
+	if run != "" {
+		there, err := c.temporal.DescribeWorkflowExecution(ctx, id, run)
+		if err = c.gone(c.told(ctx, "dataset", d.Name, err)); err != nil {
+			return nil, err
+		}
+		if there.GetWorkflowExecutionInfo().GetType().GetName() == syncWorkflow {
+			return c.temporal.GetWorkflow(ctx, id, run), nil
+		}
+	}
+	return c.begin(ctx, id, syncWorkflow, d.Name, SyncInput{Name: d.Name, Roots: d.Roots, Base: d.Current().Manifest}, true)
 }
 
 // RemoveDataset takes an entry out of the registry. A sync of it that runs is
@@ -412,15 +481,20 @@ func (c *Client) List(ctx context.Context, in activities.FreezeInput, progress f
 		return activities.Frozen{}, stoker.Errorf(stoker.KindInternal, "list", "", "%w", err)
 	}
 	sum := sha256.Sum256(body)
-	return c.freeze(ctx, "list-"+c.cluster+"-"+hex.EncodeToString(sum[:8]), listWorkflow, in.Roots[0].URI, in, false, progress)
+	run, err := c.begin(ctx, "list-"+c.cluster+"-"+hex.EncodeToString(sum[:8]), listWorkflow, in.Roots[0].URI, in, true)
+	if err != nil {
+		return activities.Frozen{}, err
+	}
+	return c.follow(ctx, run, in.Roots[0].URI, false, Follow{Progress: progress})
 }
 
 const askListing = 300 * time.Millisecond // how often a listing is asked how far it is
 
-func (c *Client) freeze(ctx context.Context, id, name, key string, in any, own bool, progress func(api.ListProgress)) (f activities.Frozen, err error) {
-	run, err := c.begin(ctx, id, name, key, in, true)
-	if err != nil {
-		return f, err
+// follow waits for a listing. If it is the caller's own it is cancelled when who
+// asked has gone.
+func (c *Client) follow(ctx context.Context, run client.WorkflowRun, key string, own bool, w Follow) (f activities.Frozen, err error) {
+	if w.Begun != nil {
+		w.Begun(run.GetRunID())
 	}
 	done := make(chan error, 1) // one answer, also when nobody waits any more
 	go func() { done <- run.Get(ctx, &f) }()
@@ -429,15 +503,15 @@ func (c *Client) freeze(ctx context.Context, id, name, key string, in any, own b
 	for {
 		select {
 		case err := <-done:
-			if ctx.Err() != nil && own { // whoever asked has gone
+			if ctx.Err() != nil && own && !errors.Is(context.Cause(ctx), api.ErrStopping) { // whoever asked has gone
 				stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 				defer cancel()
-				return f, errors.Join(ctx.Err(), c.told(ctx, "dataset", key, c.temporal.CancelWorkflow(stop, id, run.GetRunID())))
+				return f, errors.Join(ctx.Err(), c.told(ctx, "dataset", key, c.temporal.CancelWorkflow(stop, run.GetID(), run.GetRunID())))
 			}
 			return f, c.told(ctx, "dataset", key, err)
 		case <-tick.C:
-			if p, ok := c.listed(ctx, id, run.GetRunID()); ok {
-				progress(p)
+			if p, ok := c.listed(ctx, run.GetID(), run.GetRunID()); ok {
+				w.Progress(p)
 			}
 		}
 	}

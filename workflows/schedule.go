@@ -144,7 +144,11 @@ const takeTurns = 20
 // joined, if share says so; any other is waited for, a sync of a dataset that
 // is to go is cancelled.
 func (c *Client) begin(ctx context.Context, id, kind, key string, in any, share bool) (client.WorkflowRun, error) {
-	o := c.options(id)
+	return c.beginWith(ctx, c.options(id), kind, key, in, share)
+}
+
+func (c *Client) beginWith(ctx context.Context, o client.StartWorkflowOptions, kind, key string, in any, share bool) (client.WorkflowRun, error) {
+	id := o.ID
 	o.WorkflowIDConflictPolicy, o.WorkflowExecutionErrorWhenAlreadyStarted = enums.WORKFLOW_ID_CONFLICT_POLICY_FAIL, true
 	for range takeTurns {
 		o.TypedSearchAttributes = attributes(c.searchable.Load(), "", key)

@@ -47,9 +47,7 @@ one is left out.`,
 					return a.printDetail(d)
 				}
 			}
-			p := newListing(a.console)
-			d, err := c.SyncDataset(cmd.Context(), name, p.Event)
-			p.Done()
+			d, err := a.syncDataset(cmd.Context(), c, name)
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -91,9 +92,7 @@ them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 			if err != nil {
 				return err
 			}
-			p := newListing(a.console)
-			d, err := c.AddDataset(cmd.Context(), req, p.Event)
-			p.Done()
+			d, err := a.addDataset(cmd.Context(), c, req)
 			if err != nil {
 				return err
 			}
@@ -109,6 +108,44 @@ them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 	rule.add(cmd)
 	at.add(cmd)
 	return cmd
+}
+
+// addDataset lists and registers a dataset, over restarts of the controller.
+func (a *app) addDataset(ctx context.Context, c *api.Controller, req api.AddDatasetRequest) (*api.DatasetDetail, error) {
+	if _, err := c.Version(ctx); err != nil {
+		return nil, err // not there at all
+	}
+	req.Nonce = stoker.NewToken()
+	p := newListing(a.console)
+	defer p.Done()
+	away := false
+	d, err := again(ctx, a.console, func() (*api.DatasetDetail, error) {
+		d, err := c.AddDataset(ctx, req, p.Event)
+		away = api.Lost(err)
+		return d, err
+	})
+	if away && ctx.Err() != nil {
+		a.console.Note("dataset %s: no controller heard that it is not wanted any more: see 'stoker dataset ls', and 'stoker dataset rm %s'", req.Name, req.Name)
+	}
+	return d, err
+}
+
+// syncDataset lists a dataset again, over restarts of the controller.
+func (a *app) syncDataset(ctx context.Context, c *api.Controller, name string) (*api.DatasetDetail, error) {
+	if _, err := c.Version(ctx); err != nil {
+		return nil, err
+	}
+	p := newListing(a.console)
+	defer p.Done()
+	var req api.SyncRequest
+	return again(ctx, a.console, func() (*api.DatasetDetail, error) {
+		return c.SyncDataset(ctx, name, req, func(e api.Event) {
+			if e.Following != nil && e.Following.Run != req.Run {
+				req.Following = *e.Following
+			}
+			p.Event(e)
+		})
+	})
 }
 
 func (a *app) datasetShowCommand() *cobra.Command {

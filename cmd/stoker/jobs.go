@@ -79,13 +79,19 @@ func (a *app) claim(ctx context.Context, c *api.Controller, req api.ClaimRequest
 	req.Nonce = stoker.NewToken()
 	p := claiming(a.console, req)
 	defer p.Done()
+	return again(ctx, a.console, func() (*api.JobStatus, error) { return c.Claim(ctx, req, p.Listing) })
+}
+
+// again makes a request that may be repeated until it is answered: a controller
+// that has stopped or died has a successor, or another one takes its place.
+func again[T any](ctx context.Context, c *console, ask func() (*T, error)) (*T, error) {
 	for told := false; ; told = true {
-		st, err := c.Claim(ctx, req, p.Listing)
+		v, err := ask()
 		if !api.Lost(err) || ctx.Err() != nil {
-			return st, err
+			return v, err
 		}
 		if !told {
-			a.console.Note("%v; waiting for it", err)
+			c.Note("%v; waiting for it", err)
 		}
 		select {
 		case <-ctx.Done():

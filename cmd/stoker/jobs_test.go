@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -356,6 +357,76 @@ func TestDatasetAdd(t *testing.T) {
 	wantNames(t, "dataset", m, datasetNames)
 	g.says("listing: 5 objects")
 	g.says("1 keys cannot be files")
+}
+
+// breaks answers with events and hangs up, the first so many times.
+func breaks(times int, before []api.Event, then func(http.ResponseWriter, *http.Request)) func(http.ResponseWriter, *http.Request) {
+	var asked atomic.Int64
+	return func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) > int64(times) {
+			then(w, r)
+			return
+		}
+		events(before...)(w, r)
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// Whoever adds or syncs a dataset while its controller goes away asks again for
+// the very same, and follows it to its end. What a controller refuses is not
+// asked again, nor one that is not there at all.
+func TestListingsOverControllers(t *testing.T) {
+	detail := api.DatasetDetail{DatasetInfo: api.DatasetInfo{Name: "data", Generation: 4}, Changes: &api.ChangeCounts{From: 3, To: 4}}
+	seen := []api.Event{{Following: &api.Following{Run: "r", From: 3}}, {Listing: &api.ListProgress{Objects: 5}}}
+	for line, call := range map[string]string{"dataset add data s3://b": "POST /v1/datasets", "dataset sync data": "POST /v1/datasets/data/sync"} {
+		t.Run(line, func(t *testing.T) {
+			g := newRig(t, routes{call: breaks(2, seen, events(api.Event{Listing: &api.ListProgress{Objects: 7000}}, api.Event{Dataset: &detail}))}, nil)
+			var m map[string]any
+			g.json(&m, 0, strings.Fields(line)...)
+			wantNames(t, "dataset", m, datasetNames)
+			if n := g.called("controller " + call); n != 3 {
+				t.Errorf("asked %d times", n)
+			}
+			if n := strings.Count(g.stderr.String(), "waiting for it"); n != 1 {
+				t.Errorf("%d notes that the controller is away: %s", n, g.stderr.String())
+			}
+			var first, last struct {
+				Nonce string
+				api.Following
+			}
+			g.body("controller "+call, 0, &first)
+			g.body("controller "+call, 2, &last)
+			if add := call == "POST /v1/datasets"; add && (first.Nonce == "" || last != first) || !add && (first.Run != "" || last.Run != "r" || last.From != 3) {
+				t.Errorf("asked first for %+v, then for %+v", first, last)
+			}
+			g = newRig(t, routes{call: fail(stoker.KindTransient)}, nil)
+			g.want(5, strings.Fields(line)...)
+			if n := g.called("controller " + call); n != 1 {
+				t.Errorf("what was refused was asked %d times", n)
+			}
+			newRig(t, nil, nil).want(5, strings.Fields(line)...)
+		})
+	}
+}
+
+type writer func(p []byte)
+
+func (w writer) Write(p []byte) (int, error) { w(p); return len(p), nil }
+
+// Ctrl-C while no controller is there: none has heard of it, and that is said.
+func TestInterruptedWithoutAController(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	g := newRig(t, routes{"POST /v1/datasets": breaks(1, nil, nil)}, nil)
+	a := g.app()
+	a.console.w = writer(func(p []byte) {
+		if _, _ = g.stderr.Write(p); strings.Contains(string(p), "waiting for it") {
+			cancel()
+		}
+	})
+	if code := a.run(ctx, []string{"dataset", "add", "data", "s3://b"}); code != 130 {
+		t.Errorf("exit %d", code)
+	}
+	g.says("dataset data: no controller heard that it is not wanted any more")
 }
 
 func TestMountAndUmount(t *testing.T) {

@@ -56,19 +56,21 @@ func (c *Controller) Version(ctx context.Context) (VersionInfo, error) {
 }
 
 // AddDataset registers a dataset and lists its first generation. each, if not
-// nil, gets every line of the stream.
+// nil, gets every line of the stream. When it is Lost it may be repeated with the
+// same request, if that has a nonce, and follows the same listing.
 func (c *Controller) AddDataset(ctx context.Context, req AddDatasetRequest, each func(Event)) (*DatasetDetail, error) {
 	e, err := c.c.stream(ctx, http.MethodPost, "/v1/datasets", req, each, func(e Event) bool { return e.Dataset != nil })
 	return e.Dataset, err
 }
 
-// SyncDataset lists a dataset again; what changed is its new generation.
-func (c *Controller) SyncDataset(ctx context.Context, name string, each func(Event)) (*DatasetDetail, error) {
+// SyncDataset lists a dataset again; what changed is its new generation. When it
+// is Lost it may be repeated with what its stream said it followed.
+func (c *Controller) SyncDataset(ctx context.Context, name string, req SyncRequest, each func(Event)) (*DatasetDetail, error) {
 	seg, err := segment("dataset", name)
 	if err != nil {
 		return nil, err
 	}
-	e, err := c.c.stream(ctx, http.MethodPost, "/v1/datasets/"+seg+"/sync", nil, each, func(e Event) bool { return e.Dataset != nil })
+	e, err := c.c.stream(ctx, http.MethodPost, "/v1/datasets/"+seg+"/sync", req, each, func(e Event) bool { return e.Dataset != nil })
 	return e.Dataset, err
 }
 

@@ -149,11 +149,17 @@ func (h Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// ErrStopping is the cause with which the contexts of requests end when the
+// daemon that serves them is being stopped: nobody has given anything up.
+var ErrStopping = errors.New("the daemon is being stopped")
+
 // breakOff cuts the connection in mid-answer if err is no more than the end of
 // ctx: the daemon is being stopped, and who asked asks the next one, as if this
-// one had died; or who asked has gone.
+// one had died; or who asked has gone. What a daemon cannot do for now because
+// it is being stopped is for the next one, too.
 func breakOff(ctx context.Context, err error) {
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	stopping := errors.Is(context.Cause(ctx), ErrStopping) && stoker.KindOf(err) == stoker.KindTransient
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) || stopping {
 		panic(http.ErrAbortHandler)
 	}
 }

@@ -410,6 +410,22 @@ type AddDatasetRequest struct {
 	// SyncEverySeconds lists it again on schedule: 60 to 366 days; 0 = not.
 	SyncEverySeconds float64 `json:"syncEverySeconds,omitempty"`
 	Eviction
+	// Nonce tells a repetition, after the answer broke off, from another add of
+	// the same name: only its own add is answered once the name is registered.
+	Nonce string `json:"nonce,omitempty"`
+}
+
+// SyncRequest is the body of POST /v1/datasets/{name}/sync: empty, or, after the
+// answer broke off, what it said it followed.
+type SyncRequest struct {
+	Following
+}
+
+// Following says which listing a stream follows, for who asks again when it
+// breaks off.
+type Following struct {
+	Run  string `json:"run,omitempty"`  // of the listing; "" = begin one, or join one that runs
+	From int    `json:"from,omitempty"` // the generation that was current when it was asked for
 }
 
 // ScheduleRequest is the body of PUT /v1/datasets/{name}/schedule.
@@ -427,6 +443,7 @@ type ListProgress struct {
 // Event is one line of a stream (application/x-ndjson). Exactly one field is
 // set; Error, Dataset and Certificate end the stream.
 type Event struct {
+	Following   *Following     `json:"following,omitempty"`
 	Listing     *ListProgress  `json:"listing,omitempty"`
 	Load        *LoadProgress  `json:"load,omitempty"`
 	Job         *JobStatus     `json:"job,omitempty"`

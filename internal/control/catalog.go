@@ -8,11 +8,16 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
+	"stoker.dev/workflows"
 )
 
-// sync lists a dataset again and returns it with its current generation.
-func (c *Controller) sync(ctx context.Context, d *resolved, stream *api.Stream) (now *resolved, unchanged bool, err error) {
-	f, err := c.o.Flows.SyncDataset(ctx, d.entry, func(p api.ListProgress) { _ = stream.Send(api.Event{Listing: &p}) })
+// sync lists a dataset again, or follows the run of a listing that was asked for
+// before, and returns it with its current generation.
+func (c *Controller) sync(ctx context.Context, d *resolved, run string, stream *api.Stream) (now *resolved, unchanged bool, err error) {
+	f, err := c.o.Flows.SyncDataset(ctx, d.entry, run, workflows.Follow{
+		Begun:    func(run string) { _ = stream.Send(api.Event{Following: &api.Following{Run: run, From: d.Number}}) },
+		Progress: func(p api.ListProgress) { _ = stream.Send(api.Event{Listing: &p}) },
+	})
 	if err != nil {
 		return nil, false, err
 	}
@@ -33,8 +38,15 @@ func (c *Controller) syncDataset(w http.ResponseWriter, r *http.Request) error {
 	if strings.Contains(r.PathValue("name"), "@") {
 		return stoker.Errorf(stoker.KindInvalid, "dataset", r.PathValue("name"), "a sync makes a new generation: leave @%d out", d.Number)
 	}
+	var req api.SyncRequest
+	if err := api.ReadJSON(w, r, &req); err != nil {
+		return err
+	}
+	if g, ok := d.entry.Find(req.From); ok && req.Run != "" {
+		d.Generation, d.DatasetRef.Generation = g, g.Number
+	}
 	stream := api.NewStream(w)
-	now, unchanged, err := c.sync(r.Context(), d, stream)
+	now, unchanged, err := c.sync(r.Context(), d, req.Run, stream)
 	if err == nil {
 		err = c.sendSynced(r.Context(), stream, d, now, unchanged)
 	}

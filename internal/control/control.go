@@ -120,10 +120,12 @@ func (c *Controller) closeListeners() {
 func (c *Controller) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	requests, stopRequests := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stopRequests(api.ErrStopping)
 	server := &http.Server{
 		Handler: api.Authenticate(c.o.Tokens, c.routes()), ConnContext: api.ConnContext, ReadHeaderTimeout: 10 * time.Second,
 		// Streams end with the controller; those who follow them ask again.
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		BaseContext: func(net.Listener) context.Context { return requests },
 	}
 	failed := make(chan error, len(c.listeners)) // one for each
 	for _, l := range c.listeners {
@@ -139,6 +141,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	case err = <-failed:
 	}
 	cancel()
+	stopRequests(api.ErrStopping)
 	stop, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer done()
 	if server.Shutdown(stop) != nil {

@@ -1,10 +1,12 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"net/http"
 	"path"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -88,41 +90,53 @@ func overlap(a, b string) bool {
 	return inside(a, b) || inside(b, a)
 }
 
+// newDataset checks what is to be added, and makes its entry.
+func newDataset(owner string, req *api.AddDatasetRequest) (d manifest.Dataset, err error) {
+	if err := manifest.ValidateName(req.Name); err != nil {
+		return d, err
+	}
+	if req.MaxAgeSeconds < 0 || math.IsNaN(req.MaxAgeSeconds) || req.MaxAgeSeconds > 1e9 {
+		return d, stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "a listing of at most %v seconds", req.MaxAgeSeconds)
+	}
+	every, err := syncEvery(req.Name, req.SyncEverySeconds)
+	if err != nil {
+		return d, err
+	}
+	if err := checkEviction(req.Name, &req.Eviction); err != nil {
+		return d, err
+	}
+	rs, err := roots(req)
+	return manifest.Dataset{Name: req.Name, Owner: owner, Roots: rs, Created: time.Now().UTC(),
+		MaxAge: time.Duration(req.MaxAgeSeconds * float64(time.Second)), SyncEvery: every,
+		Evict: req.Evict, TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Nonce: cmp.Or(req.Nonce, stoker.NewToken())}, err
+}
+
 func (c *Controller) addDataset(w http.ResponseWriter, r *http.Request) error {
 	var req api.AddDatasetRequest
 	if err := api.ReadJSON(w, r, &req); err != nil {
 		return err
 	}
-	if err := manifest.ValidateName(req.Name); err != nil {
-		return err
-	}
-	if req.MaxAgeSeconds < 0 || math.IsNaN(req.MaxAgeSeconds) || req.MaxAgeSeconds > 1e9 {
-		return stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "a listing of at most %v seconds", req.MaxAgeSeconds)
-	}
-	every, err := syncEvery(req.Name, req.SyncEverySeconds)
-	if err != nil {
-		return err
-	}
-	if err := checkEviction(req.Name, &req.Eviction); err != nil {
-		return err
-	}
-	rs, err := roots(&req)
+	d, err := newDataset(api.PrincipalOf(r.Context()).Name, &req)
 	if err != nil {
 		return err
 	}
 	taken := stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "is registered already ('stoker dataset show %s'): take another name", req.Name)
-	if _, _, err := c.manifests.Dataset(r.Context(), req.Name); err == nil {
+	there, _, err := c.manifests.Dataset(r.Context(), req.Name)
+	again := err == nil
+	if again && !repeats(&d, there) {
 		return taken
 	}
-	for _, root := range rs {
+	for _, root := range d.Roots {
 		if _, _, err := c.mounts.Open(r.Context(), root.Location); err != nil {
 			return err // an unknown scheme, a wrong endpoint
 		}
 	}
-	d := manifest.Dataset{Name: req.Name, Owner: api.PrincipalOf(r.Context()).Name, Roots: rs, Created: time.Now().UTC(),
-		MaxAge: time.Duration(req.MaxAgeSeconds * float64(time.Second)), SyncEvery: every, Evict: req.Evict, TTL: time.Duration(req.TTLSeconds * float64(time.Second))}
 	stream := api.NewStream(w)
-	_, err = c.o.Flows.AddDataset(r.Context(), d, func(p api.ListProgress) { _ = stream.Send(api.Event{Listing: &p}) })
+	if again {
+		err = c.o.Flows.Added(r.Context(), d.Name)
+	} else {
+		_, err = c.o.Flows.AddDataset(r.Context(), d, func(p api.ListProgress) { _ = stream.Send(api.Event{Listing: &p}) })
+	}
 	if err == nil {
 		err = c.sendAdded(r.Context(), stream, &d, taken)
 	}
@@ -132,14 +146,27 @@ func (c *Controller) addDataset(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// repeats reports whether an entry was made by the very request that is made
+// again, whose answer broke off.
+func repeats(d, there *manifest.Dataset) bool {
+	return there.Nonce == d.Nonce && there.Owner == d.Owner && reflect.DeepEqual(there.Roots, d.Roots)
+}
+
+// equals reports whether an entry is what was asked for, whoever asked first.
+func equals(d, there *manifest.Dataset) bool {
+	return there.Owner == d.Owner && reflect.DeepEqual(there.Roots, d.Roots) &&
+		there.MaxAge == d.MaxAge && there.SyncEvery == d.SyncEvery && there.Evict == d.Evict && there.TTL == d.TTL
+}
+
 // sendAdded answers with the entry, if it is the one that was asked for: an
-// add at the same time may have won the name.
+// add at the same time may have won the name. The same one by the same user,
+// which was joined, is as good.
 func (c *Controller) sendAdded(ctx context.Context, stream *api.Stream, d *manifest.Dataset, taken error) error {
 	found, err := c.find(ctx, d.Name, 0)
 	if err != nil {
 		return err
 	}
-	if !found.entry.Created.Equal(d.Created) || found.entry.Owner != d.Owner {
+	if !repeats(d, found.entry) && !equals(d, found.entry) {
 		return taken
 	}
 	if !evictionOf(found.entry).IsDefault() {

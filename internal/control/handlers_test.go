@@ -269,6 +269,35 @@ func TestAddDatasetRefusals(t *testing.T) {
 	}
 }
 
+// An add whose answer broke off is answered when it is asked for again, by the
+// same user with the same nonce, though it has ended meanwhile; to any other the
+// name is taken.
+func TestAddDatasetAgain(t *testing.T) {
+	_, address := startFlows(t)
+	w := startWatched(t, address, placement.NewMem(time.Now))
+	w.freeze(t, "pets")
+	d, tag, err := w.manifests.Dataset(t.Context(), "pets")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Nonce = "mine"
+	if err := w.manifests.UpdateDataset(t.Context(), d, tag); err != nil {
+		t.Fatal(err)
+	}
+	req := api.AddDatasetRequest{Name: "pets", Nonce: "mine", Roots: []api.AddRoot{{Location: ufs.Location{URI: "s3://bucket"}}}}
+	events := w.ask(t, watchedToken, "POST", "/v1/datasets", req).lines(t)
+	if got := events[len(events)-1].Dataset; got == nil || got.Generation != 1 || got.Owner != "ann" || got.Objects != 10 {
+		t.Errorf("%+v", events)
+	}
+	w.ask(t, daemonToken, "POST", "/v1/datasets", req).wantError(t, 400, "invalid", "is registered already")
+	for _, nonce := range []string{"", "another"} {
+		req.Nonce = nonce
+		w.ask(t, watchedToken, "POST", "/v1/datasets", req).wantError(t, 400, "invalid", "is registered already")
+	}
+	req.Nonce, req.Roots[0].URI = "mine", "s3://another"
+	w.ask(t, watchedToken, "POST", "/v1/datasets", req).wantError(t, 400, "invalid", "is registered already")
+}
+
 // freeze lists a few objects and registers them as ann's.
 func (w *watchedController) freeze(t testing.TB, name string) *manifest.Dataset {
 	t.Helper()
@@ -356,7 +385,7 @@ func TestInfoSumsUp(t *testing.T) {
 		for n, b := range c.held {
 			ws = append(ws, worker{status: holding(n, number(1), b)})
 		}
-		want := api.DatasetInfo{Name: "pets", Owner: "ann", URIs: []string{"s3://a", "x/y=s3://b/c"}, Generation: 3, Manifest: number(1), Objects: 7, Bytes: 1000, ResidentBytes: c.want}
+		want := api.DatasetInfo{Name: "pets", Owner: "ann", URIs: []string{"s3://a", "x/y=s3://b/c"}, Generation: 3, Manifest: number(1), Objects: 7, Bytes: 1000, ResidentBytes: c.want, Eviction: api.Eviction{Evict: "auto"}}
 		if got := info(d, g, ws); !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v", name, got)
 		}

@@ -191,7 +191,7 @@ func (c *Controller) resolve(ctx context.Context, ref api.DatasetRef, sync bool,
 			err = stoker.Errorf(stoker.KindInvalid, "dataset", ref.Name, "a sync makes a new generation: leave @%d out", ref.Generation)
 		}
 		if err == nil && ref.Generation == 0 && (sync || stale(d)) {
-			d, _, err = c.sync(ctx, d, stream)
+			d, _, err = c.sync(ctx, d, "", stream)
 		}
 		if err != nil {
 			return nil, err

@@ -168,7 +168,7 @@ func wires() map[string]wire {
 		"GET /v1/datasets/{name}/failed":   {out: api.FailurePage{}},
 		"GET /v1/datasets/{name}/changes":  {out: api.DatasetChanges{}},
 		"DELETE /v1/datasets/{name}":       {out: api.EvictReport{}},
-		"POST /v1/datasets/{name}/sync":    {out: api.Event{}, stream: true},
+		"POST /v1/datasets/{name}/sync":    {in: api.SyncRequest{}, out: api.Event{}, stream: true},
 		"PUT /v1/datasets/{name}/schedule": {in: api.ScheduleRequest{}, out: api.DatasetDetail{}},
 		"PUT /v1/datasets/{name}/eviction": {in: api.EvictionRequest{}, out: api.DatasetDetail{}},
 		"POST /v1/datasets/{name}/evict":   {in: api.EvictRequest{}, out: api.EvictReport{}},

@@ -16,7 +16,10 @@ import (
 )
 
 // kill ends a role as a crash does.
-func (c *cluster) kill(role string) {
+func (c *cluster) kill(role string) { c.t.Helper(); c.end(role, syscall.SIGKILL) }
+
+// end sends a role the signal that ends it, and waits until it has.
+func (c *cluster) end(role string, by syscall.Signal) {
 	c.t.Helper()
 	file := filepath.Join(c.dir, role+".pid")
 	if strings.HasPrefix(role, "worker-") {
@@ -30,8 +33,8 @@ func (c *cluster) kill(role string) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		c.t.Fatalf("kill %s: %v", role, err)
+	if err := syscall.Kill(pid, by); err != nil {
+		c.t.Fatalf("%v to %s: %v", by, role, err)
 	}
 	c.eventually(role+" is dead", func() bool { return !alive(pid) })
 }

@@ -2,9 +2,12 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,9 +42,14 @@ func sampleName(i int) string { return fmt.Sprintf("sample-%06d", i) }
 
 // A controller is killed in mid-listing, of a new dataset and of a sync, and
 // another one goes on from the journals: no page that was journalled is asked
-// for again, the registration and the sync are made though nobody waits for
-// them any more, and their manifests are those of undisturbed listings.
-func TestSecondControllerGoesOnWithListings(t *testing.T) {
+// for again, those who wait for the registration and the sync follow them there
+// to their ends, and their manifests are those of undisturbed listings.
+func TestSecondControllerGoesOnWithListings(t *testing.T) { listingsGoOn(t, syscall.SIGKILL) }
+
+// The same when it is stopped in order: nobody has given the listings up.
+func TestStoppedControllerLeavesItsListings(t *testing.T) { listingsGoOn(t, syscall.SIGTERM) }
+
+func listingsGoOn(t *testing.T, end syscall.Signal) {
 	c := up(t, 1, "1GiB", func(data string) {
 		emptyFiles(t, data)
 		emptyFiles(t, filepath.Join(filepath.Dir(data), "more"))
@@ -50,6 +58,7 @@ func TestSecondControllerGoesOnWithListings(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(c.root, "data", "train.idx"), []byte("another index"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	address := c.movable()
 	buckets := []string{"data", "more"}
 	begun, killed := map[string]int{}, map[string]int{}
 	reached, pass, release := map[string]<-chan struct{}{}, map[string]func(){}, map[string]func(){}
@@ -70,20 +79,27 @@ func TestSecondControllerGoesOnWithListings(t *testing.T) {
 		pass[b]()
 	}
 	c.eventually("both listings are journalled", func() bool { return c.batches() == written+len(buckets) })
-	c.kill("controller")
+	c.end("controller", end)
+	move(t, address, second)
 	for _, b := range buckets {
 		killed[b] = len(c.proxy.Lists(b))
 		release[b]()
 	}
 	for said, err := range map[fmt.Stringer]error{syncSaid: sync.Wait(), addSaid: add.Wait()} {
-		if err == nil {
-			t.Errorf("a command whose controller died says that all is well: %s", said)
+		if err != nil || strings.Count(said.String(), "waiting for it") != 1 {
+			t.Errorf("a command that another controller answers: %v\n%s", err, said)
+		}
+		if end == syscall.SIGTERM && strings.Contains(said.String(), "no progress for 30 s") {
+			t.Errorf("the listing was not handed over:\n%s", said)
 		}
 	}
-	c.env = append(c.env, "STOKER_CONTROLLER=unix://"+second)
-	c.eventually("the sync ends at the second controller", func() bool { return c.datasets()["data"].Generation == 2 })
-	c.eventually("the new dataset is registered by the second controller", func() bool { return c.datasets()["more"].Generation == 1 })
+	if said := syncSaid.String(); !strings.Contains(said, "1 (13 B) changed") {
+		t.Errorf("the sync does not say what has changed:\n%s", said)
+	}
 	got := c.datasets()
+	if got["data"].Generation != 2 || got["more"].Generation != 1 {
+		t.Errorf("%+v", got)
+	}
 	for _, b := range buckets {
 		log := c.proxy.Lists(b)
 		listedOnce(t, b, log[begun[b]:killed[b]], log[killed[b]:])
@@ -154,4 +170,53 @@ func (c *cluster) datasets() map[string]api.DatasetInfo {
 		out[d.Name] = d
 	}
 	return out
+}
+
+// A user's Ctrl-C ends an add, also at the controller that was asked for it
+// second; the name is free at once.
+func TestInterruptedAddIsCancelled(t *testing.T) {
+	c := up(t, 1, "256MiB", func(data string) { emptyFiles(t, data) })
+	c.must("dataset", "add", "before", "s3://data", "--endpoint", c.proxy.URL(), "--path-style")
+	address := c.movable()
+	reached, _, release := c.proxy.HoldLists("data", listedPages*6/10)
+	defer release()
+	add, said := c.background("dataset", "add", "data", "s3://data", "--endpoint", c.proxy.URL(), "--path-style")
+	<-reached
+	second := c.secondController()
+	c.end("controller", syscall.SIGTERM)
+	listed := len(c.proxy.Lists("data"))
+	move(t, address, second)
+	c.eventually("the second controller lists, and is asked for it", func() bool {
+		sockets, err := os.ReadFile("/proc/net/unix")
+		return err == nil && strings.Count(string(sockets), " "+second) >= 2 && len(c.proxy.Lists("data")) > listed
+	})
+	if err := add.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := add.Wait(); add.ProcessState.ExitCode() != 130 || strings.Contains(said.String(), "no controller heard") {
+		t.Errorf("%v: %s", err, said)
+	}
+	release()
+	c.add() // and not the one that was given up
+	if got := c.datasets(); len(got) != 2 || got["data"].Generation != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// movable gives the CLI an address that can be moved to another controller.
+func (c *cluster) movable() (address string) {
+	c.t.Helper()
+	address = filepath.Join(c.t.TempDir(), "controller.sock")
+	if err := os.Symlink(strings.TrimPrefix(c.getenv("STOKER_CONTROLLER"), "unix://"), address); err != nil {
+		c.t.Fatal(err)
+	}
+	c.env = append(c.env, "STOKER_CONTROLLER=unix://"+address)
+	return address
+}
+
+func move(t *testing.T, address, to string) {
+	t.Helper()
+	if err := errors.Join(os.Symlink(to, address+".new"), os.Rename(address+".new", address)); err != nil {
+		t.Fatal(err)
+	}
 }
