@@ -73,7 +73,7 @@ func Mount(fs gofuse.RawFileSystem, o Options) (*Mounted, error) {
 	}
 	device, err := deviceOn(dir)
 	if err != nil {
-		_ = unix.Close(fd) // the mount is dead, the next life's Leftovers lets it take it away
+		_ = unix.Close(fd) // the mount is dead, the next life finds it among its Leftovers
 		return nil, stoker.Errorf(stoker.KindInternal, "mount", o.Dir, "which device: %w", err)
 	}
 	// The descriptor is go-fuse's from here on.
