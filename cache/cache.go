@@ -16,6 +16,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
+	"stoker.dev/cache/prefetch"
 	"stoker.dev/cache/store"
 	"stoker.dev/planner"
 	"stoker.dev/ufs"
@@ -78,6 +79,7 @@ type Counters struct {
 	CopiedBytes                        atomic.Int64 // from older generations, here or at a peer
 	Corrupt                            atomic.Int64 // blocks that could not be read, or whose checksum did not match
 	LostBytes                          atomic.Int64 // of objects that were here and went with their disk
+	AheadBlocks                        atomic.Int64 // that fills began to bring in before they were asked for
 	ScrubbedBytes, ScrubPasses         atomic.Int64 // read by scrubs; passes that came to their end
 	UFS                                guard.Count  // all data requests
 	Bypass                             guard.Count  // those past an owner that did not answer
@@ -112,6 +114,7 @@ type Cache struct {
 	room      sync.Mutex // held by who makes room for reads
 	evictor   evictor
 	following chan struct{} // holds one for each copy ahead of demand
+	ahead     chan struct{} // and one for each fill
 
 	readerWaits time.Duration // see there
 	waitMost    time.Duration // see there
@@ -130,6 +133,8 @@ func New(o Options) (*Cache, error) {
 	}
 	c := &Cache{o: o, sets: map[stoker.ID]*Set{}, uses: map[stoker.ID]*use{}, sums: map[stoker.ID]*[]shardSum{}, memory: newMemory(o.MemoryBytes),
 		following: make(chan struct{}, followMost), readerWaits: readerWaits, waitMost: waitMost}
+	// Half of the flights' memory is left to those that somebody waits for.
+	c.ahead = make(chan struct{}, min(aheadMost, c.memory.flights.size/flightBytes/2))
 	// Flights and loads outlive the requests that start them; Close ends them.
 	c.stop, c.end = context.WithCancel(context.Background())
 	c.fills.runs = map[stoker.ID][]*flight{}
@@ -174,6 +179,8 @@ type Set struct {
 	roots []rootFS
 	plan  atomic.Pointer[planner.Plan]
 	bases bases
+
+	tracker prefetch.Tracker
 
 	sums atomic.Pointer[[]shardSum] // see sumOf
 }

@@ -16,7 +16,7 @@ import (
 // f.failed by object.
 func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 	// Without space the run is read through memory; see deliver.
-	err := s.place(n, f)
+	err := s.place(n, f, w)
 	f.memory = err != nil
 	if err != nil && stoker.KindOf(err) != stoker.KindNoSpace {
 		s.failAll(n, f, err)

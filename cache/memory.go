@@ -98,13 +98,13 @@ func (s *Set) owns(ctx context.Context, n uint32, w why) bool {
 }
 
 // admit waits until the flight may begin. nil: it may not, since all who
-// waited for it have left, or since it is only a copy ahead of demand.
+// waited for it have left, or since it is only ahead of demand.
 func (s *Set) admit(ctx context.Context, n uint32, w why) *share {
 	m := s.c.memory
 	if !w.direct && m.try(&m.flights, flightBytes) {
 		return &m.flights
 	}
-	if w.ahead {
+	if w.ahead || w.early {
 		return nil
 	}
 	sh := &m.flights
@@ -120,7 +120,7 @@ func (s *Set) admit(ctx context.Context, n uint32, w why) *share {
 // narrow cuts a flight for which no disk has the space down to what it may
 // hold in memory, and waits for that. false: it shall not begin.
 func (s *Set) narrow(ctx context.Context, n uint32, f *flight, w why) bool {
-	if w.ahead {
+	if w.ahead || w.early {
 		return false
 	}
 	s.c.fills.mu.Lock()

@@ -62,6 +62,9 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 		err := s.readLocal(n, block, e.Off+start, length, skip, want)
 		if err == nil {
 			s.c.counters.LocalBytes.Add(int64(len(want)))
+			if attempt == 0 && skip+len(want) == length && s.tracker.Acting() {
+				s.note(n, block, block+1, false)
+			}
 			return len(want), nil
 		}
 		if stoker.KindOf(err) == stoker.KindCorrupt {
@@ -118,8 +121,10 @@ func (s *Set) demand(ctx context.Context, n uint32, block, skip int, p []byte) (
 	from, to := int(m.FirstBlock), int(m.FirstBlock)+manifest.BlocksOf(m.Bytes)
 	if to-from > demandWindow {
 		window := from + (block-from)/demandWindow*demandWindow
+		s.note(n, window, min(to, window+demandWindow), true)
 		return s.fillOne(ctx, n, block, min(to, window+demandWindow), why{prio: guard.Demand}, skip, p)
 	}
+	s.note(n, from, to, true)
 	copied, err = s.fillOne(ctx, n, block, to, why{prio: guard.Demand}, skip, p)
 	if copied == 0 && err == nil {
 		s.follow(n, block)

@@ -119,7 +119,7 @@ var errNoRoom = &stoker.Error{Op: "cache.room", Kind: stoker.KindNoSpace}
 // place makes sure that shard n has a file here, if it may have one: NoSpace says
 // that it is read through memory. It waits for no eviction; what should make room
 // for reads like this one does so in the background.
-func (s *Set) place(n uint32, f *flight) error {
+func (s *Set) place(n uint32, f *flight, w why) error {
 	sl := s.shard(n)
 	have := sl.sh != nil
 	sl.mu.RUnlock()
@@ -129,6 +129,9 @@ func (s *Set) place(n uint32, f *flight) error {
 	d, st := s.man.Shard(n), s.c.o.Store
 	x := evict.Shard{ID: d.ID, Manifest: s.id, Number: n, Bytes: st.ChargeBytes(d.Bytes, int(d.Blocks))}
 	below := st.FreeBytes(x.Bytes) - s.c.above(s.c.o.Evict.HighPercent)
+	if w.early && below < x.Bytes { // nothing goes for what nobody waits for
+		return errNoRoom
+	}
 	how, mode := s.c.holdOf(s.id), s.use.share.InForce()
 	if how == leased || how == mounted && mode == evict.KeepMode {
 		s.use.share.Held()

@@ -31,6 +31,7 @@ var layers = map[string][]string{
 	"cache/listing":                 {"", "ufs"},
 	"cache/manifest":                {"", "ufs", "cache/listing"},
 	"cache/evict":                   {""},
+	"cache/prefetch":                {},
 	"cache/store":                   {"", "internal/fault"},
 	"cache/placement":               {""},
 	"cache/placement/placementtest": {"", "cache/placement"},

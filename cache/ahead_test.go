@@ -1,0 +1,165 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"stoker.dev"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/ufs"
+)
+
+// put adds an object of some bytes.
+func (c *cluster) put(key string, size int, seed uint64) []byte {
+	body := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(body)
+	c.ufs.Put(key, body)
+	return body
+}
+
+// open opens a manifest on a node until the test ends.
+func (n *node) open(t testing.TB, id stoker.ID) *Set {
+	t.Helper()
+	s, err := n.cache.Open(context.Background(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func rowOf(t testing.TB, s *Set, path string) manifest.Row {
+	t.Helper()
+	row, ok := s.man.LookupPath(path)
+	if !ok {
+		t.Fatalf("no %s", path)
+	}
+	return row
+}
+
+const window = demandWindow * stoker.BlockBytes
+
+// A file that is read front to back comes in ahead of its reader, beyond the end
+// of a shard, and each byte of it once; the file behind it does not come.
+func TestStreamIsReadAhead(t *testing.T) {
+	c := newCluster(t, 1, 1<<30)
+	want := c.put("a", 2*stoker.ExtentBytes+window+1, 1)
+	c.put("b", stoker.ExtentBytes, 2)
+	n := c.nodes[0]
+	s := n.open(t, c.freeze())
+	row, got := rowOf(t, s, "a"), make([]byte, window)
+	for off := 0; off < len(want); {
+		k, err := s.ReadAt(t.Context(), row, got, int64(off))
+		if err != nil || !bytes.Equal(got[:k], want[off:off+k]) {
+			t.Fatalf("at %d: %d bytes, %v", off, k, err)
+		}
+		off += k
+		if off == 4*window {
+			waitFor(t, "the next window is asked for", func() bool { _, asked := c.ufs.counted(); return asked >= int64(off+window) })
+		}
+	}
+	waitFor(t, "what was begun has come", func() bool { _, flights := n.cache.Running(); return flights == 0 })
+	requests, asked := c.ufs.counted()
+	if asked != int64(len(want)) || requests > len(want)/window+3 {
+		t.Errorf("%d requests for %d bytes, of %d in %d windows", requests, asked, len(want), len(want)/window)
+	}
+	if ahead := n.cache.Counters().AheadBlocks.Load(); ahead < int64(len(want)/stoker.BlockBytes/2) {
+		t.Errorf("%d blocks came ahead", ahead)
+	}
+}
+
+// Small files that are opened in the order of the listing come in ahead, each
+// with one request; in no order, nothing comes that was not asked for.
+func TestSmallFilesAreReadAhead(t *testing.T) {
+	for _, inOrder := range []bool{true, false} {
+		c := newCluster(t, 1, 1<<30)
+		const files = 1000
+		want := map[string][]byte{}
+		for i := range files {
+			key := fmt.Sprintf("%04d", i)
+			want[key] = c.put(key, 20<<10, uint64(i))
+		}
+		n := c.nodes[0]
+		s := n.open(t, c.freeze())
+		order := rand.New(rand.NewPCG(5, 6)).Perm(files)[:files/2]
+		for i := range order {
+			if inOrder {
+				order[i] = i
+			}
+			key := fmt.Sprintf("%04d", order[i])
+			got := make([]byte, len(want[key]))
+			if _, err := s.ReadAt(t.Context(), rowOf(t, s, key), got, 0); err != nil || !bytes.Equal(got, want[key]) {
+				t.Fatal(key, err)
+			}
+		}
+		waitFor(t, "what was begun has come", func() bool { _, flights := n.cache.Running(); return flights == 0 })
+		requests, _ := c.ufs.counted()
+		ahead := n.cache.Counters().AheadBlocks.Load()
+		if inOrder && (ahead < files/4 || requests > files/2+256) || !inOrder && requests > files/2*102/100 {
+			t.Errorf("in order %t: %d requests for %d files, %d of them ahead", inOrder, requests, files/2, ahead)
+		}
+	}
+}
+
+// Ahead of readers nothing is evicted and nothing is kept in memory: on a full
+// disk they are served as before.
+func TestNothingIsReadAheadOfAFullDisk(t *testing.T) {
+	c := newCluster(t, 1, 8<<20)
+	want := c.put("a", 64<<20-1, 1)
+	n := c.nodes[0]
+	s := n.open(t, c.freeze())
+	row, got := rowOf(t, s, "a"), make([]byte, 1<<20)
+	for off := 0; off < len(want); {
+		k, err := s.ReadAt(t.Context(), row, got, int64(off))
+		if err != nil || !bytes.Equal(got[:k], want[off:off+k]) {
+			t.Fatalf("at %d: %d bytes, %v", off, k, err)
+		}
+		off += k
+	}
+	if _, asked := c.ufs.counted(); asked != int64(len(want)) {
+		t.Errorf("the store was asked for %d bytes of %d", asked, len(want))
+	}
+}
+
+// farFS answers late.
+type farFS struct {
+	ufs.FS
+	after time.Duration
+}
+
+func (f farFS) Open(ctx context.Context, key string, v ufs.Version, off, n int64) (io.ReadCloser, error) {
+	select {
+	case <-time.After(f.after):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return f.FS.Open(ctx, key, v, off, n)
+}
+
+// BenchmarkColdStream reads a file that is not here front to back, from a store
+// 20 ms away.
+func BenchmarkColdStream(b *testing.B) {
+	for range b.N {
+		c := newCluster(b, 1, 1<<30)
+		body := c.put("a", 256<<20, 1)
+		c.openUFS = func() ufs.FS { return farFS{c.ufs, 20 * time.Millisecond} }
+		s := c.nodes[0].open(b, c.freeze())
+		row, got := rowOf(b, s, "a"), make([]byte, 1<<20)
+		began := time.Now()
+		for off := 0; off < len(body); off += len(got) {
+			if _, err := s.ReadAt(b.Context(), row, got, int64(off)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(len(body))/1e6/time.Since(began).Seconds(), "MB/s")
+	}
+}
