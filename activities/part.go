@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/temporal"
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
@@ -35,7 +36,8 @@ const (
 
 // LoadPart drives one worker's load to its end. Its heartbeats carry what it
 // has cost so far. It may be repeated: the worker goes on from what is on its
-// disk. A worker that does not answer, three times within about a second, ends
+// disk, or was never disturbed: a Temporal that is away for a while, or a
+// controller that is stopped, ends this try and not the load. A worker that does not answer, three times within about a second, ends
 // it without an error, as Lost.
 func (a *Activities) LoadPart(ctx context.Context, in PartInput) (PartLoaded, error) {
 	plan, err := a.LoadPlan(ctx, in.Plan)
@@ -62,9 +64,11 @@ func (a *Activities) LoadPart(ctx context.Context, in PartInput) (PartLoaded, er
 		switch {
 		case err == nil:
 			return t.sum(false), nil
-		case ctx.Err() != nil: // cancelled: nobody needs it any more
-			a.stopPart(context.WithoutCancel(ctx), plan.Workers[in.Part].Address, in)
-			return PartLoaded{}, ctx.Err()
+		case ctx.Err() != nil:
+			if !unheard(ctx) { // nobody needs it any more
+				a.stopPart(context.WithoutCancel(ctx), plan.Workers[in.Part].Address, in)
+			}
+			return PartLoaded{}, ended(ctx)
 		case stoker.KindOf(err) != stoker.KindTransient:
 			return PartLoaded{}, ToTemporal(err)
 		case try >= lostTries:
@@ -77,6 +81,22 @@ func (a *Activities) LoadPart(ctx context.Context, in PartInput) (PartLoaded, er
 		case <-time.After(lostPause):
 		}
 	}
+}
+
+// unheard reports whether an activity's context ended though Temporal has not
+// cancelled it: its heartbeats did not arrive in time, or its controller is
+// being stopped.
+func unheard(ctx context.Context) bool {
+	return ctx.Err() != nil && !temporal.IsCanceledError(context.Cause(ctx))
+}
+
+// ended is the error of an activity whose context has ended: another try
+// follows, unless it was cancelled.
+func ended(ctx context.Context) error {
+	if unheard(ctx) {
+		return ToTemporal(stoker.Errorf(stoker.KindTransient, "activity", "", "Temporal does not hear of it, or its controller is being stopped: %v", context.Cause(ctx)))
+	}
+	return ctx.Err()
 }
 
 // drive follows one load on one worker.
@@ -163,7 +183,7 @@ func (a *Activities) AwaitReturn(ctx context.Context, in AwaitInput) (bool, erro
 		case err == nil && v.ID == want.ID:
 			return true, nil
 		case ctx.Err() != nil:
-			return false, ctx.Err()
+			return false, ended(ctx)
 		case time.Now().After(in.Until):
 			return false, nil
 		}

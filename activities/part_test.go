@@ -6,7 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/sdk/log"
+	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/testsuite"
 	"go.temporal.io/sdk/worker"
 
@@ -119,24 +121,36 @@ func TestLoadPart(t *testing.T) {
 	}
 }
 
-// When nobody needs it any more, the load is stopped on its worker.
+// When nobody needs it any more, the load is stopped on its worker. When Temporal
+// is away, or the controller stops, it goes on, and the next try follows it.
 func TestCancelledLoadPart(t *testing.T) {
-	c := newCluster(t, 1)
-	id, _ := c.planned(t, PlanInput{})
-	ctx, cancel := context.WithCancel(t.Context())
-	served, stop := context.WithCancel(context.Background())
-	defer stop()
-	c.workers[0].load = func(_ int, s *api.Stream) bool {
-		_ = s.Send(api.Event{Load: &api.LoadProgress{Run: "1"}})
-		cancel()
-		<-served.Done()
-		return false
-	}
-	if _, err := c.loadPart(ctx, PartInput{Plan: id}, nil); err == nil || err.Error() != context.Canceled.Error() {
-		t.Errorf("%v", err)
-	}
-	if c.workers[0].count("stop 0") != 1 {
-		t.Errorf("the worker was asked %v", c.workers[0].asked)
+	for _, c := range []struct {
+		cause error
+		stops int
+		kind  stoker.Kind
+	}{
+		{temporal.NewCanceledError(), 1, stoker.KindInternal},
+		{context.Canceled, 0, stoker.KindTransient},
+		{serviceerror.NewUnavailable("away"), 0, stoker.KindTransient},
+	} {
+		x := newCluster(t, 1)
+		id, _ := x.planned(t, PlanInput{})
+		ctx, cancel := context.WithCancelCause(t.Context())
+		served, stop := context.WithCancel(context.Background())
+		x.workers[0].load = func(_ int, s *api.Stream) bool {
+			_ = s.Send(api.Event{Load: &api.LoadProgress{Run: "1"}})
+			cancel(c.cause)
+			<-served.Done()
+			return false
+		}
+		_, err := x.loadPart(ctx, PartInput{Plan: id}, nil)
+		if cancelled := err != nil && err.Error() == context.Canceled.Error(); cancelled != (c.stops > 0) || stoker.KindOf(err) != c.kind {
+			t.Errorf("%v: %v", c.cause, err)
+		}
+		if x.workers[0].count("stop 0") != c.stops {
+			t.Errorf("%v: the worker was asked %v", c.cause, x.workers[0].asked)
+		}
+		stop()
 	}
 }
 
@@ -173,8 +187,8 @@ func TestAwaitReturn(t *testing.T) {
 	if back, err := c.awaitReturn(t.Context(), AwaitInput{Plan: id, Until: time.Now().Add(-time.Second)}); back || err != nil {
 		t.Errorf("another one is there: %v, %v", back, err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(temporal.NewCanceledError())
 	if _, err := c.awaitReturn(ctx, AwaitInput{Plan: id, Until: time.Now().Add(time.Hour)}); err == nil || err.Error() != context.Canceled.Error() {
 		t.Errorf("cancelled: %v", err)
 	}

@@ -77,6 +77,17 @@ func (c *cluster) jobs() (all []api.JobLine) {
 	return all
 }
 
+// claimed counts the jobs that have not ended.
+func (c *cluster) claimed() (n int) {
+	c.t.Helper()
+	for _, j := range c.jobs() {
+		if j.State != api.JobReleased {
+			n++
+		}
+	}
+	return n
+}
+
 func (c *cluster) workers() (all []api.WorkerInfo) {
 	c.t.Helper()
 	if err := json.Unmarshal([]byte(c.must("workers", "-o", "json")), &all); err != nil {
@@ -183,21 +194,13 @@ func TestInterruptedWaitersLetGo(t *testing.T) {
 		{"submit", "--dataset", "data", "--job-id", "goes", "--", "touch", filepath.Join(c.dir, "ran")},
 	} {
 		cmd, out := c.background(args...)
-		c.eventually("the claim is known", func() bool { return len(c.jobs()) == 2 && c.jobs()[0].State != api.JobReleased })
+		c.eventually("the claim is known", func() bool { return c.claimed() == 2 })
 		_ = cmd.Process.Signal(os.Interrupt)
 		_ = cmd.Wait()
 		if code := cmd.ProcessState.ExitCode(); code != 130 {
 			t.Errorf("stoker %v: exit %d after Ctrl-C, want 130\n%s", args, code, out)
 		}
-		c.eventually("only the other job is left", func() bool {
-			left := 0
-			for _, j := range c.jobs() {
-				if j.State != api.JobReleased {
-					left++
-				}
-			}
-			return left == 1
-		})
+		c.eventually("only the other job is left", func() bool { return c.claimed() == 1 })
 	}
 	release()
 	if err := keeps.Wait(); err != nil {
@@ -221,13 +224,12 @@ func TestDeadlines(t *testing.T) {
 	var size int64
 	c := up(t, 2, "1GiB", func(root string) { size = makeFiles(t, root, 200, 400<<10, 0, 0) })
 	c.add()
-	reached, release := c.proxy.Hold(size / 3)
+	_, release := c.proxy.Hold(size / 3)
 	defer release()
 	r := c.stoker("submit", "--dataset", "data", "--deadline", "500ms", "--on-miss", "fail", "--", "true")
 	if r.code != 9 || !strings.Contains(r.stderr, "deadline") {
 		t.Fatalf("on-miss fail: exit %d, want 9\n%s", r.code, r.stderr)
 	}
-	<-reached
 	cmd, out := c.background("submit", "--dataset", "data", "--deadline", "0s", "--", "sh", "-c",
 		`touch "`+c.dir+`/begun"; cat $(find "$STOKER_MOUNT" -type f) | wc -c`)
 	c.eventually("the command runs before its data is there", func() bool { _, err := os.Stat(filepath.Join(c.dir, "begun")); return err == nil })
