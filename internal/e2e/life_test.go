@@ -151,8 +151,9 @@ func TestViewsAndDataSurviveAKilledWorker(t *testing.T) {
 	c.must("mount", "data", dir)
 	source := filepath.Join(c.root, "data")
 	sameTree(t, source, dir) // no preload: everything comes in as it is read
-	if got := c.proxy.Bytes(); got != size {
-		t.Fatalf("reading through one mount fetched %d bytes, the dataset has %d", got, size)
+	fetched := c.proxy.Bytes()
+	if fetched < size || fetched > size+size/20 { // requests of waiting readers may be hedged
+		t.Fatalf("reading through one mount fetched %d bytes, the dataset has %d", fetched, size)
 	}
 	c.kill("worker-1")
 	if served(dir) {
@@ -169,8 +170,8 @@ func TestViewsAndDataSurviveAKilledWorker(t *testing.T) {
 	c.dev("up", "--dir", c.dir, "--detach")
 	c.eventually("the view is back after up", func() bool { return served(dir) && c.mounts() == 1 })
 	sameTree(t, source, dir)
-	if got := c.proxy.Bytes(); got != size {
-		t.Errorf("after the restarts %d bytes more were fetched", got-size)
+	if got := c.proxy.Bytes(); got != fetched {
+		t.Errorf("after the restarts %d bytes more were fetched", got-fetched)
 	}
 	c.must("umount", dir)
 	if n := c.mounts(); n != 0 {
