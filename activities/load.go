@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"go.temporal.io/sdk/activity"
@@ -54,9 +55,6 @@ type LeaseInput struct {
 	Leases  []api.Lease `json:",omitempty"`
 	Drop    []string    `json:",omitempty"`
 	Partial bool        `json:",omitempty"` // see api.LeaseRequest
-
-	Rules    []api.EvictionRule `json:",omitempty"` // likewise
-	AllRules bool               `json:",omitempty"`
 }
 
 // PutLeases tells all live workers. A worker that does not answer gets the
@@ -69,7 +67,7 @@ func (a *Activities) PutLeases(ctx context.Context, in LeaseInput) error {
 	err = a.EachWorker(ctx, addressesOf(live), func(ctx context.Context, _ int, w *api.WorkerClient) error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		err := w.PutLeases(ctx, api.LeaseRequest{Leases: in.Leases, Drop: in.Drop, Partial: in.Partial, Rules: in.Rules, AllRules: in.AllRules})
+		err := w.PutLeases(ctx, api.LeaseRequest{Leases: in.Leases, Drop: in.Drop, Partial: in.Partial})
 		if err != nil {
 			a.refused.Add(1)
 		}
@@ -82,6 +80,26 @@ func (a *Activities) PutLeases(ctx context.Context, in LeaseInput) error {
 	return ToTemporal(err)
 }
 
+// PutRules tells all live workers how datasets want their data to be evicted, and
+// returns how many did not take it: they get it with the next renewal of leases.
+// Those of an earlier release know no rules.
+func (a *Activities) PutRules(ctx context.Context, req api.RulesRequest) (missed int, err error) {
+	live, _, err := a.Workers(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var failed atomic.Int64
+	err = a.EachWorker(ctx, addressesOf(live), func(ctx context.Context, _ int, w *api.WorkerClient) error {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		if err := w.PutRules(ctx, req); err != nil && stoker.KindOf(err) != stoker.KindNotExist {
+			failed.Add(1)
+		}
+		return nil
+	})
+	return int(failed.Load()), err
+}
+
 // named says in a log line whose leases they are; a renewal of all is counted.
 func (in LeaseInput) named() []any {
 	switch {
@@ -89,8 +107,6 @@ func (in LeaseInput) named() []any {
 		return []any{"job", in.Leases[0].Holder, "manifest", in.Leases[0].Manifest.Short()}
 	case len(in.Leases) == 0 && len(in.Drop) == 1:
 		return []any{"job", in.Drop[0]}
-	case len(in.Leases) == 0 && len(in.Rules) == 1:
-		return []any{"dataset", in.Rules[0].Dataset}
 	}
 	return []any{"leases", len(in.Leases)}
 }

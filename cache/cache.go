@@ -164,6 +164,7 @@ func (c *Cache) Counters() *Counters { return &c.counters }
 func (c *Cache) Close() error {
 	c.end()
 	c.busy.Wait()
+	c.evictSome() // gives back what flights handed over at the end
 	return nil
 }
 

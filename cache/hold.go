@@ -248,9 +248,6 @@ func (c *Cache) PutLeases(r api.LeaseRequest) error {
 	if err := c.dropRestored(); err != nil {
 		return err
 	}
-	if err := c.putRules(r.Rules, r.AllRules); err != nil {
-		return err
-	}
 	for _, l := range r.Leases {
 		if l.Holder == "" || l.Manifest.IsZero() || l.TTLSeconds <= 0 {
 			return stoker.Errorf(stoker.KindInvalid, "cache.lease", l.Holder, "a lease needs a holder, a manifest and a time to live")

@@ -15,7 +15,7 @@ import (
 )
 
 // rules are how datasets want their data to be evicted. Controllers tell them
-// with the leases; they are durable, so that a worker goes by them before one is
+// whenever they renew leases; they are durable, so that a worker goes by them before one is
 // heard. Its mutex is a leaf.
 type rules struct {
 	mu  sync.Mutex
@@ -128,12 +128,9 @@ func (c *Cache) ruleOf(id stoker.ID) (evict.Mode, time.Duration) {
 	return mode, c.o.Evict.Idle
 }
 
-// putRules takes over rules and puts them into force.
-func (c *Cache) putRules(told []api.EvictionRule, whole bool) error {
-	if len(told) == 0 && !whole {
-		return nil
-	}
-	changed, err := c.rules.put(c.o.Store, told, whole)
+// PutRules takes over a controller's rules and puts them into force.
+func (c *Cache) PutRules(r api.RulesRequest) error {
+	changed, err := c.rules.put(c.o.Store, r.Rules, r.All)
 	if changed {
 		c.followRules()
 		c.evictor.look()

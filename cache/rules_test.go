@@ -28,7 +28,9 @@ func TestRulesOfDatasets(t *testing.T) {
 		}
 		tell := func(whole bool, rs ...api.EvictionRule) {
 			t.Helper()
-			put(t, a.n, api.LeaseRequest{Partial: true, Rules: rs, AllRules: whole})
+			if err := a.n.PutRules(api.RulesRequest{Rules: rs, All: whole}); err != nil {
+				t.Fatal(err)
+			}
 		}
 		here := func(when string, wantA, wantB int) {
 			t.Helper()
@@ -77,7 +79,7 @@ func TestRulesOfDatasets(t *testing.T) {
 		here("after 62 min", 0, 0)
 
 		for _, bad := range []api.EvictionRule{rule("a", nil, "lru", 0), rule("", nil, "lfu", 0)} {
-			if err := a.n.PutLeases(api.LeaseRequest{Partial: true, Rules: []api.EvictionRule{bad}}); stoker.KindOf(err) != stoker.KindInvalid {
+			if err := a.n.PutRules(api.RulesRequest{Rules: []api.EvictionRule{bad}}); stoker.KindOf(err) != stoker.KindInvalid {
 				t.Errorf("%+v: %v", bad, err)
 			}
 		}

@@ -21,7 +21,7 @@ func (a *app) completions(root *cobra.Command) {
 	dataset := a.first(a.datasetNames)
 	for path, f := range map[string]cobra.CompletionFunc{
 		"status": a.first(a.jobNames, a.datasetNames), "wait": a.first(a.activeJobs), "cancel": a.first(a.activeJobs),
-		"dataset show": dataset, "dataset sync": dataset, "dataset rm": dataset, "preload": dataset, "verify": dataset, "evict": dataset,
+		"dataset show": dataset, "dataset sync": dataset, "dataset set": dataset, "dataset rm": dataset, "preload": dataset, "verify": dataset, "evict": dataset,
 		"pin": dataset, "unpin": dataset, "release": a.first(a.activeJobs), "claim": cobra.NoFileCompletions,
 		"mount": a.mountWords, "umount": a.first(a.mountedFolders),
 		"completion": cobra.FixedCompletions([]string{"bash", "zsh", "fish"}, cobra.ShellCompDirectiveNoFileComp),
@@ -39,6 +39,10 @@ func (a *app) completions(root *cobra.Command) {
 	a.flagWords(root, "claim", "on-miss", "start", "wait", "fail")
 	a.flagWords(root, "claim", "layout", "auto", "spread")
 	a.flagWords(root, "mount", "view", viewKinds()...)
+	for _, path := range []string{"dataset add", "dataset set"} {
+		a.flagWords(root, path, "evict", evictModes...)
+		a.flagWords(root, path, "ttl", "default", "never")
+	}
 	for _, name := range []string{"submit", "claim"} {
 		cmd, _, err := root.Find([]string{name})
 		if err != nil {

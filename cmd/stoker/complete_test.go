@@ -44,7 +44,7 @@ func TestCompletion(t *testing.T) {
 		"wait |": {"train-1", none}, "cancel tr|": {"train-1", none},
 		"dataset show |": {"imagenet speech", none}, "preload |": {"imagenet speech", none}, "verify s|": {"speech", none}, "evict |": {"imagenet speech", none},
 		"mount |": {"imagenet speech", none}, "mount imagenet |": {"", dirs}, "mount imagenet /x |": {"", none}, "umount |": {"/mnt/a", none},
-		"submit --dataset |": {"imagenet speech", none}, "submit --dataset a --dataset s|": {"speech", none}, "submit --on-miss |": {"start wait fail", none}, "submit --dataset a -- |": {"", files},
+		"submit --dataset |": {"imagenet speech", none}, "submit --dataset a --dataset s|": {"speech", none}, "dataset set |": {"imagenet speech", none}, "dataset set imagenet --evict |": {"auto keep lfu", none}, "submit --on-miss |": {"start wait fail", none}, "submit --dataset a -- |": {"", files},
 		"jobs -o |": {"table json yaml", none}, "jobs |": {"", none}, "workers |": {"", none}, "doctor |": {"", none}, "completion |": {"bash zsh fish", none}, "mount --view |": {"auto tree kernel", none},
 	} {
 		g := newRig(t, namesToOffer(), node)

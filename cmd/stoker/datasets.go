@@ -75,6 +75,9 @@ them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 			if req.Eviction, err = rule.parse(cmd); err != nil {
 				return err
 			}
+			if req.IsDefault() { // a controller of an earlier release knows no rules
+				req.Eviction = api.Eviction{}
+			}
 			if !isName(req.Name) {
 				return stoker.Errorf(stoker.KindInvalid, "dataset add", printable(req.Name), "is no dataset name: %s", aName)
 			}

@@ -54,9 +54,9 @@ more popular. --evict auto, the default, is keep until the reads show that some
 are.
 
 --ttl 72h frees the data on a worker where nobody has held or read it for 72
-hours, and no job has let go of it within its grace; never keeps it until its space is needed, whatever the worker's
---evict-idle says, and default goes by that. The workers hear of it at once, those
-that are away when they are back.`,
+hours, and no job has let go of it within its grace; never keeps it until its
+space is needed, whatever the worker's --evict-idle says, and default goes by
+that. The workers hear of it at once, those that are away when they are back.`,
 		Example: `  stoker dataset set imagenet --evict keep
   stoker dataset set scratch --ttl 24h
   stoker dataset set scratch --ttl default --evict auto`,

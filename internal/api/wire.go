@@ -519,10 +519,13 @@ type LeaseRequest struct {
 	Drop   []string `json:"drop,omitempty"`
 	// Partial: these are not all; no lease ends because it is not among them.
 	Partial bool `json:"partial,omitempty"`
-	// Rules are how datasets want their data to be evicted. AllRules: those of
-	// the others end.
-	Rules    []EvictionRule `json:"rules,omitempty"`
-	AllRules bool           `json:"allRules,omitempty"`
+}
+
+// RulesRequest is the body of PUT /v1/rules on a worker: how datasets want their
+// data to be evicted. All: the rules of those that are not among them end.
+type RulesRequest struct {
+	Rules []EvictionRule `json:"rules"`
+	All   bool           `json:"all,omitempty"`
 }
 
 // EvictionRule is how a dataset wants its data to be evicted.

@@ -87,6 +87,12 @@ func (w *WorkerClient) PutLeases(ctx context.Context, req LeaseRequest) error {
 	return w.c.call(ctx, answerTimeout, http.MethodPut, "/v1/leases", req, nil)
 }
 
+// PutRules says how datasets want their data to be evicted. NotExist: the worker
+// is of a release that knows no rules.
+func (w *WorkerClient) PutRules(ctx context.Context, req RulesRequest) error {
+	return w.c.call(ctx, answerTimeout, http.MethodPut, "/v1/rules", req, nil)
+}
+
 // Verify asks what the worker truly has of a manifest.
 func (w *WorkerClient) Verify(ctx context.Context, req VerifyRequest) (VerifyReport, error) {
 	timeout := workTimeout

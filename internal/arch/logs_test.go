@@ -21,7 +21,7 @@ var aboutTheDaemon = []string{
 	"search attributes are gone; going on without them",
 	"a restart would scrub some shards again",
 	"pins are not renewed, and no lease ends: the manifest store does not say who pinned what",
-	"how datasets are evicted is not told anew: the registry cannot be read",
+	"how datasets are evicted is not told anew",
 	"leases are not renewed", "leases are not renewed: Temporal does not say who holds what", "Temporal does not answer; trying again",
 }
 

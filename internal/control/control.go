@@ -186,11 +186,6 @@ func (c *Controller) renewOnce(ctx context.Context) {
 		in.Partial = true
 		c.o.Log.Warn("pins are not renewed, and no lease ends: the manifest store does not say who pinned what", "error", err)
 	}
-	if in.Rules, err = c.rules(ctx); err == nil {
-		in.AllRules = true
-	} else {
-		c.o.Log.Warn("how datasets are evicted is not told anew: the registry cannot be read", "error", err)
-	}
 	for _, s := range sets {
 		for _, h := range s.Holders {
 			in.Leases = append(in.Leases, h.Lease(s.Manifest))
@@ -202,4 +197,5 @@ func (c *Controller) renewOnce(ctx context.Context) {
 		c.renewals.index.Add(1)
 		c.o.Log.Warn("leases are not renewed", "datasets", len(sets), "leases", len(in.Leases), "error", err)
 	}
+	c.tellRules(ctx)
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"stoker.dev"
-	"stoker.dev/activities"
 	"stoker.dev/cache/evict"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/internal/api"
@@ -68,7 +67,7 @@ func (c *Controller) rules(ctx context.Context) ([]api.EvictionRule, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []api.EvictionRule
+	out := []api.EvictionRule{}
 	for _, d := range all {
 		if r := ruleOf(d); !r.IsDefault() {
 			out = append(out, r)
@@ -114,9 +113,21 @@ func (c *Controller) setEviction(w http.ResponseWriter, r *http.Request) error {
 
 // tellRule tells the workers how an entry's data is evicted.
 func (c *Controller) tellRule(ctx context.Context, d *manifest.Dataset) {
-	told := activities.LeaseInput{Partial: true, Rules: []api.EvictionRule{ruleOf(d)}}
-	if err := c.acts.PutLeases(ctx, told); err != nil {
-		c.o.Log.Warn("workers hear of how a dataset is evicted with the next renewal", "dataset", d.Name, "error", err)
+	missed, err := c.acts.PutRules(ctx, api.RulesRequest{Rules: []api.EvictionRule{ruleOf(d)}})
+	if err != nil || missed > 0 {
+		c.o.Log.Warn("workers hear of how a dataset is evicted with the next renewal", "dataset", d.Name, "workers", missed, "error", err)
+	}
+}
+
+// tellRules tells them of all rules. While the registry cannot be read they go on
+// by those that they have.
+func (c *Controller) tellRules(ctx context.Context) {
+	all, err := c.rules(ctx)
+	if err == nil {
+		_, err = c.acts.PutRules(ctx, api.RulesRequest{Rules: all, All: true})
+	}
+	if err != nil && ctx.Err() == nil {
+		c.o.Log.Warn("how datasets are evicted is not told anew", "error", err)
 	}
 }
 

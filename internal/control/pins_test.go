@@ -22,6 +22,8 @@ const bobsToken = "fedcba9876543210"
 type leaseTaker struct {
 	mu   sync.Mutex
 	told []api.LeaseRequest // +checklocks:mu
+
+	rules []api.RulesRequest // +checklocks:mu
 }
 
 // takeLeases registers one.
@@ -29,6 +31,17 @@ func (w *watchedController) takeLeases(t *testing.T) *leaseTaker {
 	t.Helper()
 	l := &leaseTaker{}
 	srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/rules" {
+			var req api.RulesRequest
+			if err := api.ReadJSON(rw, r, &req); err != nil {
+				t.Error(err)
+			}
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.rules = append(l.rules, req)
+			rw.WriteHeader(http.StatusNoContent)
+			return
+		}
 		if r.URL.Path != "/v1/leases" {
 			api.WriteJSON(rw, http.StatusOK, api.WorkerStatus{})
 			return

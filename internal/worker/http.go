@@ -40,6 +40,7 @@ func (w *Worker) routes(local bool) http.Handler {
 	mux.Handle("GET /v1/loads/{plan}/{part}", api.Handler(w.loadProgress))
 	mux.Handle("DELETE /v1/loads/{plan}/{part}", admin(w.stopLoad))
 	mux.Handle("PUT /v1/leases", admin(w.leases))
+	mux.Handle("PUT /v1/rules", admin(w.rules))
 	mux.Handle("POST /v1/verify", api.Handler(w.verify))
 	mux.Handle("POST /v1/evict", admin(w.evict))
 	mux.Handle("GET /v1/manifests/{manifest}/failed", admin(w.failed))
@@ -167,6 +168,18 @@ func (w *Worker) leases(rw http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if err := w.cache.PutLeases(req); err != nil {
+		return err
+	}
+	rw.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (w *Worker) rules(rw http.ResponseWriter, r *http.Request) error {
+	var req api.RulesRequest
+	if err := api.ReadJSON(rw, r, &req); err != nil {
+		return err
+	}
+	if err := w.cache.PutRules(req); err != nil {
 		return err
 	}
 	rw.WriteHeader(http.StatusNoContent)
