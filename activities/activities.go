@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"stoker.dev"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/placement"
 	"stoker.dev/internal/api"
@@ -42,10 +43,16 @@ type Options struct {
 	Log       *slog.Logger
 }
 
-// Joiner reaches the workflow of a dataset.
+// Joiner reaches the workflows of datasets, and that of the claims which wait.
 type Joiner interface {
 	Join(ctx context.Context, in JoinInput) error
 	Leave(ctx context.Context, in LeaveInput) error
+	// Granted reports whether somebody's claim has got the space of a manifest.
+	Granted(ctx context.Context, manifest stoker.ID) (bool, error)
+	// FirstWaiting is the job whose claim waits first; "" = none waits.
+	FirstWaiting(ctx context.Context) (string, error)
+	Enqueue(ctx context.Context, in EnqueueInput) error
+	Dequeue(ctx context.Context, in DequeueInput) error
 }
 
 // Activities are registered with Temporal as a whole.

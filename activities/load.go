@@ -27,6 +27,7 @@ type JoinInput struct {
 	Replicas   int           `json:",omitempty"`
 	Grace      time.Duration `json:",omitempty"` // see api.Lease
 	Deep       bool          `json:",omitempty"` // Ready when every byte was read again
+	Whole      bool          `json:",omitempty"` // one of a claim that gets all its datasets or none
 }
 
 // LeaveInput ends that.

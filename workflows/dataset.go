@@ -32,7 +32,13 @@ type Holder struct {
 	Served          bool          `json:",omitempty"` // told Ready or Failed
 	Grace           time.Duration `json:",omitempty"` // see api.Lease
 	Deep            bool          `json:",omitempty"` // served when every byte was read again
+	Whole           bool          `json:",omitempty"` // see JoinInput
+	Hinted          bool          `json:",omitempty"` // told whether there is space
 }
+
+// wholeVersion guards what an older release does not tell: where one took the
+// join, as in a rolling update, no hints follow.
+const wholeVersion = "whole-claim"
 
 // Lease is what the workers are told of a holder of a manifest.
 func (h Holder) Lease(id stoker.ID) api.Lease {
@@ -184,6 +190,7 @@ func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, e
 		d.s.Holders = slices.Delete(d.s.Holders, i, i+1) // an earlier run of the job that could not leave
 	}
 	h := Holder{Job: in.Job, Owner: in.Owner, Run: in.Run, Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep}
+	h.Whole = in.Whole && workflow.GetVersion(ctx, wholeVersion, workflow.DefaultVersion, 1) != workflow.DefaultVersion
 	d.s.Holders = append(d.s.Holders, h)
 	d.resume()
 	d.changes++
@@ -199,7 +206,25 @@ func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, e
 		return "", err
 	}
 	d.s.Holders[i].Leased = true
+	if d.s.State == api.JobWarming {
+		d.hint(ctx, Outcome{State: api.JobWarming})
+	}
 	return d.s.State, nil
+}
+
+// hint tells claims of several datasets whether this one has its space, once.
+// They wait for that no longer than for a turn: one that is lost does no harm.
+func (d *dataset) hint(ctx workflow.Context, o Outcome) {
+	var told []workflow.Future
+	for i := range d.s.Holders {
+		if h := &d.s.Holders[i]; h.Whole && !h.Hinted && !h.Served {
+			h.Hinted = true
+			told = append(told, workflow.SignalExternalWorkflow(ctx, JobID(d.cluster, h.Job), "", newsSignal, news{d.s.Manifest, h.Run, o}))
+		}
+	}
+	for _, f := range told {
+		_ = f.Get(ctx, nil) // a holder that is gone is noticed when it is served
+	}
 }
 
 // leave removes a holder; when it answers, the workers have dropped its leases.
@@ -219,7 +244,11 @@ func (d *dataset) drop(ctx workflow.Context, job string) error {
 
 // tell gives its outcome to a job. One whose workflow is gone holds nothing.
 func (d *dataset) tell(ctx workflow.Context, job string, o Outcome) {
-	err := workflow.SignalExternalWorkflow(ctx, JobID(d.cluster, job), "", newsSignal, news{d.s.Manifest, o}).Get(ctx, nil)
+	n := news{Manifest: d.s.Manifest, Outcome: o}
+	if i := d.find(job); i >= 0 && d.s.Holders[i].Whole {
+		n.Run = d.s.Holders[i].Run
+	}
+	err := workflow.SignalExternalWorkflow(ctx, JobID(d.cluster, job), "", newsSignal, n).Get(ctx, nil)
 	i := d.find(job)
 	switch {
 	case i < 0 || isCanceled(err):

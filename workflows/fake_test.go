@@ -41,17 +41,20 @@ type world struct {
 	gone     map[string]bool          // +checklocks:mu — jobs whose workflows have ended
 	attempts map[string]int           // +checklocks:mu
 
-	parts int // of each plan
-	plan  func(n int) error
-	space func(n int, in activities.ReserveInput) error
-	load  func(n int, in activities.PartInput) (activities.PartLoaded, error)
-	mend  func(n int, in activities.MendInput) (activities.Mended, error)
-	back  func(n int, in activities.AwaitInput) (bool, error)
-	check func(n int, in activities.VerifyInput) (activities.Verified, error)
-	join  func(n int) error
-	leave func(n int) error
-	list  func(n int) error
-	holds func() time.Duration // until a claim's next silence; nil = it is renewed for ever
+	parts  int // of each plan
+	plan   func(n int) error
+	space  func(n int, in activities.ReserveInput) error
+	load   func(n int, in activities.PartInput) (activities.PartLoaded, error)
+	mend   func(n int, in activities.MendInput) (activities.Mended, error)
+	back   func(n int, in activities.AwaitInput) (bool, error)
+	check  func(n int, in activities.VerifyInput) (activities.Verified, error)
+	join   func(n int) error
+	leave  func(n int) error
+	list   func(n int) error
+	admit  func(n int, in activities.AdmitInput) (activities.Admission, error)
+	turns  map[string][]activities.Admission // +checklocks:mu — by job
+	onTurn func(job string)                  // a claim has its turn
+	holds  func() time.Duration              // until a claim's next silence; nil = it is renewed for ever
 }
 
 func newWorld(t testing.TB) *world {
@@ -69,6 +72,10 @@ func newWorld(t testing.TB) *world {
 		check: func(int, activities.VerifyInput) (activities.Verified, error) {
 			return activities.Verified{State: api.CertificateReady, Certificate: id(200)}, nil
 		},
+		admit: func(int, activities.AdmitInput) (activities.Admission, error) {
+			return activities.Admission{State: activities.AdmitNow}, nil
+		},
+		turns: map[string][]activities.Admission{}, onTurn: func(string) {},
 		join: func(int) error { return nil }, leave: func(int) error { return nil }, list: func(int) error { return nil },
 	}
 	w.SetTestTimeout(20 * time.Second)
@@ -96,6 +103,9 @@ func (w *world) serve() {
 	serve(w, "PutLeases", func(int, activities.LeaseInput) (struct{}, error) { return struct{}{}, nil })
 	serve(w, "Join", func(n int, _ activities.JoinInput) (struct{}, error) { return struct{}{}, w.join(n) })
 	serve(w, "Leave", func(n int, _ activities.LeaveInput) (struct{}, error) { return struct{}{}, w.leave(n) })
+	serve(w, "Admit", func(n int, in activities.AdmitInput) (activities.Admission, error) { return w.admit(n, in) })
+	serve(w, "Enqueue", func(int, activities.EnqueueInput) (struct{}, error) { return struct{}{}, nil })
+	serve(w, "Dequeue", func(int, activities.DequeueInput) (struct{}, error) { return struct{}{}, nil })
 	hold := func(context.Context) error { return stoker.Errorf(stoker.KindTransient, "hold", "", "silence") }
 	w.RegisterActivityWithOptions(hold, activity.RegisterOptions{Name: "Hold"})
 	w.OnActivity("Hold", anything).Return(hold).AfterFn(func() time.Duration {
@@ -145,6 +155,9 @@ func (w *world) began(name string) time.Duration {
 
 func (w *world) signalled(workflowID, signal string, arg any) error {
 	job := strings.TrimPrefix(workflowID, JobID("c", ""))
+	if a, ok := arg.(activities.Admission); ok && signal == turnSignal {
+		return w.turned(job, a)
+	}
 	n, ok := arg.(news)
 	if signal != newsSignal || !ok || n.Manifest != id(1) || job == workflowID {
 		w.t.Errorf("signal %s to %s: %+v", signal, workflowID, arg)
@@ -156,6 +169,18 @@ func (w *world) signalled(workflowID, signal string, arg any) error {
 	}
 	w.told[job] = append(w.told[job], n.Outcome)
 	w.log = append(w.log, "tell")
+	return nil
+}
+
+func (w *world) turned(job string, a activities.Admission) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.gone[job] {
+		return fmt.Errorf("unknown external workflow of %s", job)
+	}
+	w.turns[job] = append(w.turns[job], a)
+	w.log = append(w.log, "turn "+job)
+	w.at(time.Second, func() { w.onTurn(job) })
 	return nil
 }
 

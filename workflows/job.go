@@ -46,6 +46,8 @@ type JobInput struct {
 	Grace time.Duration `json:",omitempty"`
 	// Deep: it is Ready when every byte was read again.
 	Deep bool `json:",omitempty"`
+	// Priority is that among the claims that wait for space; the highest is first.
+	Priority int `json:",omitempty"`
 }
 
 func (in *JobInput) names() (names []string) {
@@ -71,11 +73,13 @@ type JobState struct {
 	Error     *api.ErrorBody `json:",omitempty"` // why it is Failed or Degraded
 	Renewed   time.Time      `json:",omitzero"`  // a hook's claim: when it was made or repeated
 	Ended     time.Time      `json:",omitzero"`  // when it was Released or Failed
+	Queued    bool           `json:",omitempty"` // it holds nothing, and waits for space
 }
 
 // news is the signal by which a dataset's workflow tells a job.
 type news struct {
 	Manifest stoker.ID
+	Run      string `json:",omitempty"` // of the join that it answers; "" = of any
 	Outcome
 }
 
@@ -100,6 +104,7 @@ type job struct {
 	started  bool
 	late     bool
 	over     bool
+	turns
 }
 
 // Job is one claim's life: it joins the workflows of its datasets, waits for
@@ -118,7 +123,7 @@ func Job(ctx workflow.Context, in JobInput) (JobState, error) {
 	running, cancel := workflow.WithCancel(ctx)
 	defer cancel()
 	j.listen(running)
-	j.join(running)
+	j.claim(running)
 	for !j.over {
 		if err := workflow.Await(ctx, func() bool { return j.changed }); err != nil {
 			j.released = true // cancelled from outside
@@ -141,11 +146,7 @@ func (j *job) listen(ctx workflow.Context) {
 			if ctx.Err() != nil {
 				return
 			}
-			for i, d := range j.s.Input.Datasets {
-				if d.Manifest == n.Manifest {
-					j.s.Outcomes[i], j.changed = n.Outcome, true
-				}
-			}
+			j.hear(ctx, n)
 		}
 	})
 	j.onSignal(ctx, releaseSignal, &j.released)
@@ -220,14 +221,34 @@ func (j *job) hold(ctx workflow.Context) {
 	}
 }
 
+// hear takes what a dataset's workflow tells: an outcome, or whether it has its space.
+func (j *job) hear(ctx workflow.Context, n news) {
+	if n.Run != "" && n.Run != j.run(ctx) {
+		return // of a try that was given up
+	}
+	for i, d := range j.s.Input.Datasets {
+		switch {
+		case d.Manifest != n.Manifest:
+		case n.State == api.JobWarming:
+			j.granted[d.Manifest] = true
+		case n.State == api.JobQueued:
+			j.refused = n.Error
+		default:
+			j.s.Outcomes[i], j.changed = n.Outcome, true
+		}
+	}
+}
+
 // join makes the job a holder of each of its datasets.
 func (j *job) join(ctx workflow.Context) {
 	in := &j.s.Input
 	for i, d := range in.Datasets {
+		j.joining++
 		workflow.Go(ctx, func(ctx workflow.Context) {
+			defer func() { j.joining-- }()
 			err := workflow.ExecuteActivity(briefly(ctx, time.Minute, 6), do.Join, activities.JoinInput{
 				Dataset: d.Name, Generation: d.Generation, Manifest: d.Manifest, Job: in.Job, Owner: in.Owner,
-				Run: runOf(ctx), Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep,
+				Run: j.run(ctx), Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep, Whole: j.whole,
 			}).Get(ctx, nil)
 			if err != nil && ctx.Err() == nil {
 				j.s.Outcomes[i], j.changed = Outcome{State: api.JobFailed, Error: errorBody(err)}, true
@@ -240,10 +261,18 @@ func (j *job) join(ctx workflow.Context) {
 func (j *job) leave(ctx workflow.Context) {
 	ctx, cancel := workflow.NewDisconnectedContext(ctx)
 	defer cancel()
+	j.letGo(ctx)
+	if j.s.Queued {
+		j.dequeue(ctx)
+	}
+}
+
+// letGo ends the job's hold on its datasets.
+func (j *job) letGo(ctx workflow.Context) {
 	var leaving []workflow.Future
 	for _, d := range j.s.Input.Datasets {
 		leaving = append(leaving, workflow.ExecuteActivity(insisting(ctx), do.Leave,
-			activities.LeaveInput{Manifest: d.Manifest, Job: j.s.Input.Job, Run: runOf(ctx)}))
+			activities.LeaveInput{Manifest: d.Manifest, Job: j.s.Input.Job, Run: j.run(ctx)}))
 	}
 	for i, f := range leaving {
 		if err := f.Get(ctx, nil); err != nil {

@@ -31,19 +31,13 @@ func claim(onMiss string, deadline time.Duration, datasets ...byte) JobInput {
 const never = -1 // no deadline
 
 func (w *world) news(state string, why *api.ErrorBody) {
-	w.SignalWorkflow(newsSignal, news{id(1), Outcome{State: state, Error: why}})
+	w.SignalWorkflow(newsSignal, news{Manifest: id(1), Outcome: Outcome{State: state, Error: why}})
 }
 
 // runJob runs a claim to its end, and checks that it left each of its datasets.
 func (w *world) runJob(in JobInput) JobState {
 	w.t.Helper()
-	w.SetStartTime(start)
-	w.ExecuteWorkflow(Job, in)
-	w.finished()
-	var s JobState
-	if err := w.GetWorkflowResult(&s); err != nil {
-		w.t.Fatal(err)
-	}
+	s := w.runJobOf(in)
 	var left []stoker.ID
 	for _, l := range inputsOf[activities.LeaveInput](w, "Leave") {
 		if l.Job != "j" || l.Run == "" {
@@ -55,6 +49,18 @@ func (w *world) runJob(in JobInput) JobState {
 	}
 	if len(left) != len(in.Datasets) {
 		w.t.Errorf("the job left %d of %d datasets", len(left), len(in.Datasets))
+	}
+	return s
+}
+
+// runJobOf runs a claim to its end.
+func (w *world) runJobOf(in JobInput) (s JobState) {
+	w.t.Helper()
+	w.SetStartTime(start)
+	w.ExecuteWorkflow(Job, in)
+	w.finished()
+	if err := w.GetWorkflowResult(&s); err != nil {
+		w.t.Fatal(err)
 	}
 	return s
 }
@@ -168,10 +174,10 @@ func TestJobOfTwoDatasets(t *testing.T) {
 	var half JobState
 	w.at(time.Second, func() { w.news(api.JobReady, nil) })
 	w.at(time.Minute, func() { w.query(&half) })
-	w.at(2*time.Minute, func() { w.SignalWorkflow(newsSignal, news{id(2), Outcome{State: api.JobReady}}) })
+	w.at(2*time.Minute, func() { w.SignalWorkflow(newsSignal, news{Manifest: id(2), Outcome: Outcome{State: api.JobReady}}) })
 	var all JobState
 	w.at(3*time.Minute, func() { w.query(&all) })
-	w.at(4*time.Minute, func() { w.SignalWorkflow(newsSignal, news{id(77), Outcome{State: api.JobFailed}}) }) // not one of its own
+	w.at(4*time.Minute, func() { w.SignalWorkflow(newsSignal, news{Manifest: id(77), Outcome: Outcome{State: api.JobFailed}}) }) // not one of its own
 	w.at(5*time.Minute, func() { w.SignalWorkflow(releaseSignal, nil) })
 	if s := w.runJob(claim(OnMissWait, never, 1, 2)); s.State != api.JobReleased {
 		t.Errorf("%+v", s)

@@ -74,6 +74,7 @@ func (d *dataset) settle(ctx workflow.Context, jobs []string, o Outcome) {
 func (d *dataset) refuse(ctx workflow.Context, err error) {
 	body := errorBody(err)
 	d.s.State, d.s.Why = api.JobQueued, body.Message
+	d.hint(ctx, Outcome{State: api.JobQueued, Error: body})
 	for _, job := range d.unserved() {
 		if i := d.find(job); i >= 0 && d.s.Holders[i].Preload {
 			d.tell(ctx, job, Outcome{State: api.JobFailed, Error: body})
@@ -111,6 +112,7 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 		}
 	}()
 	d.s.Plan, d.s.Parts, d.s.State = p.Plan, p.Parts, api.JobWarming
+	d.hint(ctx, Outcome{State: api.JobWarming})
 	if err := r.loadParts(ctx, p); err != nil {
 		return v, err
 	}

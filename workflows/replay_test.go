@@ -24,7 +24,7 @@ func TestReplay(t *testing.T) {
 		kinds[strings.Split(name, "-")[1]]++
 		t.Run(name, func(t *testing.T) { replay(t, f) })
 	}
-	for _, kind := range []string{jobWorkflow, datasetWorkflow, loadWorkflow, catalogWorkflow, syncWorkflow, removeWorkflow, scheduleWorkflow, scheduledWorkflow} {
+	for _, kind := range []string{jobWorkflow, datasetWorkflow, loadWorkflow, catalogWorkflow, syncWorkflow, removeWorkflow, scheduleWorkflow, scheduledWorkflow, queueWorkflow} {
 		if kinds[strings.ToLower(kind)] == 0 {
 			t.Errorf("there is no history of a %s workflow", kind)
 		}

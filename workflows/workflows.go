@@ -25,6 +25,7 @@ const (
 	listWorkflow    = "List"
 	syncWorkflow    = "Sync"
 	removeWorkflow  = "Remove"
+	queueWorkflow   = "Queue"
 
 	scheduleWorkflow  = "Schedule"
 	scheduledWorkflow = "ScheduledSync"
@@ -33,9 +34,12 @@ const (
 	startedSignal = "started"
 	releaseSignal = "release"
 	repeatSignal  = "repeat"
+	turnSignal    = "turn"
 	joinUpdate    = "join"
 	leaveUpdate   = "leave"
 	pauseUpdate   = "pause"
+	enqueueUpdate = "enqueue"
+	dequeueUpdate = "dequeue"
 	statusQuery   = "status"
 )
 

@@ -73,12 +73,25 @@ Exit code 75 says that nobody answers now: run it again.`,
 	fs.StringArrayVar(&f.datasets, "dataset", nil, "dataset that the job reads; may be repeated")
 	fs.StringVar(&req.OnMiss, "on-miss", "start", "without the data at the deadline: start, wait or fail")
 	fs.DurationVar(&f.deadline, "deadline", 0, "from submission on, such as 90s or 10m (default none)")
+	fs.IntVar(&req.Priority, "priority", 0, priorityWords)
 	fs.BoolVar(&req.Sync, "sync", false, "list the datasets again first")
 	fs.StringVar(&req.Layout, "layout", "auto", "auto or spread")
 	verifyFlag(cmd, &req.Verify)
 	fs.DurationVar(&f.ttl, "ttl", 24*time.Hour, "how long it lives if it is neither repeated nor released")
 	fs.DurationVar(&f.grace, "grace", 0, "how long after its release the data is evicted only after what nobody wanted (default the controller's)")
 	return cmd
+}
+
+const (
+	maxPriority   = 1000 // what a controller takes, and the negative of it
+	priorityWords = "while space is short the highest is first, then the earliest deadline, then the oldest; -1000 to 1000"
+)
+
+func checkPriority(cmd *cobra.Command, n int) error {
+	if n < -maxPriority || n > maxPriority {
+		return usagef(cmd, "--priority %d: want %d to %d", n, -maxPriority, maxPriority)
+	}
+	return nil
 }
 
 // read makes a request of the flags.
@@ -103,6 +116,9 @@ func (f *claimFlags) read(cmd *cobra.Command, req *api.ClaimRequest) error {
 		return err
 	}
 	if err := checkVerify(cmd, req.Verify); err != nil {
+		return err
+	}
+	if err := checkPriority(cmd, req.Priority); err != nil {
 		return err
 	}
 	for _, d := range f.datasets {

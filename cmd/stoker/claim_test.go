@@ -13,14 +13,14 @@ func TestClaimAndRelease(t *testing.T) {
 	g := newRig(t, routes{"POST /v1/jobs": events(lines(job(api.JobPlanned))...), "DELETE /v1/jobs/{job}": done}, nil)
 	var st api.JobStatus
 	g.json(&st, 0, "claim", "--job-id", "17", "--submitted", "1772366400", "--dataset", "data@3", "--dataset", "labels", "--on-miss", "fail",
-		"--deadline", "30m", "--ttl", "48h", "--grace", "1h")
+		"--deadline", "30m", "--priority", "-7", "--ttl", "48h", "--grace", "1h")
 	if st.State != api.JobPlanned {
 		t.Errorf("printed %+v", st)
 	}
 	var req api.ClaimRequest
 	g.body("controller POST /v1/jobs", 0, &req)
 	if req.Job != "17" || !req.Submitted.Equal(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)) || req.TTLSeconds != 48*3600 || req.OnMiss != "fail" ||
-		*req.DeadlineSeconds != 1800 || *req.GraceSeconds != 3600 || len(req.Datasets) != 2 || req.Datasets[0].Generation != 3 || req.Preload {
+		*req.DeadlineSeconds != 1800 || *req.GraceSeconds != 3600 || len(req.Datasets) != 2 || req.Priority != -7 || req.Datasets[0].Generation != 3 || req.Preload {
 		t.Errorf("%+v", req)
 	}
 	g.want(0, "claim", "--job-id", "18", "--dataset", "data")

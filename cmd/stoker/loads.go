@@ -14,6 +14,9 @@ func (a *app) printJob(st *api.JobStatus) error {
 	return a.print(st, func(w io.Writer) {
 		row(w, "job", st.Job)
 		row(w, "state", st.State)
+		if q := st.Queue; q != nil {
+			row(w, "queue", fmt.Sprintf("place %d of %d, priority %d, needs %s, %s free", q.Place, q.Of, q.Priority, api.HumanBytes(q.NeededBytes), api.HumanBytes(q.FreeBytes)))
+		}
 		row(w, "owner", st.Owner)
 		row(w, "submitted", when(st.Submitted))
 		row(w, "resident", fmt.Sprintf("%s of %s (%d %%)", api.HumanBytes(st.ResidentBytes), api.HumanBytes(st.Bytes), percent(st.ResidentBytes, st.Bytes)))

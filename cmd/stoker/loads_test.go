@@ -80,3 +80,16 @@ func TestEndedJobs(t *testing.T) {
 		g.want(2, append([]string{"jobs"}, args...)...)
 	}
 }
+
+// A job that waits for space shows its place, and what it waits for.
+func TestPlaceInTheQueue(t *testing.T) {
+	place := &api.QueuePlace{Place: 2, Of: 3, Priority: 5, NeededBytes: 3 << 40, FreeBytes: 2 << 40}
+	st := job(api.JobQueued, func(st *api.JobStatus) { st.Queue = place })
+	g := newRig(t, routes{"GET /v1/jobs": answer([]api.JobLine{{Job: "j", State: api.JobQueued, Queue: place}}), "GET /v1/jobs/{job}": answer(st)}, nil)
+	if g.want(0, "jobs"); !strings.Contains(g.stdout.String(), "Queued 2/3") {
+		t.Errorf("%s", g.stdout.String())
+	}
+	if g.want(0, "status", "j"); !strings.Contains(g.stdout.String(), "place 2 of 3, priority 5, needs 3.0 TiB, 2.0 TiB free") {
+		t.Errorf("%s", g.stdout.String())
+	}
+}

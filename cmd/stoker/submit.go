@@ -49,7 +49,12 @@ STOKER_JOB the job's id. Everything is let go when the command ends.
 
 If the data is not there by the --deadline, or cannot be had, --on-miss decides:
 start runs the command anyway, reading the rest from the store; wait waits on;
-fail gives up (exit code 9 for the deadline).`,
+fail gives up (exit code 9 for the deadline).
+
+Of several datasets the job gets all or none: while they do not all fit it waits
+in the queue of the cluster, and holds nothing. 'stoker jobs' shows its place,
+'stoker status JOB' what it waits for. What can never fit is refused at once
+(exit code 8).`,
 		Example: `  stoker submit --dataset imagenet -- python train.py
   stoker submit --dataset imagenet=/data --dataset labels@3 --deadline 10m --on-miss fail -- ./train.sh
   stoker submit --dataset s3://bucket/prefix -- sh -c 'ls "$STOKER_MOUNT"'`,
@@ -77,6 +82,9 @@ fail gives up (exit code 9 for the deadline).`,
 			if err := checkVerify(cmd, s.req.Verify); err != nil {
 				return err
 			}
+			if err := checkPriority(cmd, s.req.Priority); err != nil {
+				return err
+			}
 			if cmd.Flags().Changed("deadline") {
 				seconds := deadline.Seconds()
 				s.req.DeadlineSeconds = &seconds
@@ -95,6 +103,7 @@ fail gives up (exit code 9 for the deadline).`,
 	f.StringArrayVar(&datasets, "dataset", nil, "dataset that the job reads, where it is mounted behind =; may be repeated")
 	f.StringVar(&s.req.OnMiss, "on-miss", "start", "without the data at the deadline: start, wait or fail")
 	f.DurationVar(&deadline, "deadline", 0, "from now on, such as 90s or 10m (default none)")
+	f.IntVar(&s.req.Priority, "priority", 0, priorityWords)
 	f.DurationVar(&grace, "grace", 0, "how long after its end the data is evicted only after what nobody wanted (default the controller's)")
 	f.BoolVar(&s.req.Sync, "sync", false, "list the datasets again first")
 	f.StringVar(&s.req.Layout, "layout", "auto", "auto or spread")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -39,7 +40,11 @@ func jobTable(jobs []api.JobLine, wide bool) *live.Table {
 		if !api.Settled(j.State) {
 			ready = eta(j.ETASeconds)
 		}
-		t.Row(j.Job, live.State(j.State), j.Owner, strings.Join(j.Datasets, ","), api.HumanBytes(j.Bytes),
+		state := live.State(j.State)
+		if q := j.Queue; q != nil {
+			state.Text += fmt.Sprintf(" %d/%d", q.Place, q.Of)
+		}
+		t.Row(j.Job, state, j.Owner, strings.Join(j.Datasets, ","), api.HumanBytes(j.Bytes),
 			percentOf(j.ResidentBytes, j.Bytes), ready, api.HumanBytes(j.ResidentBytes))
 	}
 	return t

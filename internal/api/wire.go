@@ -123,6 +123,7 @@ type ClaimRequest struct {
 	DeadlineSeconds *float64     `json:"deadlineSeconds,omitempty"` // from submission; nil = none
 	Layout          string       `json:"layout,omitempty"`          // auto|local|spread
 	Replicas        int          `json:"replicas,omitempty"`        // 0 = 1
+	Priority        int          `json:"priority,omitempty"`        // -1000 to 1000: the highest gets space first
 	Sync            bool         `json:"sync,omitempty"`            // new generation first
 	Preload         bool         `json:"preload,omitempty"`         // release at Ready; refuse at once if it does not fit
 	Owner           string       `json:"owner,omitempty"`           // filled by the controller from the principal
@@ -218,21 +219,32 @@ type JobStatus struct {
 	Error      *ErrorBody     `json:"error,omitempty"`     // Failed: why
 	ExpiresAt  time.Time      `json:"expiresAt,omitzero"`  // of a hook's claim, unless it is repeated
 	GraceUntil time.Time      `json:"graceUntil,omitzero"` // of one that was released
+	Queue      *QueuePlace    `json:"queue,omitempty"`     // of one that holds nothing, and waits for space
+}
+
+// QueuePlace is how a claim stands among those that wait for space.
+type QueuePlace struct {
+	Place       int   `json:"place"` // from 1
+	Of          int   `json:"of"`
+	Priority    int   `json:"priority"`
+	NeededBytes int64 `json:"neededBytes"` // for all its datasets that are not held yet
+	FreeBytes   int64 `json:"freeBytes"`   // that could be had when it was last looked at
 }
 
 // JobLine is one element of `stoker jobs -o json`.
 type JobLine struct {
-	Job           string    `json:"job"`
-	State         string    `json:"state"`
-	Owner         string    `json:"owner"`
-	Datasets      []string  `json:"datasets"`
-	Bytes         int64     `json:"bytes"`
-	ResidentBytes int64     `json:"residentBytes"`
-	ETASeconds    float64   `json:"etaSeconds"`
-	BytesPerSec   float64   `json:"bytesPerSecond,omitempty"`
-	Deadline      time.Time `json:"deadline,omitzero"` // of one whose data is not there yet
-	Submitted     time.Time `json:"submitted,omitzero"`
-	Ended         time.Time `json:"ended,omitzero"` // of one that has ended
+	Job           string      `json:"job"`
+	State         string      `json:"state"`
+	Owner         string      `json:"owner"`
+	Datasets      []string    `json:"datasets"`
+	Bytes         int64       `json:"bytes"`
+	ResidentBytes int64       `json:"residentBytes"`
+	ETASeconds    float64     `json:"etaSeconds"`
+	BytesPerSec   float64     `json:"bytesPerSecond,omitempty"`
+	Deadline      time.Time   `json:"deadline,omitzero"` // of one whose data is not there yet
+	Submitted     time.Time   `json:"submitted,omitzero"`
+	Ended         time.Time   `json:"ended,omitzero"`  // of one that has ended
+	Queue         *QueuePlace `json:"queue,omitempty"` // of one that holds nothing, and waits for space
 	// Certificates are those of one that has ended, if that was asked for, by
 	// dataset: their figures, and not the lists in them.
 	Certificates []CertificateLine `json:"certificates,omitempty"`

@@ -56,6 +56,7 @@ type Controller struct {
 	acts      *activities.Activities
 	loads     *loads
 	phases    *phases
+	waiting   *waiting
 	metrics   *metrics.Registry
 	renewals  renewals
 	probing   chan struct{} // a token for each store that is looked at
@@ -83,7 +84,7 @@ func Open(o Options) (*Controller, error) {
 	c.acts = activities.New(activities.Options{
 		Store: c.manifests, Index: o.Index, Open: c.mounts.Open, TempDir: o.Dir, Token: o.Tokens.Own(), Joiner: o.Flows, Scheduler: o.Flows, Log: o.Log,
 	})
-	c.loads, c.phases = newLoads(c.acts), newPhases(o.Flows)
+	c.loads, c.phases, c.waiting = newLoads(c.acts), newPhases(o.Flows), &waiting{flows: o.Flows}
 	c.metrics = c.watched()
 	if err := c.listen(); err != nil {
 		c.closeListeners()

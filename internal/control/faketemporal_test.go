@@ -25,10 +25,11 @@ type flowServer struct {
 	workflowservice.UnimplementedWorkflowServiceServer
 	stop chan struct{}
 
-	mu   sync.Mutex
-	jobs map[string]workflows.JobState     // +checklocks:mu — by workflow id
-	sets map[string]workflows.DatasetState // +checklocks:mu
-	asks int                               // +checklocks:mu — lists of jobs so far
+	mu    sync.Mutex
+	jobs  map[string]workflows.JobState     // +checklocks:mu — by workflow id
+	sets  map[string]workflows.DatasetState // +checklocks:mu
+	queue *workflows.QueueState             // +checklocks:mu — nil: nobody waits
+	asks  int                               // +checklocks:mu — lists of jobs so far
 
 	signals []string      // +checklocks:mu — "release j", "renew j", ... in order
 	looks   chan struct{} // gets one for each question, while somebody listens
@@ -106,6 +107,8 @@ func (f *flowServer) QueryWorkflow(_ context.Context, r *workflowservice.QueryWo
 		state = j
 	} else if d, ok := f.sets[id]; ok {
 		state = d
+	} else if id == "queue-default" && f.queue != nil {
+		state = f.queue
 	} else {
 		return nil, serviceerror.ToStatus(serviceerror.NewNotFound("no such workflow")).Err()
 	}

@@ -20,6 +20,7 @@ import (
 const (
 	maxDatasets   = 64                     // of one job
 	maxReplicas   = 16                     // of one preload
+	maxPriority   = 1000                   // and the negative of it
 	endedJobs     = 50                     // of the jobs that are listed
 	watchFirst    = 50 * time.Millisecond  // a watched job is asked at first, for small datasets
 	watchEvery    = 500 * time.Millisecond // and later
@@ -46,6 +47,8 @@ func checkClaim(req *api.ClaimRequest) error {
 		return bad("layout %q: want auto or spread", req.Layout)
 	case req.Replicas < 0 || req.Replicas > maxReplicas:
 		return bad("%d replicas: want 1 to %d", req.Replicas, maxReplicas)
+	case req.Priority < -maxPriority || req.Priority > maxPriority:
+		return bad("priority %d: want %d to %d", req.Priority, -maxPriority, maxPriority)
 	case req.Verify != "" && req.Verify != api.VerifyDeep:
 		return bad("verify %q: want deep, or nothing", req.Verify)
 	case req.DeadlineSeconds != nil && (*req.DeadlineSeconds < 0 || math.IsNaN(*req.DeadlineSeconds) || *req.DeadlineSeconds > 1e9):
@@ -109,7 +112,7 @@ func sameClaim(a, b workflows.JobInput) bool {
 // start resolves what a claim names and begins its workflow.
 func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted time.Time, stream *api.Stream) (*api.JobStatus, error) {
 	in := workflows.JobInput{Job: req.Job, Owner: req.Owner, OnMiss: req.OnMiss, Submitted: submitted, Preload: req.Preload, Replicas: req.Replicas, Nonce: req.Nonce,
-		TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Grace: c.grace(req), Deep: req.Verify == api.VerifyDeep}
+		TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Grace: c.grace(req), Deep: req.Verify == api.VerifyDeep, Priority: req.Priority}
 	if req.DeadlineSeconds != nil {
 		in.Deadline = submitted.Add(time.Duration(*req.DeadlineSeconds * float64(time.Second)))
 	}
@@ -238,6 +241,9 @@ func (c *Controller) jobStatus(ctx context.Context, s workflows.JobState, how de
 		st.Datasets = append(st.Datasets, out)
 		st.Bytes, st.ResidentBytes = st.Bytes+out.Bytes, st.ResidentBytes+out.ResidentBytes
 	}
+	if s.Queued {
+		c.queued(ctx, &s, st)
+	}
 	switch left := st.Bytes - st.ResidentBytes; {
 	case left == 0 && s.State != api.JobPlanned:
 		st.ETASeconds = 0
@@ -365,7 +371,7 @@ func (c *Controller) jobs(ctx context.Context) ([]api.JobLine, error) {
 			return nil, err
 		}
 		line := api.JobLine{Job: st.Job, State: st.State, Owner: st.Owner, Datasets: []string{}, Bytes: st.Bytes, ResidentBytes: st.ResidentBytes, ETASeconds: st.ETASeconds,
-			BytesPerSec: st.BytesPerSec, Deadline: st.Deadline, Submitted: st.Submitted, Ended: s.Ended}
+			BytesPerSec: st.BytesPerSec, Deadline: st.Deadline, Submitted: st.Submitted, Ended: s.Ended, Queue: st.Queue}
 		for _, d := range st.Datasets {
 			line.Datasets = append(line.Datasets, d.Name)
 		}

@@ -141,6 +141,10 @@ func jobStates(jobs []workflows.JobState, sets []workflows.DatasetState) map[str
 	count := map[string]int{api.JobPlanned: 0, api.JobQueued: 0, api.JobWarming: 0, api.JobReady: 0, api.JobLeased: 0, api.JobDegraded: 0}
 	for _, j := range jobs {
 		state := j.State
+		if j.Queued && state == api.JobPlanned { // it holds nothing, whatever others load
+			count[api.JobQueued]++
+			continue
+		}
 		for i, d := range j.Input.Datasets {
 			known := i < len(j.Outcomes) && j.Outcomes[i].State != ""
 			if now := loading[d.Manifest]; j.State == api.JobPlanned && !known && (now == api.JobQueued || now == api.JobWarming && state != api.JobQueued) {

@@ -39,6 +39,7 @@ func TestRecordHistories(t *testing.T) {
 	t.Run("cancelled", func(t *testing.T) { recordCancelled(t, dir) })
 	t.Run("hook", func(t *testing.T) { recordHook(t, dir) })
 	t.Run("paused", func(t *testing.T) { recordPaused(t, dir) })
+	t.Run("queue", func(t *testing.T) { recordQueue(t, dir) })
 	t.Run("scheduled", func(t *testing.T) { recordScheduled(t, dir) })
 }
 
@@ -54,7 +55,7 @@ func recordSmall(t *testing.T, dir string) {
 	c.record(dir, "submit", seen)
 }
 
-// recordRefused: what does not fit is refused, or queues until its deadline.
+// recordRefused: what can never fit is refused.
 func recordRefused(t *testing.T, dir string) {
 	c := up(t, 1, "64MiB", func(root string) { makeFiles(t, root, 0, 1, 1, 200<<20) })
 	c.add()
@@ -63,11 +64,30 @@ func recordRefused(t *testing.T, dir string) {
 	}
 	c.settled()
 	seen := c.record(dir, "refused", nil)
-	if r := c.stoker("submit", "--dataset", "data", "--job-id", "queued", "--on-miss", "fail", "--deadline", "12s", "--", "true"); r.code != 9 {
+	if r := c.stoker("submit", "--dataset", "data", "--job-id", "never", "--on-miss", "fail", "--deadline", "12s", "--", "true"); r.code != 8 {
 		t.Fatalf("%+v", r)
 	}
 	c.settled()
-	c.record(dir, "queued", seen)
+	c.record(dir, "never", seen)
+}
+
+// recordQueue: a claim waits for the space of both its datasets, and gets it.
+func recordQueue(t *testing.T, dir string) {
+	c, _ := queueCluster(t)
+	x := c.submits("x", "a", "b", "--", "sleep", "1000")
+	c.inState("x", api.JobLeased)
+	y := c.submits("y", "c", "d", "--", "true")
+	c.inState("y", api.JobQueued)
+	if r := c.stoker("submit", "--dataset", "set-big", "--job-id", "never", "--on-miss", "fail", "--", "true"); r.code != 8 {
+		t.Fatalf("%+v", r)
+	}
+	_ = x.Process.Signal(os.Interrupt)
+	_ = x.Wait()
+	if err := y.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	c.settled()
+	c.record(dir, "queue", nil)
 }
 
 // recordLost: a worker goes away in mid-load and returns; another time it
