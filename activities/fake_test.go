@@ -56,6 +56,8 @@ type fakeWorker struct {
 	status   api.WorkerStatus
 	report   api.VerifyReport
 	leases   []api.LeaseRequest
+	rules    []api.RulesRequest
+	before   bool // of a release that knows no rules
 	reserved []api.ReserveRequest
 	refuses  error                           // to reserve
 	fails    error                           // to answer anything
@@ -97,6 +99,21 @@ func (f *fakeWorker) routes() http.Handler {
 		f.leases = append(f.leases, req)
 		f.mu.Unlock()
 		return empty(w, r)
+	})
+	answer("PUT /v1/rules", "rules", func(w http.ResponseWriter, r *http.Request) error {
+		if f.before {
+			http.NotFound(w, r)
+			return nil
+		}
+		var req api.RulesRequest
+		err := api.ReadJSON(w, r, &req)
+		f.mu.Lock()
+		f.rules = append(f.rules, req)
+		f.mu.Unlock()
+		if err == nil {
+			err = empty(w, r)
+		}
+		return err
 	})
 	answer("POST /v1/verify", "verify", func(w http.ResponseWriter, r *http.Request) error {
 		var req api.VerifyRequest

@@ -246,6 +246,21 @@ func TestPutLeases(t *testing.T) {
 	}
 }
 
+// Rules go to all live workers. One that does not answer is counted; one of an
+// earlier release has none to know.
+func TestPutRules(t *testing.T) {
+	c := newCluster(t, 3)
+	c.workers[0].before = true
+	c.workers[1].fails = stoker.Errorf(stoker.KindBusy, "rules", "", "later")
+	req := api.RulesRequest{Rules: []api.EvictionRule{{Dataset: "d", Manifests: []stoker.ID{c.manifest}, Eviction: api.Eviction{Evict: "lfu", TTLSeconds: 60}}}, All: true}
+	if missed, err := c.PutRules(t.Context(), req); err != nil || missed != 1 {
+		t.Errorf("%d missed, %v", missed, err)
+	}
+	if f := c.workers[2]; len(f.rules) != 1 || !f.rules[0].All || !f.rules[0].Rules[0].Equal(req.Rules[0]) {
+		t.Errorf("%s was told %+v", f.ID, f.rules)
+	}
+}
+
 // The workers last seen are taken for live while the index does not answer;
 // while it does, those that are missing are lost.
 func TestWorkersWithoutIndex(t *testing.T) {

@@ -348,7 +348,7 @@ func orders() [][3]string {
 	return [][3]string{
 		{"PUT", "/v1/reservations/" + id + "/0", `{}`}, {"DELETE", "/v1/reservations/" + id + "/0", ""},
 		{"PUT", "/v1/loads/" + id + "/0", `{}`}, {"DELETE", "/v1/loads/" + id + "/0", ""},
-		{"PUT", "/v1/leases", `{"drop":["x"]}`}, {"POST", "/v1/evict", `{"manifest":"` + id + `","force":true}`},
+		{"PUT", "/v1/leases", `{"drop":["x"]}`}, {"PUT", "/v1/rules", `{"rules":[],"all":true}`}, {"POST", "/v1/evict", `{"manifest":"` + id + `","force":true}`},
 		{"GET", "/v1/manifests/" + id + "/shards/0/blocks", ""},
 	}
 }
