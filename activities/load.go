@@ -28,6 +28,7 @@ type JoinInput struct {
 	Grace      time.Duration `json:",omitempty"` // see api.Lease
 	Deep       bool          `json:",omitempty"` // Ready when every byte was read again
 	Whole      bool          `json:",omitempty"` // one of a claim that gets all its datasets or none
+	Deadline   time.Time     `json:",omitzero"`  // by which the job wants the data; zero: none
 }
 
 // LeaveInput ends that.

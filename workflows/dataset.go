@@ -34,10 +34,11 @@ type Holder struct {
 	Deep            bool          `json:",omitempty"` // served when every byte was read again
 	Whole           bool          `json:",omitempty"` // see JoinInput
 	Hinted          bool          `json:",omitempty"` // told whether there is space
+	Deadline        time.Time     `json:",omitzero"`  // see JoinInput
 }
 
 // wholeVersion guards what an older release does not tell: where one took the
-// join, as in a rolling update, no hints follow.
+// join, as in a rolling update, no hints follow, and version 1 took no deadlines.
 const wholeVersion = "whole-claim"
 
 // Lease is what the workers are told of a holder of a manifest.
@@ -72,6 +73,9 @@ type dataset struct {
 	s       DatasetState
 	changes int // joins and leaves so far
 	loading bool
+
+	children []workflow.ChildWorkflowFuture // of the load that runs
+	deadline time.Time                      // that they know of; zero: none
 }
 
 // Dataset is the life of one manifest's data while anybody needs it. Jobs
@@ -190,7 +194,12 @@ func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, e
 		d.s.Holders = slices.Delete(d.s.Holders, i, i+1) // an earlier run of the job that could not leave
 	}
 	h := Holder{Job: in.Job, Owner: in.Owner, Run: in.Run, Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep}
-	h.Whole = in.Whole && workflow.GetVersion(ctx, wholeVersion, workflow.DefaultVersion, 1) != workflow.DefaultVersion
+	if in.Whole {
+		v := workflow.GetVersion(ctx, wholeVersion, workflow.DefaultVersion, 2)
+		if h.Whole = v != workflow.DefaultVersion; v >= 2 {
+			h.Deadline = in.Deadline
+		}
+	}
 	d.s.Holders = append(d.s.Holders, h)
 	d.resume()
 	d.changes++
@@ -209,7 +218,41 @@ func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, e
 	if d.s.State == api.JobWarming {
 		d.hint(ctx, Outcome{State: api.JobWarming})
 	}
+	d.hurry(ctx)
 	return d.s.State, nil
+}
+
+// earliest is the first deadline to come of those who wait to be told; zero: none.
+func (d *dataset) earliest(now time.Time) (first time.Time) {
+	for _, h := range d.s.Holders {
+		if !h.Served && h.Deadline.After(now) && (first.IsZero() || h.Deadline.Before(first)) {
+			first = h.Deadline
+		}
+	}
+	return first
+}
+
+// hurry tells a load that runs of an earlier deadline than it was begun with.
+func (d *dataset) hurry(ctx workflow.Context) {
+	first := d.earliest(workflow.Now(ctx))
+	if len(d.children) == 0 || first.IsZero() || !d.deadline.IsZero() && !first.Before(d.deadline) {
+		return
+	}
+	d.deadline = first
+	for _, c := range d.children {
+		if err := c.SignalChildWorkflow(ctx, hurrySignal, first).Get(ctx, nil); err != nil && !isCanceled(err) {
+			workflow.GetLogger(ctx).Info("a load ended before it heard of a deadline", "dataset", d.s.Dataset, "manifest", d.s.Manifest.Short(), "error", err)
+		}
+	}
+}
+
+// returnBy is how long a lost worker is waited for: its window, or less if a
+// deadline needs that. One that has passed needs nothing more.
+func returnBy(now time.Time, window time.Duration, deadline time.Time) time.Time {
+	if until := now.Add(window); !deadline.After(now) || deadline.After(until) {
+		return until
+	}
+	return deadline
 }
 
 // hint tells claims of several datasets whether this one has its space, once.

@@ -248,7 +248,7 @@ func (j *job) join(ctx workflow.Context) {
 			defer func() { j.joining-- }()
 			err := workflow.ExecuteActivity(briefly(ctx, time.Minute, 6), do.Join, activities.JoinInput{
 				Dataset: d.Name, Generation: d.Generation, Manifest: d.Manifest, Job: in.Job, Owner: in.Owner,
-				Run: j.run(ctx), Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep, Whole: j.whole,
+				Run: j.run(ctx), Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep, Whole: j.whole, Deadline: in.Deadline,
 			}).Get(ctx, nil)
 			if err != nil && ctx.Err() == nil {
 				j.s.Outcomes[i], j.changed = Outcome{State: api.JobFailed, Error: errorBody(err)}, true

@@ -190,7 +190,8 @@ func (r *round) serveNewcomers(ctx workflow.Context, reading workflow.Future) {
 // awaitAway waits until workers that went away after they had loaded their
 // parts are back, or the return window is over.
 func (r *round) awaitAway(ctx workflow.Context, p activities.Planned, parts []int) error {
-	until := workflow.Now(ctx).Add(r.d.window)
+	now := workflow.Now(ctx)
+	until := returnBy(now, r.d.window, r.d.earliest(now))
 	var away []workflow.Future
 	for _, part := range parts {
 		in := activities.AwaitInput{Plan: p.Plan, Part: part, Until: until}
@@ -218,14 +219,17 @@ func giveBack(ctx workflow.Context, plan stoker.ID, named ...any) {
 func (r *round) loadParts(ctx workflow.Context, p activities.Planned) error {
 	r.evicted = 0
 	var children []workflow.ChildWorkflowFuture
+	r.d.deadline = r.d.earliest(workflow.Now(ctx))
 	for from := 0; from < p.Parts; from += partsPerChild {
 		child := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
 			WorkflowID:          fmt.Sprintf("load-%s-%s-%d", r.d.cluster, p.Plan.Short(), from/partsPerChild),
 			WaitForCancellation: true, TypedSearchAttributes: attributes(r.d.search, "", r.d.s.Dataset),
 		})
-		in := LoadInput{Plan: p.Plan, From: from, To: min(from+partsPerChild, p.Parts), Window: r.d.window}
+		in := LoadInput{Plan: p.Plan, From: from, To: min(from+partsPerChild, p.Parts), Window: r.d.window, Deadline: r.d.deadline}
 		children = append(children, workflow.ExecuteChildWorkflow(child, Load, in))
 	}
+	r.d.children = children
+	defer func() { r.d.children = nil }()
 	var failed error
 	for _, c := range children {
 		var l Loaded

@@ -15,6 +15,7 @@ type LoadInput struct {
 	Plan     stoker.ID
 	From, To int
 	Window   time.Duration // how long a lost worker is waited for
+	Deadline time.Time     `json:",omitzero"` // by which somebody wants the data; zero: none
 }
 
 // Loaded is what came of them: what they cost stands there even if one failed.
@@ -43,6 +44,11 @@ type loader struct {
 // long as the window says, and moves then.
 func Load(ctx workflow.Context, in LoadInput) (Loaded, error) {
 	l := &loader{in: in, work: workflow.NewWaitGroup(ctx)}
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		for ctx.Err() == nil {
+			workflow.GetSignalChannel(ctx, hurrySignal).Receive(ctx, &l.in.Deadline)
+		}
+	})
 	for part := in.From; part < in.To; part++ {
 		l.start(ctx, activities.PartInput{Plan: in.Plan, Part: part})
 	}
@@ -90,7 +96,7 @@ func (l *loader) part(ctx workflow.Context, in activities.PartInput) {
 
 // lost does what must be done for a part whose worker went away.
 func (l *loader) lost(ctx workflow.Context, in activities.PartInput, had int64) error {
-	until := workflow.Now(ctx).Add(l.in.Window)
+	until := returnBy(workflow.Now(ctx), l.in.Window, l.in.Deadline)
 	kept, err := l.mend(ctx, in, false)
 	if err != nil || kept.IsZero() {
 		l.sum.Refetched.Lost += had // nothing of it is waited for

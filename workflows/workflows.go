@@ -35,6 +35,7 @@ const (
 	releaseSignal = "release"
 	repeatSignal  = "repeat"
 	turnSignal    = "turn"
+	hurrySignal   = "hurry"
 	joinUpdate    = "join"
 	leaveUpdate   = "leave"
 	pauseUpdate   = "pause"
