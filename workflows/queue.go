@@ -29,6 +29,7 @@ type queue struct {
 	cluster string
 	s       QueueState
 	changes int
+	back    bool // a claim came back from its turn
 }
 
 // before orders claims: the highest priority, then the earliest deadline, then
@@ -68,6 +69,9 @@ func Queue(ctx workflow.Context, in QueueInput) error {
 		}
 		seen := q.changes
 		again := q.tryFirst(ctx)
+		if q.back { // that it came again is nothing new: the workers have no more space than they had
+			q.back, seen = false, q.changes
+		}
 		if again || q.changes != seen {
 			continue
 		}
@@ -152,5 +156,6 @@ func (q *queue) turn(ctx workflow.Context, c activities.WaitingClaim, a activiti
 	if i >= 0 && q.s.Waiting[i].Turn { // it hangs: others have waited for it long enough
 		q.remove(c.Job, c.Run)
 	}
+	q.back = i >= 0 && q.find(c.Job, c.Run) >= 0
 	return i < 0
 }

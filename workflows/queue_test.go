@@ -261,3 +261,22 @@ func TestDatasetHints(t *testing.T) {
 		t.Errorf("told: %v, %v, %v", a, b, plain)
 	}
 }
+
+// A claim that fits by what can be told, and is refused by the workers all the
+// same, is not tried more often than one that does not fit.
+func TestRefusedTurnsAreNotRepeatedAtOnce(t *testing.T) {
+	w := newWorld(t)
+	tries := 0
+	w.onTurn = func(job string) {
+		if tries++; w.Now().Sub(start) < 5*time.Minute {
+			w.enqueueAs(waitingClaim(job, 0), "-"+strings.Repeat("x", tries))
+			return
+		}
+		w.dequeueAs(job)
+	}
+	w.at(0, func() { w.enqueueAs(waitingClaim("j", 0), "") })
+	w.runQueue()
+	if tries < 20 || tries > 32 {
+		t.Errorf("it had %d turns in 5 minutes", tries)
+	}
+}
