@@ -49,6 +49,9 @@ func (f *folder) path(id stoker.ID, suffix string) string {
 
 // take makes the folder and locks it.
 func (f *folder) take() error {
+	if err := f.mayTake(); err != nil {
+		return err
+	}
 	for _, d := range []string{"", "shards", "state"} {
 		if err := f.s.disk.makeDir(filepath.Join(f.dir, d)); err != nil {
 			return failed("store.open", f.dir, err)
@@ -62,6 +65,27 @@ func (f *folder) take() error {
 		return err
 	}
 	return f.checkFormat()
+}
+
+// mayTake refuses a folder that holds what is not of a cache: it would get
+// another mode, and mixed up.
+func (f *folder) mayTake() error {
+	entries, err := os.ReadDir(f.dir)
+	if err != nil { // makeDir makes it, or says why not
+		return nil
+	}
+	for _, e := range entries {
+		switch e.Name() {
+		case "shards", "state", "lock", "id", reservationsFile:
+			return nil
+		}
+	}
+	for _, e := range entries {
+		if e.Name() != "lost+found" { // of a new file system
+			return stoker.Errorf(stoker.KindInvalid, "store.open", f.dir, "holds %s and no cache: name an empty folder, or one that is not there yet", e.Name())
+		}
+	}
+	return nil
 }
 
 func (f *folder) takeLock() error {

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -198,6 +199,26 @@ func TestFolderIsPrivateAndHasOneOwner(t *testing.T) {
 	if again := reopen(t, s); again.WorkerID() != s.WorkerID() || len(s.WorkerID()) != 32 {
 		t.Errorf("worker id %q became %q", s.WorkerID(), again.WorkerID())
 	}
+}
+
+// A folder of somebody's files is no cache folder: nothing of it changes.
+func TestForeignFolderIsLeftAlone(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "thesis"), nil, 0o644), os.Chmod(dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Open(Options{Dir: dir, CapacityBytes: roomy})
+	wantKind(t, err, stoker.KindInvalid)
+	fi, serr := os.Stat(dir)
+	left, rerr := os.ReadDir(dir)
+	if serr != nil || rerr != nil || fi.Mode().Perm() != 0o755 || len(left) != 1 {
+		t.Errorf("%v, %v, %v, %v", fi.Mode(), left, serr, rerr)
+	}
+	fresh := t.TempDir() // a new file system
+	if err := os.Mkdir(filepath.Join(fresh, "lost+found"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	open(t, fresh, roomy)
 }
 
 func TestOpenRefuses(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/cache/manifest"
 	"stoker.dev/internal/api"
 	"stoker.dev/workflows"
 )
@@ -102,6 +103,13 @@ func (c *Controller) removeDataset(w http.ResponseWriter, r *http.Request) error
 	}
 	var sum api.EvictReport
 	for _, g := range d.entry.Generations {
+		other, err := c.alsoIn(r.Context(), g.Manifest, func(e *manifest.Dataset) bool { return e.Name != d.Name })
+		if err != nil {
+			return err
+		}
+		if other != nil { // its data stays
+			continue
+		}
 		rep, err := c.evictEverywhere(r.Context(), ws, api.EvictRequest{Manifest: g.Manifest})
 		if err != nil {
 			return err

@@ -348,6 +348,15 @@ func (c *Controller) evict(w http.ResponseWriter, r *http.Request) error {
 	if err := mayChange(r, "dataset", d.Name, d.entry.Owner); err != nil {
 		return err
 	}
+	if p := api.PrincipalOf(r.Context()); !p.Admin {
+		other, err := c.alsoIn(r.Context(), d.Manifest, func(e *manifest.Dataset) bool { return e.Owner != p.Name })
+		if err != nil {
+			return err
+		}
+		if other != nil {
+			return stoker.Errorf(stoker.KindDenied, "evict", d.Name, "its data is that of %s, too, which belongs to %s, not to you (%s): only an admin may", other.Name, other.Owner, p.Name)
+		}
+	}
 	ws, err := c.workers(r.Context())
 	if err != nil {
 		return err
@@ -368,6 +377,21 @@ func (c *Controller) evict(w http.ResponseWriter, r *http.Request) error {
 	}
 	api.WriteJSON(w, http.StatusOK, sum)
 	return nil
+}
+
+// alsoIn returns a registered dataset, of those that match, that has a manifest
+// among its generations; nil if there is none. One listing may have several names.
+func (c *Controller) alsoIn(ctx context.Context, id stoker.ID, match func(*manifest.Dataset) bool) (*manifest.Dataset, error) {
+	all, err := c.manifests.Datasets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range all {
+		if match(e) && slices.ContainsFunc(e.Generations, func(g manifest.Generation) bool { return g.Manifest == id }) {
+			return e, nil
+		}
+	}
+	return nil, nil
 }
 
 // evictEverywhere asks every worker that is known; those that do not answer

@@ -418,6 +418,17 @@ func TestEvict(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.ask(t, watchedToken, "POST", "/v1/datasets/cats/evict", nil).wantError(t, 403, "denied", "belongs to bob")
+	// Another name for bob's data is no way to it.
+	alias, tag, err := w.manifests.Dataset(t.Context(), "cats")
+	if err == nil {
+		alias.Generations = append(alias.Generations, manifest.Generation{Number: 2, Manifest: id})
+		err = w.manifests.UpdateDataset(t.Context(), alias, tag)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.ask(t, watchedToken, "POST", "/v1/datasets/pets/evict", api.EvictRequest{Force: true}).wantError(t, 403, "denied", "cats, too, which belongs to bob")
+	w.ask(t, daemonToken, "POST", "/v1/datasets/pets/evict", api.EvictRequest{Force: true}).wantError(t, 423, "held", "a mounted view uses it") // an admin may try
 }
 
 func TestVerifyDataset(t *testing.T) {
