@@ -204,7 +204,6 @@ const mendRounds = 4
 
 // mend loads again what disks took from a load that has run to its end.
 func (s *Set) mend(ctx context.Context, l *load, err error) error {
-	mended := false
 	for range mendRounds {
 		again := false
 		for _, n := range l.part {
@@ -216,6 +215,7 @@ func (s *Set) mend(ctx context.Context, l *load, err error) error {
 				continue
 			}
 			again = true
+			s.recount(l)
 			for _, p := range s.pieces(n) {
 				if err = s.loadPiece(ctx, l, n, p.from, p.to); err != nil {
 					break
@@ -225,14 +225,16 @@ func (s *Set) mend(ctx context.Context, l *load, err error) error {
 		if !again {
 			break
 		}
-		mended = true
-	}
-	if mended {
-		var sum int64
-		for _, n := range l.part {
-			sum += s.residentBytes(n, 0, int(s.man.Shard(n).Blocks))
-		}
-		l.bytes.Store(sum)
+		s.recount(l)
 	}
 	return err
+}
+
+// recount sets how far a load is to what is here: a disk took some of it.
+func (s *Set) recount(l *load) {
+	var sum int64
+	for _, n := range l.part {
+		sum += s.residentBytes(n, 0, int(s.man.Shard(n).Blocks))
+	}
+	l.bytes.Store(sum)
 }

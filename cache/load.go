@@ -365,6 +365,12 @@ func (c *Cache) LoadProgress(planID stoker.ID, part int) (api.LoadProgress, erro
 	if l == nil {
 		return api.LoadProgress{}, stoker.Errorf(stoker.KindNotExist, "cache.load", planID.Short(), "part %d was not begun here", part)
 	}
+	done := false // before the figures are read: those of an ended load are final
+	select {
+	case <-l.done:
+		done = true
+	default:
+	}
 	p := api.LoadProgress{
 		Run: l.run, StartBytes: l.start,
 		Cursor: int(l.cursor.Load()), Shards: len(l.part), Bytes: l.bytes.Load(), TotalBytes: l.total,
@@ -372,9 +378,7 @@ func (c *Cache) LoadProgress(planID stoker.ID, part int) (api.LoadProgress, erro
 		WaitingSince: l.count.WaitingSince(),
 		Refetched:    api.Refetched{Retry: l.count.RetriedBytes.Load(), Hedge: l.count.HedgedBytes.Load(), Bypass: l.bypass.Bytes.Load(), Lost: l.lost.Load()},
 	}
-	select {
-	case <-l.done:
-	default:
+	if !done {
 		return p, nil
 	}
 	l.mu.Lock()
