@@ -95,7 +95,8 @@ func (a *Activities) begun(ctx context.Context, plan *planner.Plan, m *manifest.
 	}, nil
 }
 
-// others are the live workers but the lost one, with what they could take.
+// others are the live workers but the lost one, with what they could take beside
+// what they have, and were promised, of the plan.
 func (a *Activities) others(ctx context.Context, plan *planner.Plan, lost int) ([]planner.Worker, []string, error) {
 	live, _, err := a.Workers(ctx)
 	if err != nil {
@@ -104,5 +105,5 @@ func (a *Activities) others(ctx context.Context, plan *planner.Plan, lost int) (
 	live = slices.DeleteFunc(slices.Clone(live), func(w placement.Worker) bool { return w.ID == plan.Workers[lost].ID })
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	return a.candidates(ctx, live, plan.Manifest)
+	return a.candidates(ctx, live, stoker.ID{})
 }

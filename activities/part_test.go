@@ -194,6 +194,21 @@ func TestAwaitReturn(t *testing.T) {
 	}
 }
 
+// What a worker has, and was promised, of the plan itself is no space for more.
+func TestMendCountsWhatIsPromised(t *testing.T) {
+	c := newCluster(t, 3)
+	id, plan := c.planned(t, PlanInput{})
+	for _, w := range plan.Workers[1:] {
+		st := &c.worker(w.ID).status
+		st.UsedBytes, st.ReservedBytes = st.CapacityBytes/2, st.CapacityBytes/2
+		st.Manifests = []api.ManifestHolding{{Manifest: c.manifest, Bytes: st.UsedBytes, Holders: []string{"job"}}}
+	}
+	m, err := c.Mend(t.Context(), MendInput{Plan: id, Round: 99})
+	if err != nil || !m.Moved.IsZero() || m.Kept.IsZero() {
+		t.Errorf("nobody has space, and it moves: %+v, %v", m, err)
+	}
+}
+
 // What a lost worker had not begun, as far as the index knows, moves to live
 // ones; what it had begun waits for it, or moves when it will not come.
 func TestMend(t *testing.T) {

@@ -108,8 +108,10 @@ func (l *loader) lost(ctx workflow.Context, in activities.PartInput, had int64) 
 		return err
 	}
 	if back {
-		if err := l.reserve(ctx, kept, in.Plan); err != nil {
-			return err
+		if kept != in.Plan { // of that it has kept the promise
+			if err := l.reserve(ctx, kept, in.Plan); err != nil {
+				return err
+			}
 		}
 		l.part(ctx, activities.PartInput{Plan: kept, Part: in.Part, Had: had})
 		return nil
@@ -121,6 +123,10 @@ func (l *loader) lost(ctx workflow.Context, in activities.PartInput, had int64) 
 	}
 	return err
 }
+
+// waitVersion guards what an older release does not do: where one failed since
+// the others have no space for what would move, it waits for the worker now.
+const waitVersion = "mend-waits"
 
 // mend moves shards of a part to other workers and starts their loads. It
 // returns the plan of those that did not move.
@@ -135,7 +141,11 @@ func (l *loader) mend(ctx workflow.Context, in activities.PartInput, all bool) (
 	if err != nil || len(m.Parts) == 0 {
 		return m.Kept, err
 	}
-	if err := l.reserve(ctx, m.Moved, stoker.ID{}); err != nil {
+	err = l.reserve(ctx, m.Moved, stoker.ID{})
+	if isKind(err, stoker.KindNoSpace) && workflow.GetVersion(ctx, waitVersion, workflow.DefaultVersion, 1) != workflow.DefaultVersion {
+		return in.Plan, nil // none of it moves
+	}
+	if err != nil {
 		return m.Kept, err
 	}
 	for _, part := range m.Parts {

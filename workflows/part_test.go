@@ -134,9 +134,9 @@ func TestMendingThatFails(t *testing.T) {
 	w.mend = func(int, activities.MendInput) (activities.Mended, error) {
 		return activities.Mended{Moved: id(50), Parts: []int{0}}, nil
 	}
-	w.space = func(int, activities.ReserveInput) error { return noSpace() }
+	w.space = func(int, activities.ReserveInput) error { return stoker.Errorf(stoker.KindDenied, "reserve", "", "no") }
 	l := w.runLoad()
-	if l.Error == nil || l.Error.Kind != "nospace" || l.UFSBytes != 270 {
+	if l.Error == nil || l.Error.Kind != "denied" || l.UFSBytes != 270 {
 		t.Errorf("%+v, %+v", l, l.Error)
 	}
 	if back := inputsOf[stoker.ID](w, "GiveBack"); !slices.Equal(back, []stoker.ID{id(50)}) {
@@ -144,6 +144,36 @@ func TestMendingThatFails(t *testing.T) {
 	}
 	if w.count("LoadPart") != 3 {
 		t.Errorf("%s", w.story())
+	}
+}
+
+// What the others have no space for waits for the worker, as long as the window
+// says.
+func TestMendingWithoutSpace(t *testing.T) {
+	for _, back := range []bool{true, false} {
+		w := newWorld(t)
+		w.load = func(n int, in activities.PartInput) (activities.PartLoaded, error) {
+			return activities.PartLoaded{UFSBytes: 10, Lost: in.Part == 1 && in.Had == 0, Had: 7}, nil
+		}
+		w.mend = func(int, activities.MendInput) (activities.Mended, error) {
+			return activities.Mended{Moved: id(50), Parts: []int{0}, Kept: id(60)}, nil
+		}
+		w.space = func(int, activities.ReserveInput) error { return noSpace() }
+		w.back = func(_ int, in activities.AwaitInput) (bool, error) {
+			if in.Plan != id(1) || in.Part != 1 || !in.Until.Equal(start.Add(window)) {
+				t.Errorf("await %+v", in)
+			}
+			return back, nil
+		}
+		l := w.runLoad()
+		if back && (l.Error != nil || w.count("LoadPart") != 4 || l.Refetched.Lost != 0) ||
+			!back && (l.Error == nil || l.Error.Kind != "nospace" || w.count("Mend") != 2) {
+			t.Errorf("back %t: %+v, %+v\n%s", back, l, l.Error, w.story())
+		}
+		last := inputsOf[activities.PartInput](w, "LoadPart")
+		if again := last[len(last)-1]; back && again != (activities.PartInput{Plan: id(1), Part: 1, Had: 7}) {
+			t.Errorf("loaded %+v", again)
+		}
 	}
 }
 
