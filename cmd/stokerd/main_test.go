@@ -149,6 +149,23 @@ func TestSettingsThatAreWrong(t *testing.T) {
 	}
 }
 
+// Limits that let nothing in are a slip of the pen.
+func TestLimitsThatLetNothingIn(t *testing.T) {
+	if err := (&workerFlags{streams: 1, capacity: leastCapacity}).checkLimits(); err != nil {
+		t.Error(err)
+	}
+	for says, f := range map[string]workerFlags{
+		"--streams 0":      {capacity: leastCapacity},
+		"--streams -1":     {capacity: leastCapacity, streams: -1},
+		"--capacity: 1024": {capacity: 1 << 10, streams: 1},
+		"--dir /x: 1024":   {dirs: folderList{{Dir: "/x", CapacityBytes: 1 << 10}}, streams: 1},
+	} {
+		if err := f.checkLimits(); err == nil || exitCode(err) != 2 || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want %q", err, says)
+		}
+	}
+}
+
 // A wrong command line is exit 2; what is not built is absent.
 func TestUsage(t *testing.T) {
 	for _, line := range []string{

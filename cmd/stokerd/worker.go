@@ -51,6 +51,25 @@ func workerCommand() *cobra.Command {
 	return cmd
 }
 
+// leastCapacity is less than one shard: a folder of less is a slip of the pen.
+const leastCapacity = 8 << 20
+
+// checkLimits says which limit lets nothing in.
+func (f *workerFlags) checkLimits() error {
+	if f.streams < 1 {
+		return usage{fmt.Errorf("--streams %d: want at least 1", f.streams)}
+	}
+	if len(f.dirs) == 0 && f.capacity < leastCapacity {
+		return usage{fmt.Errorf("--capacity: %d bytes hold no shard: want at least 8MiB", f.capacity)}
+	}
+	for _, d := range f.dirs {
+		if d.CapacityBytes < leastCapacity {
+			return usage{fmt.Errorf("--dir %s: %d bytes hold no shard: want at least 8MiB", d.Dir, d.CapacityBytes)}
+		}
+	}
+	return nil
+}
+
 // checkEvict says what is wrong with the marks.
 func checkEvict(e cache.Evict) error {
 	switch {
@@ -78,6 +97,9 @@ func runWorker(cmd *cobra.Command, f *workerFlags) error {
 		f.memory = byteSize(worker.AutoMemory())
 	} else if f.memory < worker.MinMemory {
 		return usage{errors.New("--memory: a worker needs at least 64MiB")}
+	}
+	if err := f.checkLimits(); err != nil {
+		return err
 	}
 	if err := checkEvict(f.evict); err != nil {
 		return err
