@@ -26,6 +26,7 @@ const (
 	watchEvery    = 500 * time.Millisecond // and later
 	watchPatience = 30 * time.Second       // with a Temporal that does not answer
 	refuseWithin  = 10 * time.Second       // a preload is answered when its space is granted, or after this
+	refusedAfter  = 2 * time.Second        // its load was queued, if that is a refusal
 	releaseIn     = 15 * time.Second       // a release is answered when all is let go, or after this
 	unknownETA    = -1
 )
@@ -160,6 +161,7 @@ func begun(in workflows.JobInput) workflows.JobState {
 // already: while Temporal does not answer, what was asked for is the answer.
 func (c *Controller) granted(ctx context.Context, in workflows.JobInput) (*api.JobStatus, error) {
 	job, end := in.Job, time.Now().Add(refuseWithin)
+	var queued time.Time // since when: a refusal follows at once, or it waits for more than space
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, watchEvery) {
 		s, err := c.o.Flows.JobState(ctx, job)
 		if stoker.KindOf(err) == stoker.KindTransient && err != nil {
@@ -174,6 +176,9 @@ func (c *Controller) granted(ctx context.Context, in workflows.JobInput) (*api.J
 			return nil, err
 		case st.State == api.JobFailed && st.Error != nil && st.Error.Kind == stoker.KindNoSpace.String():
 			return nil, st.Error.Err("preload", job)
+		case st.State == api.JobQueued && queued.IsZero():
+			queued = time.Now()
+		case st.State == api.JobQueued && time.Since(queued) < refusedAfter:
 		case st.State != api.JobPlanned || time.Now().After(end):
 			return st, nil
 		}

@@ -143,6 +143,11 @@ func TestTooLargeIsRefused(t *testing.T) {
 	if r.code != 8 || !strings.Contains(r.stderr, "MiB") {
 		t.Fatalf("exit %d, want 8\n%s", r.code, r.stderr)
 	}
+	for range 3 { // also for those who do not wait
+		if r := c.stoker("preload", "data"); r.code != 8 || !strings.Contains(r.stderr, "MiB") {
+			t.Errorf("exit %d, want 8\n%s%s", r.code, r.out, r.stderr)
+		}
+	}
 	var ws []api.WorkerInfo
 	if err := json.Unmarshal([]byte(c.must("workers", "-o", "json")), &ws); err != nil {
 		t.Fatal(err)
