@@ -202,7 +202,10 @@ func ListenTCP(addr string, t *Tokens) (net.Listener, error) {
 		return nil, stoker.Errorf(stoker.KindInvalid, "listen", addr, "not a loopback address: give a token file, or listen on 127.0.0.1")
 	}
 	l, err := net.Listen("tcp", addr)
-	if err != nil {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, syscall.EADDRNOTAVAIL): // it may pass
+		return nil, stoker.Errorf(stoker.KindBusy, "listen", addr, "another process listens there, or this node does not have the address (yet): %w", err)
+	case err != nil:
 		return nil, stoker.Errorf(stoker.KindInvalid, "listen", addr, "%w", err)
 	}
 	if a, ok := l.Addr().(*net.TCPAddr); t == nil && (!ok || !a.IP.IsLoopback()) {

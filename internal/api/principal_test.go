@@ -136,6 +136,21 @@ func TestLoopbackWithoutTokensIsAnonymous(t *testing.T) {
 	}
 }
 
+// A port that is taken may be free later: a service manager is to try again.
+func TestPortInUse(t *testing.T) {
+	l, err := ListenTCP("127.0.0.1:0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if _, err := ListenTCP(l.Addr().String(), nil); stoker.KindOf(err) != stoker.KindBusy {
+		t.Errorf("%v", err)
+	}
+	if _, err := ListenTCP("127.0.0.1:nonsense", nil); stoker.KindOf(err) != stoker.KindInvalid {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestListenTCPNeedsTokensOffLoopback(t *testing.T) {
 	for _, c := range []struct {
 		addr          string
