@@ -25,7 +25,7 @@ dev: ## bin/stoker-dev alone (embeds a Temporal server: minutes the first time)
 test: need build ## every test, race detector on, real Redis, S3, FUSE and Temporal
 	$(GO) test -race -timeout 25m $(filter-out %/e2e %/e2e/slurm,$(shell $(GO) list $(PKGS)))
 	cd cmd/stoker-dev && $(GO) test ./...
-	$(GO) test -p 1 -timeout 25m ./internal/e2e ./internal/e2e/slurm
+	$(GO) test -p 1 -timeout 45m ./internal/e2e ./internal/e2e/slurm
 
 test-long: test ## the slow ones too, and those on Ceph
 	STOKER_TEST_LONG=1 scripts/need
