@@ -153,10 +153,16 @@ func listedOnce(t *testing.T, bucket string, before, after []testenv.List) {
 	}
 }
 
-// batches counts those of all journals.
-func (c *cluster) batches() int {
-	names, _ := filepath.Glob(filepath.Join(c.dir, "store", "listings", "*", "*")) // the pattern is a good one
-	return len(names)
+// batches counts those of all journals that are there for good: what is being
+// written has another name.
+func (c *cluster) batches() (n int) {
+	names, _ := filepath.Glob(filepath.Join(c.dir, "store", "listings", "*", "*-*")) // the pattern is a good one
+	for _, name := range names {
+		if !strings.HasPrefix(filepath.Base(name), ".") {
+			n++
+		}
+	}
+	return n
 }
 
 func (c *cluster) datasets() map[string]api.DatasetInfo {
