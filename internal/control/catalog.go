@@ -78,14 +78,8 @@ func (c *Controller) sendSynced(ctx context.Context, stream *api.Stream, before,
 // removeDataset frees what the workers have of all generations, and takes the
 // name out of the registry. Held data is refused before anything is done.
 func (c *Controller) removeDataset(w http.ResponseWriter, r *http.Request) error {
-	d, err := c.named(r)
+	d, err := c.toChange(r, "generations cannot be removed one by one")
 	if err != nil {
-		return err
-	}
-	if strings.Contains(r.PathValue("name"), "@") {
-		return stoker.Errorf(stoker.KindInvalid, "dataset", r.PathValue("name"), "generations cannot be removed one by one: leave @%d out", d.Number)
-	}
-	if err := mayChange(r, "dataset", d.Name, d.entry.Owner); err != nil {
 		return err
 	}
 	ws, err := c.workers(r.Context())

@@ -238,6 +238,33 @@ func info(d *manifest.Dataset, g manifest.Generation, ws []worker) api.DatasetIn
 	return i
 }
 
+// toChange is the dataset that a request names and its caller may change, all of
+// it: whole says why one generation will not do.
+func (c *Controller) toChange(r *http.Request, whole string) (*resolved, error) {
+	d, err := c.named(r)
+	if err != nil {
+		return nil, err
+	}
+	if strings.Contains(r.PathValue("name"), "@") {
+		return nil, stoker.Errorf(stoker.KindInvalid, "dataset", r.PathValue("name"), "%s: leave @%d out", whole, d.Number)
+	}
+	return d, mayChange(r, "dataset", d.Name, d.entry.Owner)
+}
+
+// answerDetail answers with a dataset as it is now.
+func (c *Controller) answerDetail(w http.ResponseWriter, r *http.Request, name string) error {
+	d, err := c.find(r.Context(), name, 0)
+	if err != nil {
+		return err
+	}
+	detail, err := c.detail(r.Context(), d)
+	if err != nil {
+		return err
+	}
+	api.WriteJSON(w, http.StatusOK, detail)
+	return nil
+}
+
 func (c *Controller) showDataset(w http.ResponseWriter, r *http.Request) error {
 	d, err := c.named(r)
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"math"
 	"net/http"
-	"strings"
 	"time"
 
 	"stoker.dev"
@@ -84,14 +83,8 @@ func (c *Controller) setEviction(w http.ResponseWriter, r *http.Request) error {
 	if err := api.ReadJSON(w, r, &req); err != nil {
 		return err
 	}
-	d, err := c.named(r)
+	d, err := c.toChange(r, "all generations are evicted alike")
 	if err != nil {
-		return err
-	}
-	if strings.Contains(r.PathValue("name"), "@") {
-		return stoker.Errorf(stoker.KindInvalid, "dataset", r.PathValue("name"), "all generations are evicted alike: leave @%d out", d.Number)
-	}
-	if err := mayChange(r, "dataset", d.Name, d.entry.Owner); err != nil {
 		return err
 	}
 	entry, err := c.changeEviction(r.Context(), d.Name, req)
@@ -100,15 +93,7 @@ func (c *Controller) setEviction(w http.ResponseWriter, r *http.Request) error {
 	}
 	c.tellRule(r.Context(), entry)
 	c.o.Log.Info("evicted otherwise", "dataset", d.Name, "evict", evictionOf(entry).Evict, "ttl", entry.TTL, "by", api.PrincipalOf(r.Context()).Name)
-	if d, err = c.find(r.Context(), d.Name, 0); err != nil {
-		return err
-	}
-	detail, err := c.detail(r.Context(), d)
-	if err != nil {
-		return err
-	}
-	api.WriteJSON(w, http.StatusOK, detail)
-	return nil
+	return c.answerDetail(w, r, d.Name)
 }
 
 // tellRule tells the workers how an entry's data is evicted.

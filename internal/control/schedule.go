@@ -4,7 +4,6 @@ import (
 	"context"
 	"math"
 	"net/http"
-	"strings"
 	"time"
 
 	"stoker.dev"
@@ -31,14 +30,8 @@ func (c *Controller) scheduleDataset(w http.ResponseWriter, r *http.Request) err
 	if err := api.ReadJSON(w, r, &req); err != nil {
 		return err
 	}
-	d, err := c.named(r)
+	d, err := c.toChange(r, "a schedule makes new generations")
 	if err != nil {
-		return err
-	}
-	if strings.Contains(r.PathValue("name"), "@") {
-		return stoker.Errorf(stoker.KindInvalid, "dataset", r.PathValue("name"), "a schedule makes new generations: leave @%d out", d.Number)
-	}
-	if err := mayChange(r, "dataset", d.Name, d.entry.Owner); err != nil {
 		return err
 	}
 	every, err := syncEvery(d.Name, req.SyncEverySeconds)
@@ -49,15 +42,7 @@ func (c *Controller) scheduleDataset(w http.ResponseWriter, r *http.Request) err
 		return err
 	}
 	c.o.Log.Info("synced on schedule", "dataset", d.Name, "every", every, "by", api.PrincipalOf(r.Context()).Name)
-	if d, err = c.find(r.Context(), d.Name, 0); err != nil {
-		return err
-	}
-	detail, err := c.detail(r.Context(), d)
-	if err != nil {
-		return err
-	}
-	api.WriteJSON(w, http.StatusOK, detail)
-	return nil
+	return c.answerDetail(w, r, d.Name)
 }
 
 // lastSync is what users see of how a dataset's last sync ended.
