@@ -10,11 +10,9 @@ import (
 // aheadMost is how many fills ahead of readers run at a time, of all datasets.
 const aheadMost = 32
 
-// note tells of a read of blocks [from, to) of shard n, which lie in one object,
-// and begins to bring in what will be read next. waited: for bytes that were
+// note tells of a read of blocks [from, to) of shard n, which lie in m, and begins to bring in what will be read next. waited: for bytes that were
 // not here.
-func (s *Set) note(n uint32, from, to int, waited bool) {
-	m := s.memberAt(n, from)
+func (s *Set) note(n uint32, m manifest.Member, from, to int, waited bool) {
 	at := int(m.ObjectOff/stoker.BlockBytes) - int(m.FirstBlock) // of the shard's block 0 in the object
 	r := prefetch.Read{At: prefetch.Pos{Shard: n, Block: from}, After: s.behind(n, to), Blocks: to - from,
 		Object: uint32(m.Row), Left: manifest.BlocksOf(s.man.Entry(m.Row).Bytes) - at - to, Waited: waited}

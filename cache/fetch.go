@@ -128,9 +128,7 @@ func (s *Set) askPeer(ctx context.Context, n uint32, f *flight, p Peer, r piece,
 
 // where returns offset and length of a block in the shard's file.
 func (s *Set) where(n uint32, block int) (int64, int) {
-	sl := s.shard(n)
-	defer sl.mu.RUnlock()
-	off, _, length := blockOf(memberOf(sl.members, block), block)
+	off, _, length := blockOf(s.memberAt(n, block), block)
 	return off, length
 }
 

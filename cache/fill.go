@@ -273,9 +273,7 @@ func (s *Set) await(ctx context.Context, n uint32, f *flight, block int) (mem []
 
 // failure says why an ended flight did not bring in block.
 func (s *Set) failure(n uint32, f *flight, block int) error {
-	sl := s.shard(n)
-	row := memberOf(sl.members, block).Row
-	sl.mu.RUnlock()
+	row := s.memberAt(n, block).Row
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.failed[row]; err != nil {

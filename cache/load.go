@@ -324,9 +324,7 @@ func (s *Set) residentBytes(n uint32, from, to int) int64 {
 }
 
 func (l *load) fail(s *Set, n uint32, block int, err error) {
-	sl := s.shard(n)
-	row := memberOf(sl.members, block).Row
-	sl.mu.RUnlock()
+	row := s.memberAt(n, block).Row
 	path := api.EscapePath(s.man.Path(row))
 	l.mu.Lock()
 	defer l.mu.Unlock()

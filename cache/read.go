@@ -63,7 +63,7 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 		if err == nil {
 			s.c.counters.LocalBytes.Add(int64(len(want)))
 			if attempt == 0 && skip+len(want) == length && s.tracker.Acting() {
-				s.note(n, block, block+1, false)
+				s.note(n, s.memberAt(n, block), block, block+1, false)
 			}
 			return len(want), nil
 		}
@@ -115,16 +115,14 @@ var errMissing = &stoker.Error{Op: "cache.read", Kind: stoker.KindNotExist}
 // demand brings in the block that a reader waits for, and what the reader
 // will probably want with it. copied: see fillOne.
 func (s *Set) demand(ctx context.Context, n uint32, block, skip int, p []byte) (copied int, err error) {
-	sl := s.shard(n)
-	m := memberOf(sl.members, block)
-	sl.mu.RUnlock()
+	m := s.memberAt(n, block)
 	from, to := int(m.FirstBlock), int(m.FirstBlock)+manifest.BlocksOf(m.Bytes)
 	if to-from > demandWindow {
 		window := from + (block-from)/demandWindow*demandWindow
-		s.note(n, window, min(to, window+demandWindow), true)
+		s.note(n, m, window, min(to, window+demandWindow), true)
 		return s.fillOne(ctx, n, block, min(to, window+demandWindow), why{prio: guard.Demand}, skip, p)
 	}
-	s.note(n, from, to, true)
+	s.note(n, m, from, to, true)
 	copied, err = s.fillOne(ctx, n, block, to, why{prio: guard.Demand}, skip, p)
 	if copied == 0 && err == nil {
 		s.follow(n, block)
