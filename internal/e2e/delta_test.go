@@ -78,6 +78,20 @@ func TestDeltaPreload(t *testing.T) {
 	}
 }
 
+// killInTheMiddle preloads a generation, and kills a worker when the S3 side has
+// sent so many bytes; it comes back at once.
+func (c *cluster) killInTheMiddle(worker string, bytes int64) api.Certificate {
+	c.t.Helper()
+	reached, release := c.proxy.Hold(bytes)
+	defer release()
+	done := c.preload()
+	<-reached
+	c.kill(worker)
+	release()
+	c.dev("start", worker, "--dir", c.dir)
+	return done()
+}
+
 // A worker that is killed in the middle of that copies on in its next life.
 func TestDeltaSurvivesAKilledWorker(t *testing.T) {
 	const capacity = 570 << 20
@@ -88,14 +102,7 @@ func TestDeltaSurvivesAKilledWorker(t *testing.T) {
 	changed := c.changeByPut(rand.New(rand.NewPCG(4, 4)))
 	c.must("dataset", "sync", "data")
 	c.proxy.Reset()
-	reached, release := c.proxy.Hold(changed / 2)
-	defer release()
-	done := c.preload()
-	<-reached
-	c.kill("worker-1")
-	release()
-	c.dev("start", "worker-1", "--dir", c.dir)
-	cert := done()
+	cert := c.killInTheMiddle("worker-1", changed/2)
 	t.Logf("%d of %d bytes changed, the S3 side sent %d", changed, size, c.proxy.Bytes())
 	if cert.State != api.CertificateReady || cert.Generation != 2 || c.proxy.Bytes() > changed*11/10+onTheWay {
 		t.Errorf("%d bytes changed, the S3 side sent %d: %+v", changed, c.proxy.Bytes(), cert)
@@ -139,14 +146,7 @@ func TestDeltaThirdGenerationSurvivesAKill(t *testing.T) {
 	c.sameEverywhere(t, 2, capacity)
 
 	changed = next(3)
-	reached, release := c.proxy.Hold(changed / 2)
-	defer release()
-	done := c.preload()
-	<-reached
-	c.kill("worker-2")
-	release()
-	c.dev("start", "worker-2", "--dir", c.dir)
-	cert := done()
+	cert := c.killInTheMiddle("worker-2", changed/2)
 	t.Logf("%d of %d bytes changed, the S3 side sent %d", changed, size, c.proxy.Bytes())
 	if cert.State != api.CertificateReady || cert.Generation != 3 || len(cert.Failed) != 0 || c.proxy.Bytes() > changed*11/10+onTheWay+stoker.ExtentBytes {
 		t.Errorf("%d bytes changed, the S3 side sent %d: %+v", changed, c.proxy.Bytes(), cert)
