@@ -24,11 +24,12 @@ type MendOptions struct {
 // Mend moves what a lost worker had not begun to live workers, each shard to
 // the one with the highest score that has room and no replica of it. What
 // cannot be moved is kept for the worker's return, too. Shards that the lost
-// worker had to load and others own already stay theirs. NoSpace is never an
+// worker had to load and others own already stay theirs. Of a node of the plan
+// nothing moves: it has to hold all of them itself. NoSpace is never an
 // error here: the worker may come back.
 func Mend(p *Plan, shards []Shard, o MendOptions) Mending {
 	next := &Plan{Dataset: p.Dataset, Generation: p.Generation, Manifest: p.Manifest, Replicas: p.Replicas, Round: o.Round,
-		Workers: slices.Clone(p.Workers), Owners: slices.Clone(p.Owners)}
+		Workers: slices.Clone(p.Workers), Owners: slices.Clone(p.Owners), Nodes: p.Nodes}
 	number := make([]uint16, len(o.Workers)) // in the plan
 	for i, w := range o.Workers {
 		at := slices.IndexFunc(next.Workers, func(q PlanWorker) bool { return q.ID == w.ID })
@@ -40,6 +41,9 @@ func Mend(p *Plan, shards []Shard, o MendOptions) Mending {
 		number[i] = uint16(at)
 	}
 	part := p.Part(o.Lost)
+	if slices.Contains(p.Nodes, uint16(o.Lost)) {
+		o.Keep = func(uint32) bool { return true }
+	}
 	var want []Shard
 	for _, n := range part {
 		if !o.Keep(n) {

@@ -20,6 +20,7 @@ type Plan struct {
 	Workers    []PlanWorker
 	Owners     [][]uint16 // for each shard its workers, the owner first
 	Mended     []uint32   // sorted; nil: all shards
+	Nodes      []uint16   // workers that have to hold every shard, sorted: nobody takes over for them; nil: none
 }
 
 // PlanWorker is one worker of a plan.
@@ -58,10 +59,19 @@ func (p *Plan) Encode() []byte {
 			b = binary.AppendUvarint(b, uint64(w))
 		}
 	}
-	if p.Mended != nil {
+	switch { // what a plan does not have stands in none of an earlier release
+	case p.Mended != nil:
 		b = binary.AppendUvarint(b, uint64(len(p.Mended))+1)
 		for _, n := range p.Mended {
 			b = binary.AppendUvarint(b, uint64(n))
+		}
+	case p.Nodes != nil:
+		b = binary.AppendUvarint(b, 0)
+	}
+	if p.Nodes != nil {
+		b = binary.AppendUvarint(b, uint64(len(p.Nodes)))
+		for _, w := range p.Nodes {
+			b = binary.AppendUvarint(b, uint64(w))
 		}
 	}
 	return binary.LittleEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
@@ -125,6 +135,12 @@ func DecodePlan(b []byte) (*Plan, error) {
 	p.Owners = d.owners(shards, workers)
 	if len(d.b) > 0 && !d.bad {
 		p.Mended = d.mended(shards)
+		if len(d.b) == 0 && p.Mended == nil {
+			d.bad = true // a plan without either ends before
+		}
+	}
+	if len(d.b) > 0 && !d.bad {
+		p.Nodes = d.nodes(workers)
 	}
 	if d.bad || len(d.b) != 0 {
 		return corrupt("breaks off or has too much")
@@ -158,9 +174,32 @@ func (d *decoder) owners(shards, workers int) [][]uint16 {
 // ownersAtOnce is for how many owners memory is taken at a time.
 const ownersAtOnce = 1 << 16
 
-// mended reads the shards of a plan that mends another one.
+// nodes reads the workers that have to hold every shard.
+func (d *decoder) nodes(workers int) []uint16 {
+	count := d.num(min(uint64(workers), uint64(len(d.b))))
+	if count == 0 { // then none of it is written
+		d.bad = true
+		return nil
+	}
+	out := make([]uint16, count)
+	for i := range out {
+		w := d.num(1<<16 - 1)
+		if w >= workers || i > 0 && uint16(w) <= out[i-1] {
+			d.bad = true
+			return nil
+		}
+		out[i] = uint16(w)
+	}
+	return out
+}
+
+// mended reads the shards of a plan that mends another one; nil for one that
+// mends none.
 func (d *decoder) mended(shards int) []uint32 {
 	count := d.num(uint64(len(d.b))) - 1
+	if count == -1 && !d.bad {
+		return nil
+	}
 	if count < 0 || count > shards {
 		d.bad = true
 		return nil

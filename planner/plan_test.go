@@ -37,7 +37,13 @@ func TestPlanRoundTrip(t *testing.T) {
 	mended.Mended = []uint32{0, 7, 49}
 	none, _ := somePlan(r, 5, 50, 1)
 	none.Mended = []uint32{}
+	local, _ := somePlan(r, 5, 50, 5)
+	local.Nodes = []uint16{1, 4}
+	localMended, _ := somePlan(r, 5, 50, 5)
+	localMended.Nodes, localMended.Mended = []uint16{0}, []uint32{3}
 	for name, p := range map[string]*Plan{
+		"on nodes":         local,
+		"mended on nodes":  localMended,
 		"large":            big,
 		"mends another":    mended,
 		"mends nothing":    none,
@@ -100,7 +106,13 @@ func TestDamagedPlans(t *testing.T) {
 	r := rand.New(rand.NewPCG(8, 8))
 	p, _ := somePlan(r, 6, 40, 2)
 	p.Mended = []uint32{1, 2, 30}
-	good := p.Encode()
+	damagePlan(t, r, p.Encode())
+	p.Nodes = []uint16{0, 5}
+	damagePlan(t, r, p.Encode())
+}
+
+func damagePlan(t *testing.T, r *rand.Rand, good []byte) {
+	t.Helper()
 	for n := range len(good) {
 		if _, err := DecodePlan(good[:n]); stoker.KindOf(err) != stoker.KindCorrupt || err == nil {
 			t.Fatalf("the first %d bytes: %v", n, err)
