@@ -3,6 +3,7 @@ package activities
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -61,26 +62,26 @@ func (a *Activities) Admit(ctx context.Context, in AdmitInput) (Admission, error
 }
 
 func (a *Activities) admit(ctx context.Context, in AdmitInput) (out Admission, err error) {
+	copies := max(1, in.Claim.Replicas)
+	live, lost, err := a.Workers(ctx)
+	if err != nil {
+		return out, err
+	}
+	if copies > 1 { // what others hold of it they may hold in fewer copies
+		if why, err := a.tooMany(ctx, in.Claim.Datasets, copies, capacity(live, lost)); why != "" || err != nil {
+			return Admission{State: AdmitNever, Why: why}, err
+		}
+	}
 	asked, err := a.notHeld(ctx, in.Claim.Datasets)
 	if err != nil || len(asked) == 0 {
 		return Admission{State: AdmitNow}, err
 	}
-	var shards []planner.Shard
-	for _, d := range asked {
-		m, err := a.o.Store.Load(ctx, d.Manifest)
-		if err != nil {
-			return out, err
-		}
-		shards = append(shards, shardsOf(m)...)
-		_ = m.Close() // it was only read
-	}
-	copies := max(1, in.Claim.Replicas)
-	for _, s := range shards {
-		out.NeedBytes += s.Bytes * int64(copies)
-	}
-	live, lost, err := a.Workers(ctx)
+	shards, err := a.shardsOf(ctx, asked)
 	if err != nil {
 		return out, err
+	}
+	for _, s := range shards {
+		out.NeedBytes += s.Bytes * int64(copies)
 	}
 	rooms, why, err := a.rooms(ctx, live, asked)
 	if err != nil {
@@ -109,6 +110,35 @@ func (a *Activities) admit(ctx context.Context, in AdmitInput) (out Admission, e
 		}
 	}
 	return out, nil
+}
+
+// shardsOf are those of several datasets.
+func (a *Activities) shardsOf(ctx context.Context, datasets []AdmitDataset) (shards []planner.Shard, err error) {
+	for _, d := range datasets {
+		m, err := a.o.Store.Load(ctx, d.Manifest)
+		if err != nil {
+			return nil, err
+		}
+		shards = append(shards, shardsOf(m)...)
+		_ = m.Close() // it was only read
+	}
+	return shards, nil
+}
+
+// tooMany says why workers, all empty, could not hold so many copies; "" if they could.
+func (a *Activities) tooMany(ctx context.Context, datasets []AdmitDataset, copies int, workers []planner.Worker) (string, error) {
+	if len(workers) == 0 {
+		return "", nil // whoever plans says that there are none
+	}
+	shards, err := a.shardsOf(ctx, datasets)
+	if err != nil {
+		return "", err
+	}
+	var no *planner.NoFit
+	if _, err = planner.Place(shards, workers, planner.PlaceOptions{Replicas: copies}); errors.As(err, &no) {
+		return no.Error(), nil
+	}
+	return "", err
 }
 
 // notHeld are those datasets for which nobody has been granted space.

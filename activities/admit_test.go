@@ -43,6 +43,7 @@ func TestAdmit(t *testing.T) {
 		first    string
 		head     bool
 		lost     bool // the second worker is away
+		copies   int
 		want     string
 		why      string
 	}{
@@ -53,6 +54,8 @@ func TestAdmit(t *testing.T) {
 		"others wait":                         {first: "z", want: AdmitWait, why: "job z waits for space already"},
 		"it is the first":                     {first: "z", head: true, want: AdmitNow},
 		"can never fit":                       {capacity: need/2 - 1, want: AdmitNever, why: "all workers together hold"},
+		"more copies than workers":            {copies: 3, granted: true, want: AdmitNever, why: "needs 3 workers"},
+		"copies that fit":                     {copies: 2, granted: true, want: AdmitNow},
 		"does not fit while a worker is away": {capacity: need * 3 / 4, lost: true, want: AdmitWait, why: "free"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -78,7 +81,7 @@ func TestAdmit(t *testing.T) {
 				x.index.Mem = placement.NewMem(time.Now)
 				x.register(t, x.workers[0])
 			}
-			a, err := x.Admit(t.Context(), AdmitInput{Head: c.head, Claim: WaitingClaim{Job: "j", Datasets: []AdmitDataset{{"d", x.manifest}}}})
+			a, err := x.Admit(t.Context(), AdmitInput{Head: c.head, Claim: WaitingClaim{Job: "j", Replicas: c.copies, Datasets: []AdmitDataset{{"d", x.manifest}}}})
 			if err != nil || a.State != c.want || !strings.Contains(a.Why, c.why) {
 				t.Fatalf("%+v, %v", a, err)
 			}

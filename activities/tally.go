@@ -13,6 +13,8 @@ import (
 type tally struct {
 	m       *manifest.Manifest
 	present [][]byte          // by shard: bitmap; nil = nothing
+	copies  []uint16          // by shard: workers that have it whole
+	want    int               // that are to have it
 	corrupt []map[int]bool    // by shard: blocks that some worker found wrong
 	reasons map[string]reason // by path
 	sums    api.Checksums
@@ -27,7 +29,7 @@ type tally struct {
 type reason struct{ kind, text string }
 
 func newTally(m *manifest.Manifest) *tally {
-	return &tally{m: m, present: make([][]byte, m.Shards()), corrupt: make([]map[int]bool, m.Shards()), reasons: map[string]reason{},
+	return &tally{m: m, present: make([][]byte, m.Shards()), copies: make([]uint16, m.Shards()), want: 1, corrupt: make([]map[int]bool, m.Shards()), reasons: map[string]reason{},
 		wrong: map[api.WrongFile]bool{}, refillable: map[string]bool{}}
 }
 
@@ -80,6 +82,9 @@ func (t *tally) shard(worker string, s *api.ShardReport) (have []byte) {
 	}
 	if len(s.Corrupt) > 0 {
 		t.name(worker, s)
+	}
+	if full(have, blocks) {
+		t.copies[s.Shard]++
 	}
 	for i := range min(len(have), len(t.present[s.Shard])) {
 		t.present[s.Shard][i] |= have[i]

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"time"
 
@@ -24,6 +25,7 @@ type VerifyInput struct {
 	Started     time.Time
 	Plan        stoker.ID `json:",omitzero"`  // by which it was loaded
 	Deep        bool      `json:",omitempty"` // read every byte again
+	Copies      int       `json:",omitempty"` // workers that are to have each shard whole; 0 = 1
 }
 
 // Verified is a stored certificate, in brief.
@@ -64,12 +66,20 @@ func (a *Activities) Verify(ctx context.Context, in VerifyInput) (Verified, erro
 	}
 	v := Verified{Certificate: id, State: c.State, Objects: c.Objects, ResidentObjects: c.ResidentObjects}
 	if c.State != api.CertificateReady {
-		err := stoker.Errorf(stoker.KindIncomplete, "preload", in.Dataset, "%d of %d objects are not resident", c.Objects-c.ResidentObjects, c.Objects)
+		err := stoker.Errorf(stoker.KindIncomplete, "preload", in.Dataset, "%s", missing(c))
 		v.Kind, v.Message = err.Kind.String(), err.Error()
 		v.Again = !slices.ContainsFunc(c.Failed, func(f api.Failure) bool { return !retryable(stoker.ParseKind(f.Kind)) && !t.refillable[f.Path] })
 		v.Gone, v.Away = t.gone, t.away[:min(len(t.away), awayMost)]
 	}
 	return v, nil
+}
+
+// missing says what a certificate lacks.
+func missing(c *api.Certificate) string {
+	if c.ResidentObjects < c.Objects {
+		return fmt.Sprintf("%d of %d objects are not resident", c.Objects-c.ResidentObjects, c.Objects)
+	}
+	return fmt.Sprintf("%d of %d objects are on fewer than %d workers", len(c.Failed), c.Objects, c.Replicas)
 }
 
 // Certificate reads a stored certificate.
@@ -117,6 +127,7 @@ func (a *Activities) certify(ctx context.Context, in VerifyInput) (*api.Certific
 		return nil, nil, err
 	}
 	t := newTally(m)
+	t.want = max(1, in.Copies)
 	for i := range reports {
 		t.add(asked[i].ID, &reports[i])
 		if silent[i] && parts[i] >= 0 {
@@ -125,6 +136,9 @@ func (a *Activities) certify(ctx context.Context, in VerifyInput) (*api.Certific
 	}
 	c := t.certificate()
 	c.Dataset, c.Generation, c.Manifest, c.Deep = in.Dataset, in.Generation, in.Manifest, in.Deep
+	if in.Copies > 1 {
+		c.Replicas = in.Copies
+	}
 	c.UFSRequests, c.UFSBytes, c.Refetched = in.UFSRequests, in.UFSBytes, in.Refetched
 	c.Seconds = time.Since(began).Seconds()
 	return c, t, nil
@@ -166,8 +180,10 @@ func (t *tally) has(n uint32, block int) bool {
 }
 
 // whole reports whether every block of a shard is there.
-func (t *tally) whole(n uint32) bool {
-	p, blocks := t.present[n], int(t.m.Shard(n).Blocks)
+func (t *tally) whole(n uint32) bool { return full(t.present[n], int(t.m.Shard(n).Blocks)) }
+
+// full reports whether a bitmap has all blocks.
+func full(p []byte, blocks int) bool {
 	if len(p) < (blocks+7)/8 {
 		return false
 	}
@@ -180,14 +196,27 @@ func (t *tally) whole(n uint32) bool {
 	return rest == 0 || p[blocks/8]&rest == rest
 }
 
+// fewer notes the objects of a shard that too few workers have.
+func (t *tally) fewer(n uint32, few map[manifest.Row]int) {
+	for _, mem := range t.m.Members(n, nil) {
+		if workers, known := few[mem.Row]; !known || int(t.copies[n]) < workers {
+			few[mem.Row] = int(t.copies[n])
+		}
+	}
+}
+
 // certificate counts objects. An extent object is in several shards.
 func (t *tally) certificate() *api.Certificate {
 	c := &api.Certificate{Objects: t.m.Objects(), Bytes: t.m.Bytes(), Failed: []api.Failure{}, Unmountable: []api.Unmountable{}}
 	lost := map[manifest.Row]bool{} // true: a block of it is wrong somewhere
+	few := map[manifest.Row]int{}   // on how many workers
 	missing, missingOf := int64(0), map[manifest.Row]int64{}
 	var members []manifest.Member
 	for n := range uint32(t.m.Shards()) {
 		if t.whole(n) {
+			if t.want > 1 && int(t.copies[n]) < t.want {
+				t.fewer(n, few)
+			}
 			continue // its files need not be looked at: there may be a billion in all
 		}
 		members = t.m.Members(n, members[:0])
@@ -209,6 +238,12 @@ func (t *tally) certificate() *api.Certificate {
 		c.Failed = append(c.Failed, f)
 		if _, known := t.reasons[f.Path]; !known {
 			t.gone += missingOf[row]
+		}
+	}
+	for row, workers := range few {
+		if _, known := lost[row]; !known {
+			c.Failed = append(c.Failed, api.Failure{Path: api.EscapePath(t.m.Path(row)), Kind: stoker.KindTransient.String(),
+				Reason: fmt.Sprintf("whole on %d of %d workers", workers, t.want)})
 		}
 	}
 	slices.SortFunc(c.Failed, func(a, b api.Failure) int { return cmp.Compare(a.Path, b.Path) })

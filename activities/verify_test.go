@@ -336,3 +336,31 @@ func TestVerifyAgain(t *testing.T) {
 		t.Errorf("a certificate that was never made: %v", err)
 	}
 }
+
+// Asked for two copies, a certificate is Ready if two workers have each shard
+// whole, and else names what too few have.
+func TestCertificateCountsCopies(t *testing.T) {
+	c := newCluster(t, 2)
+	_, big := c.where(t, "big")
+	verify := func(a, b api.VerifyReport) Verified {
+		c.workers[0].report, c.workers[1].report = a, b
+		v, err := c.Verify(t.Context(), VerifyInput{Dataset: "d", Manifest: c.manifest, Copies: 2, Started: time.Now()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	if v := verify(c.all(), c.all()); v.State != api.CertificateReady {
+		t.Errorf("two copies: %+v", v)
+	}
+	v := verify(c.all(), drop(c.all(), big[0]))
+	cert, err := c.Certificate(t.Context(), v.Certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []api.Failure{{Path: "big", Kind: "transient", Reason: "whole on 1 of 2 workers"}}
+	if v.State != api.CertificateFailed || !v.Again || v.Message != "preload d: 1 of 43 objects are on fewer than 2 workers" || cert.Replicas != 2 ||
+		cert.ResidentObjects != cert.Objects || !slices.Equal(cert.Failed, want) {
+		t.Errorf("one of two copies of a shard: %+v, %+v", v, cert)
+	}
+}

@@ -38,12 +38,16 @@ type PlaceOptions struct {
 type NoFit struct {
 	NeedBytes, FreeBytes int64
 	Workers              int
+	Replicas             int // that were asked for
 }
 
 // Error implements error.
 func (e *NoFit) Error() string {
 	if e.Workers == 0 {
 		return "no worker is live"
+	}
+	if e.Replicas > e.Workers {
+		return fmt.Sprintf("needs %d workers for as many copies of each shard, %d can hold one: ask for at most %d replicas, or add workers", e.Replicas, e.Workers, e.Workers)
 	}
 	return fmt.Sprintf("needs %s on %d workers, %s free", human(e.NeedBytes), e.Workers, human(e.FreeBytes))
 }

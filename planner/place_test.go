@@ -395,12 +395,12 @@ func TestNoFit(t *testing.T) {
 		want     NoFit
 		text     string
 	}{
-		"no worker":             {0, 0, 1, NoFit{3 << 30, 0, 0}, "no worker is live"},
-		"too small":             {4, 700 * mib, 1, NoFit{3 << 30, 2800 * mib, 4}, "needs 3.0 GiB on 4 workers, 2.7 GiB free"},
-		"too small for two":     {4, 1 << 30, 2, NoFit{6 << 30, 4 << 30, 4}, "needs 6.0 GiB on 4 workers, 4.0 GiB free"},
-		"too few for replicas":  {2, 1 << 40, 3, NoFit{9 << 30, 2 << 40, 2}, "needs 9.0 GiB on 2 workers, 2.0 TiB free"},
-		"less than none":        {2, -5, 1, NoFit{3 << 30, 0, 2}, "needs 3.0 GiB on 2 workers, 0.0 B free"},
-		"in total, not by each": {48, 64*mib - 1, 1, NoFit{3 << 30, 48 * (64*mib - 1), 48}, "needs 3.0 GiB on 48 workers, 3.0 GiB free"},
+		"no worker":             {0, 0, 1, NoFit{3 << 30, 0, 0, 1}, "no worker is live"},
+		"too small":             {4, 700 * mib, 1, NoFit{3 << 30, 2800 * mib, 4, 1}, "needs 3.0 GiB on 4 workers, 2.7 GiB free"},
+		"too small for two":     {4, 1 << 30, 2, NoFit{6 << 30, 4 << 30, 4, 2}, "needs 6.0 GiB on 4 workers, 4.0 GiB free"},
+		"too few for replicas":  {2, 1 << 40, 3, NoFit{9 << 30, 2 << 40, 2, 3}, "needs 3 workers for as many copies of each shard, 2 can hold one: ask for at most 2 replicas, or add workers"},
+		"less than none":        {2, -5, 1, NoFit{3 << 30, 0, 2, 1}, "needs 3.0 GiB on 2 workers, 0.0 B free"},
+		"in total, not by each": {48, 64*mib - 1, 1, NoFit{3 << 30, 48 * (64*mib - 1), 48, 1}, "needs 3.0 GiB on 48 workers, 3.0 GiB free"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			workers := someWorkers(r, c.workers, 1)

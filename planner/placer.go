@@ -21,6 +21,8 @@ type placer struct {
 	tops    []top     // the best of each class, for the shard in hand
 	need    int64
 	total   int64
+
+	replicas int
 }
 
 // top is a worker and its hash with a shard.
@@ -30,7 +32,7 @@ type top struct {
 }
 
 func newPlacer(shards []Shard, workers []Worker, replicas int) *placer {
-	p := &placer{workers: workers, share: make([]float64, len(workers)), load: make([]float64, len(workers)), scores: make([]float64, len(workers))}
+	p := &placer{workers: workers, replicas: replicas, share: make([]float64, len(workers)), load: make([]float64, len(workers)), scores: make([]float64, len(workers))}
 	for _, w := range workers {
 		p.seeds = append(p.seeds, seed(w.ID))
 		p.weights = append(p.weights, weightOf(w))
@@ -197,5 +199,5 @@ func (p *placer) leastFilled(s Shard, taken []int) int {
 }
 
 func (p *placer) noFit() error {
-	return &stoker.Error{Op: "plan", Kind: stoker.KindNoSpace, Err: &NoFit{NeedBytes: p.need, FreeBytes: p.total, Workers: len(p.workers)}}
+	return &stoker.Error{Op: "plan", Kind: stoker.KindNoSpace, Err: &NoFit{NeedBytes: p.need, FreeBytes: p.total, Workers: len(p.workers), Replicas: p.replicas}}
 }

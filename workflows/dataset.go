@@ -54,6 +54,7 @@ type DatasetState struct {
 	State      string    // api.JobPlanned, JobQueued, JobWarming, JobReady or JobFailed
 	Plan       stoker.ID `json:",omitzero"` // of the last round
 	Parts      int       `json:",omitempty"`
+	Copies     int       `json:",omitempty"` // of each shard, that it brings
 	Why        string    `json:",omitempty"` // Queued: what is missing
 	Holders    []Holder
 	PausedBy   string `json:",omitempty"` // who wants no load now; "" = nobody
@@ -216,7 +217,7 @@ func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, e
 	}
 	d.s.Holders[i].Leased = true
 	if d.s.State == api.JobWarming {
-		d.hint(ctx, Outcome{State: api.JobWarming})
+		d.hint(ctx, Outcome{State: api.JobWarming}, d.met)
 	}
 	d.hurry(ctx)
 	return d.s.State, nil
@@ -257,10 +258,10 @@ func returnBy(now time.Time, window time.Duration, deadline time.Time) time.Time
 
 // hint tells claims of several datasets whether this one has its space, once.
 // They wait for that no longer than for a turn: one that is lost does no harm.
-func (d *dataset) hint(ctx workflow.Context, o Outcome) {
+func (d *dataset) hint(ctx workflow.Context, o Outcome, whose func(workflow.Context, *Holder) bool) {
 	var told []workflow.Future
 	for i := range d.s.Holders {
-		if h := &d.s.Holders[i]; h.Whole && !h.Hinted && !h.Served {
+		if h := &d.s.Holders[i]; h.Whole && !h.Hinted && !h.Served && whose(ctx, h) {
 			h.Hinted = true
 			told = append(told, workflow.SignalExternalWorkflow(ctx, JobID(d.cluster, h.Job), "", newsSignal, news{d.s.Manifest, h.Run, o}))
 		}

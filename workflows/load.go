@@ -42,7 +42,7 @@ func (d *dataset) load(ctx workflow.Context) {
 		case isKind(err, stoker.KindNoSpace):
 			d.refuse(ctx, err)
 		case err != nil:
-			d.settle(ctx, d.unserved(), Outcome{State: api.JobFailed, Error: errorBody(err)})
+			d.settle(ctx, d.unserved(ctx, d.wanted), Outcome{State: api.JobFailed, Error: errorBody(err)})
 		case v.State != api.CertificateReady:
 			d.settle(ctx, r.serving, Outcome{State: api.JobFailed, Certificate: v.Certificate, Error: &api.ErrorBody{Kind: v.Kind, Message: v.Message}})
 		default:
@@ -52,11 +52,11 @@ func (d *dataset) load(ctx workflow.Context) {
 	}
 }
 
-// unserved lists the jobs that wait to be told.
-func (d *dataset) unserved() []string {
+// unserved lists the jobs that wait to be told, of those that are meant.
+func (d *dataset) unserved(ctx workflow.Context, whose func(workflow.Context, *Holder) bool) []string {
 	var jobs []string
-	for _, h := range d.s.Holders {
-		if h.Leased && !h.Served {
+	for i := range d.s.Holders {
+		if h := &d.s.Holders[i]; h.Leased && !h.Served && whose(ctx, h) {
 			jobs = append(jobs, h.Job)
 		}
 	}
@@ -71,14 +71,19 @@ func (d *dataset) settle(ctx workflow.Context, jobs []string, o Outcome) {
 }
 
 // refuse tells those who only preload that it does not fit; the others queue.
+// Who asked for fewer copies is tried next, and at once.
 func (d *dataset) refuse(ctx workflow.Context, err error) {
 	body := errorBody(err)
 	d.s.State, d.s.Why = api.JobQueued, body.Message
-	d.hint(ctx, Outcome{State: api.JobQueued, Error: body})
-	for _, job := range d.unserved() {
+	d.hint(ctx, Outcome{State: api.JobQueued, Error: body}, d.wanted)
+	refused := d.unserved(ctx, d.wanted)
+	for _, job := range refused {
 		if i := d.find(job); i >= 0 && d.s.Holders[i].Preload {
 			d.tell(ctx, job, Outcome{State: api.JobFailed, Error: body})
 		}
+	}
+	if slices.ContainsFunc(d.s.Holders, func(h Holder) bool { return h.Leased && !h.Served && !d.wanted(ctx, &h) }) {
+		d.s.State, d.s.Why = api.JobPlanned, ""
 	}
 }
 
@@ -95,9 +100,8 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 	d := r.d
 	d.s.State, d.s.Why = api.JobPlanned, ""
 	in := activities.PlanInput{Dataset: d.s.Dataset, Generation: d.s.Generation, Manifest: d.s.Manifest, Round: workflow.Now(ctx).UnixNano()}
-	for _, h := range d.s.Holders {
-		in.Replicas = max(in.Replicas, h.Replicas)
-	}
+	in.Replicas = d.nextCopies(ctx)
+	d.s.Copies = max(1, in.Replicas)
 	var p activities.Planned
 	if err := workflow.ExecuteActivity(working(ctx, 0, 6), do.Plan, in).Get(ctx, &p); err != nil {
 		return v, err
@@ -112,7 +116,10 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 		}
 	}()
 	d.s.Plan, d.s.Parts, d.s.State = p.Plan, p.Parts, api.JobWarming
-	d.hint(ctx, Outcome{State: api.JobWarming})
+	d.hint(ctx, Outcome{State: api.JobWarming}, d.met)
+	judging, end := workflow.WithCancel(ctx)
+	defer end()
+	workflow.Go(judging, r.judge)
 	if err := r.loadParts(ctx, p); err != nil {
 		return v, err
 	}
@@ -128,7 +135,10 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 }
 
 func (r *round) count(ctx workflow.Context, p activities.Planned) (v activities.Verified, err error) {
-	r.serving, r.verify.Plan = r.d.unserved(), p.Plan
+	r.serving, r.verify.Plan = r.d.unserved(ctx, r.d.met), p.Plan
+	if r.verify.Copies = 0; r.d.byCopies(ctx) {
+		r.verify.Copies = r.d.s.Copies
+	}
 	return v, workflow.ExecuteActivity(working(ctx, 0, 3), do.Verify, r.verify).Get(ctx, &v)
 }
 

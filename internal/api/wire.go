@@ -47,20 +47,22 @@ const (
 // Certificate says what is resident of a dataset: the answer of preload
 // --wait and of verify.
 type Certificate struct {
-	Dataset         string        `json:"dataset"`
-	Generation      int           `json:"generation"`
-	Manifest        stoker.ID     `json:"manifest"`
-	State           string        `json:"state"` // Ready | Failed | Cancelled
-	Objects         int64         `json:"objects"`
-	Bytes           int64         `json:"bytes"`
-	ResidentObjects int64         `json:"residentObjects"`
-	ResidentBytes   int64         `json:"residentBytes"`
-	UFSRequests     int64         `json:"ufsRequests"`
-	UFSBytes        int64         `json:"ufsBytes"`
-	Refetched       Refetched     `json:"refetched"`
-	Seconds         float64       `json:"seconds"`
-	Failed          []Failure     `json:"failed"`      // never null
-	Unmountable     []Unmountable `json:"unmountable"` // never null
+	Dataset         string    `json:"dataset"`
+	Generation      int       `json:"generation"`
+	Manifest        stoker.ID `json:"manifest"`
+	State           string    `json:"state"` // Ready | Failed | Cancelled
+	Objects         int64     `json:"objects"`
+	Bytes           int64     `json:"bytes"`
+	ResidentObjects int64     `json:"residentObjects"`
+	ResidentBytes   int64     `json:"residentBytes"`
+	UFSRequests     int64     `json:"ufsRequests"`
+	UFSBytes        int64     `json:"ufsBytes"`
+	Refetched       Refetched `json:"refetched"`
+	// Replicas: so many workers have each shard whole; absent = it was asked for one.
+	Replicas    int           `json:"replicas,omitempty"`
+	Seconds     float64       `json:"seconds"`
+	Failed      []Failure     `json:"failed"`      // never null
+	Unmountable []Unmountable `json:"unmountable"` // never null
 	// Deep: every byte on every worker was read again and compared with its
 	// checksum; else each block was found with its length and checksum recorded.
 	Deep bool `json:"deep,omitempty"`

@@ -321,10 +321,7 @@ func (c *Controller) loadStatus(ctx context.Context, d workflows.DatasetState, b
 		return nil
 	}
 	st := &api.LoadStatus{State: d.State, Bytes: bytes, ETASeconds: unknownETA, PausedBy: d.PausedBy, Workers: []api.LoadWorker{}}
-	copies := int64(1)
-	for _, h := range d.Holders {
-		copies = max(copies, int64(h.Replicas))
-	}
+	copies := int64(max(1, d.Copies))
 	if d.State != api.JobWarming || !c.loads.status(ctx, d.Manifest, copies, bytes, st) || !objects {
 		return st
 	}

@@ -23,9 +23,9 @@ import (
 const slack = 16 << 20
 
 // preload starts `preload --wait` and returns what yields its certificate.
-func (c *cluster) preload() (wait func() api.Certificate) {
+func (c *cluster) preload(more ...string) (wait func() api.Certificate) {
 	c.t.Helper()
-	cmd := exec.Command(binary(c.t, "stoker"), "preload", "data", "--wait", "-o", "json")
+	cmd := exec.Command(binary(c.t, "stoker"), append([]string{"preload", "data", "--wait", "-o", "json"}, more...)...)
 	var out, stderr strings.Builder
 	cmd.Env, cmd.Stdout, cmd.Stderr = c.env, &out, &stderr
 	if err := cmd.Start(); err != nil {
