@@ -119,6 +119,7 @@ func (a *app) controller() (*api.Controller, error) {
 	return api.NewController(api.ClientOptions{
 		URL: a.chosen.Controller, TokenFile: a.chosen.TokenFile,
 		Hint: "start 'stokerd controller' (or 'stoker-dev up'), or say where it is with STOKER_CONTROLLER",
+		Slow: a.slow,
 	})
 }
 
@@ -127,5 +128,11 @@ func (a *app) node() (*api.Node, error) {
 	return api.NewNode(api.ClientOptions{
 		URL:  a.chosen.Socket,
 		Hint: "start 'stokerd worker' on this node (or 'stoker-dev up'), or say where its socket is with STOKER_SOCKET",
+		Slow: a.slow,
 	})
+}
+
+// slow says that the command waits for an answer.
+func (a *app) slow(what, at string) {
+	a.console.Note("the %s at %s takes its time; waiting for it", what, printable(at))
 }

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 )
 
 const (
+	slowAfter     = 2 * time.Second  // until whoever waits for an answer is told that he waits
 	answerTimeout = 30 * time.Second // for an answer that takes no work
 	workTimeout   = 5 * time.Minute  // for one that does: mount, unmount, evict
 	deepTimeout   = 12 * time.Hour   // to read every byte of a worker again
@@ -33,6 +35,9 @@ type ClientOptions struct {
 	TokenFile string // file with the bearer token; "" = none. Only used over http and https
 	Token     string // the bearer token itself; wins over TokenFile
 	Hint      string // what to do when nobody answers, the end of one sentence
+	// Slow is called, once, when an answer has not begun within some seconds, with
+	// who is asked and where; nil = nobody is told.
+	Slow func(what, at string)
 }
 
 // caller is one end of the JSON-over-HTTP conversation with one daemon.
@@ -43,10 +48,14 @@ type caller struct {
 	token string
 	hint  string
 	http  *http.Client
+	slow  func() // may be nil; may be called more than once
 }
 
 func newCaller(what string, o ClientOptions) (*caller, error) {
 	c := &caller{what: what, shown: o.URL, hint: o.Hint, token: o.Token}
+	if o.Slow != nil {
+		c.slow = sync.OnceFunc(func() { o.Slow(what, o.URL) })
+	}
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: 10 * time.Second, ForceAttemptHTTP2: false, IdleConnTimeout: 60 * time.Second}
 	c.http = &http.Client{
 		Transport: transport,
@@ -122,6 +131,9 @@ func (c *caller) send(ctx context.Context, method, path string, body any) (*http
 	}
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	if c.slow != nil {
+		defer time.AfterFunc(slowAfter, c.slow).Stop()
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

@@ -97,7 +97,13 @@ var stages = []stage{
 // evicted frees a dataset as soon as nobody holds it any more.
 func (c *cluster) evicted(dataset string) {
 	c.t.Helper()
-	c.eventually(dataset+" is evicted", func() bool { return c.stoker("evict", dataset).code == 0 })
+	var last result
+	defer func() {
+		if last.code != 0 {
+			c.t.Logf("evict ended with %d: %s", last.code, last.stderr)
+		}
+	}()
+	c.eventually(dataset+" is evicted", func() bool { last = c.stoker("evict", dataset); return last.code == 0 })
 }
 
 // A job may be cancelled in every stage, by `stoker cancel`, by Ctrl-C and by

@@ -44,7 +44,7 @@ func (b *body) ask(ctx context.Context, cancel context.CancelCauseFunc, t *ticke
 	}
 	watch.Stop()
 	if context.Cause(ctx) == errHangs {
-		err = stoker.Errorf(stoker.KindTransient, "ufs.open", b.key, "%w", errHangs)
+		err = f.hangs("ufs.open", b.key)
 	}
 	if isThrottled(err) {
 		f.count(b.ctx, func(c *Count) { c.Throttled.Add(1) })

@@ -24,6 +24,7 @@ var _ ufs.FS = (*FS)(nil)
 
 // Options tune a guard; the zero value is useful.
 type Options struct {
+	Name        string        // of the store, for errors; "" = "the store"
 	Attempts    int           // tries of one request that the store answers, the first included; 0 = 5
 	BaseDelay   time.Duration // before the second try, doubled each time; 0 = 100 ms
 	MaxDelay    time.Duration // the longest wait; 0 = 5 s
@@ -41,6 +42,9 @@ func (o Options) withDefaults() Options {
 		if *d <= 0 {
 			*d = v
 		}
+	}
+	if o.Name == "" {
+		o.Name = "the store"
 	}
 	if o.Attempts <= 0 {
 		o.Attempts = 5
@@ -193,7 +197,7 @@ func retry[T any](ctx context.Context, f *FS, do func(context.Context) (T, error
 			return none, err
 		}
 		t.last = time.Now()
-		v, err := within(ctx, f.o.HeaderWait, do)
+		v, err := within(ctx, f, do)
 		if err == nil {
 			return v, nil
 		}
@@ -204,14 +208,19 @@ func retry[T any](ctx context.Context, f *FS, do func(context.Context) (T, error
 }
 
 // within runs do with a time limit whose end is Transient.
-func within[T any](ctx context.Context, d time.Duration, do func(context.Context) (T, error)) (T, error) {
-	c, cancel := context.WithTimeoutCause(ctx, d, errHangs)
+func within[T any](ctx context.Context, f *FS, do func(context.Context) (T, error)) (T, error) {
+	c, cancel := context.WithTimeoutCause(ctx, f.o.HeaderWait, errHangs)
 	defer cancel()
 	v, err := do(c)
 	if err != nil && ctx.Err() == nil && context.Cause(c) == errHangs {
-		err = stoker.Errorf(stoker.KindTransient, "ufs", "", "%w", errHangs)
+		err = f.hangs("ufs", "")
 	}
 	return v, err
+}
+
+// hangs is the error of a request whose answer did not begin in time.
+func (f *FS) hangs(op, key string) error {
+	return stoker.Errorf(stoker.KindTransient, op, key, "%s: %w (%v)", f.o.Name, errHangs, f.o.HeaderWait)
 }
 
 // Open implements ufs.FS. The reader resumes by itself where a body broke off.

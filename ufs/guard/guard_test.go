@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -228,7 +229,10 @@ func TestHangIsTransient(t *testing.T) {
 				return ctx.Err()
 			})
 			start := time.Now()
-			err := what.do(t.Context(), New(d, Options{Attempts: 3, HeaderWait: 10 * time.Second}))
+			err := what.do(t.Context(), New(d, Options{Name: "http://far", Attempts: 3, HeaderWait: 10 * time.Second}))
+			if err == nil || !strings.Contains(err.Error(), "http://far: no answer came in time (10s)") {
+				t.Errorf("%s: the error names neither the store nor the time: %v", what.name, err)
+			}
 			if took := time.Since(start); stoker.KindOf(err) != stoker.KindTransient || what.tries(d) != 3 || took < 30*time.Second || took > 31*time.Second {
 				t.Errorf("%s: %v after %v, %d tries", what.name, err, took, what.tries(d))
 			}

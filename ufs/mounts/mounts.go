@@ -132,7 +132,8 @@ func (m *Mounts) Open(ctx context.Context, l ufs.Location) (ufs.FS, string, erro
 		return nil, "", err
 	}
 	o := m.o.Guard
-	o.Endpoint = m.endpointLocked(endpointOf(fs, at))
+	o.Name = endpointOf(fs, at)
+	o.Endpoint = m.endpointLocked(o.Name)
 	g := guard.New(fs, o)
 	m.open[at] = g
 	return g, prefix, nil

@@ -3,6 +3,7 @@ package s3ufs
 import (
 	"context"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -110,6 +111,10 @@ func (p *probe) reach(ctx context.Context) bool {
 		hint := network
 		if stoker.KindOf(err) == stoker.KindDenied {
 			hint = "give the daemons credentials, or name a profile that they have, or use --anonymous"
+		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			p.add("reachable", ufs.Bad, hint, "%s has not answered within %v", p.f.base, took.Round(time.Second))
+			return false
 		}
 		p.add("reachable", ufs.Bad, hint, "%v", err)
 		return false

@@ -1,7 +1,9 @@
 package s3ufs
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -72,6 +74,20 @@ func TestProbeOfAGoodStore(t *testing.T) {
 	}
 	if got := levels(t, down, ""); len(got) != 1 || got["reachable"].Level != ufs.Bad {
 		t.Errorf("nobody there: %v", got)
+	}
+	listens, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listens.Close()
+	hangs, err := Open(t.Context(), Options{Bucket: "b", Location: ufs.Location{Endpoint: "http://" + listens.Addr().String(), PathStyle: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if got := hangs.Probe(ctx, ""); len(got) != 1 || got[0].Level != ufs.Bad || got[0].Detail != "http://"+listens.Addr().String()+"/b has not answered within 1s" {
+		t.Errorf("it hangs: %+v", got)
 	}
 }
 
