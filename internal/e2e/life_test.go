@@ -48,7 +48,13 @@ func alive(pid int) bool {
 // eventually waits for other processes, on which nothing here can wait.
 func (c *cluster) eventually(what string, is func() bool) {
 	c.t.Helper()
-	for end := time.Now().Add(90 * time.Second); !is(); {
+	c.within(90*time.Second, what, is)
+}
+
+// within is eventually with a time of its own.
+func (c *cluster) within(most time.Duration, what string, is func() bool) {
+	c.t.Helper()
+	for end := time.Now().Add(most); !is(); {
 		if time.Now().After(end) {
 			c.t.Fatalf("never came true: %s", what)
 		}
