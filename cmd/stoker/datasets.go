@@ -157,7 +157,7 @@ func (a *app) datasetShowCommand() *cobra.Command {
 		Use: "show NAME[@GEN]", Short: "show one dataset: what it is, where it is, who holds it", Args: oneArg("a dataset's name"),
 		Long: `Shows a generation of a dataset, the current one unless @GEN says another: its
 size, how much is on the workers, who holds it, and which keys of the store
-cannot be files. With --changes, what is different from the generation before,
+cannot be files. What was preloaded by its URI alone is shown by that. With --changes, what is different from the generation before,
 or from FROM, instead: counts, bytes, and the first paths.`,
 		Example: `  stoker dataset show imagenet
   stoker dataset show imagenet@1 -o json | jq .unmountable
@@ -213,7 +213,10 @@ func (a *app) verifyCommand() *cobra.Command {
 recorded, and counts that against the manifest. With --deep every byte is read
 from every worker's disk and compared with the checksum of its block. Exit code 4
 if something is missing, 6 if a worker had wrong bytes, whose files are named; they
-are out of use since, and 'stoker preload' brings them in again.`,
+are out of use since, and 'stoker preload' brings them in again.
+
+A URI that was preloaded without a name may be given instead; so it may to evict
+and 'dataset show'.`,
 		Example: `  stoker verify imagenet
   stoker verify imagenet --deep -o json | jq '.failed, .wrong'`,
 		Args: oneArg("a dataset's name"),
@@ -270,7 +273,8 @@ func (a *app) evictCommand() *cobra.Command {
 		Short: "free the space of a dataset on all workers",
 		Long: `Frees what the workers have of a dataset. Data that a job, a pin or a mounted
 view holds is refused (exit code 11) unless --force, which ends the leases;
-a mounted view then reads from the store again.`,
+a mounted view then reads from the store again. What was preloaded by its URI
+alone belongs to nobody: an admin may evict it by that.`,
 		Example: `  stoker evict imagenet
   stoker evict imagenet@1 --force`,
 		Args: oneArg("a dataset's name"),

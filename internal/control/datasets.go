@@ -21,7 +21,7 @@ import (
 
 // resolved is a dataset's generation as a request names it.
 type resolved struct {
-	entry *manifest.Dataset // nil: a URI
+	entry *manifest.Dataset // of a URI: without an owner
 	api.DatasetRef
 	manifest.Generation
 }
@@ -38,6 +38,9 @@ func splitRef(ref string) (name string, generation int) {
 
 // find looks a registered dataset up; generation 0 is the current one.
 func (c *Controller) find(ctx context.Context, name string, generation int) (*resolved, error) {
+	if isURI(name) {
+		return nil, stoker.Errorf(stoker.KindNotExist, "dataset", name, "is no name: 'stoker dataset add NAME %s' registers it, so that it can be pinned, synced and steered", name)
+	}
 	d, _, err := c.manifests.Dataset(ctx, name)
 	if stoker.KindOf(err) == stoker.KindNotExist || stoker.KindOf(err) == stoker.KindInvalid {
 		return nil, stoker.Errorf(stoker.KindNotExist, "dataset", name, "is not registered: 'stoker dataset ls' lists what is, 'stoker dataset add %s URI' adds it", name)
@@ -266,7 +269,7 @@ func (c *Controller) answerDetail(w http.ResponseWriter, r *http.Request, name s
 }
 
 func (c *Controller) showDataset(w http.ResponseWriter, r *http.Request) error {
-	d, err := c.named(r)
+	d, err := c.held(r)
 	if err != nil {
 		return err
 	}
@@ -292,7 +295,7 @@ func (c *Controller) detail(ctx context.Context, d *resolved) (*api.DatasetDetai
 		DatasetInfo: info(d.entry, d.Generation, ws), Shards: m.Shards(), Directories: m.Directories(),
 		Locations: []ufs.Location{}, Unmountable: []api.Unmountable{},
 	}
-	pins, err := c.manifests.Pins(ctx, d.Name)
+	pins, err := c.pinsOf(ctx, d)
 	if err != nil {
 		return nil, err
 	}
@@ -312,7 +315,7 @@ func (c *Controller) detail(ctx context.Context, d *resolved) (*api.DatasetDetai
 }
 
 func (c *Controller) verify(w http.ResponseWriter, r *http.Request) error {
-	d, err := c.named(r)
+	d, err := c.held(r)
 	if err != nil {
 		return err
 	}
@@ -368,7 +371,7 @@ func (c *Controller) evict(w http.ResponseWriter, r *http.Request) error {
 	if err := api.ReadJSON(w, r, &req); err != nil {
 		return err
 	}
-	d, err := c.named(r)
+	d, err := c.held(r)
 	if err != nil {
 		return err
 	}
@@ -388,7 +391,7 @@ func (c *Controller) evict(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	pins, err := c.manifests.Pins(r.Context(), d.Name)
+	pins, err := c.pinsOf(r.Context(), d)
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ func (c *Controller) failed(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	d, err := c.named(r)
+	d, err := c.held(r)
 	if err != nil {
 		return err
 	}

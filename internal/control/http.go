@@ -83,7 +83,11 @@ func (c *Controller) status(w http.ResponseWriter, r *http.Request) error {
 
 // mayChange lets the owner of something and admins change it.
 func mayChange(r *http.Request, what, name, owner string) error {
-	if p := api.PrincipalOf(r.Context()); !p.Admin && p.Name != owner {
+	p := api.PrincipalOf(r.Context())
+	if owner == "" && !p.Admin {
+		return stoker.Errorf(stoker.KindDenied, what, name, "is not registered and belongs to nobody: only an admin may")
+	}
+	if !p.Admin && p.Name != owner {
 		return stoker.Errorf(stoker.KindDenied, what, name, "belongs to %s, not to you (%s)", owner, p.Name)
 	}
 	return nil

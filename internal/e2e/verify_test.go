@@ -217,3 +217,30 @@ func TestProgressOfALoad(t *testing.T) {
 	}
 	c.must("release", "train")
 }
+
+// What was preloaded by its URI alone is shown, verified and evicted by it, and
+// needs a name for what has an owner. Nobody but an admin evicts it.
+func TestDatasetsWithoutAName(t *testing.T) {
+	c := up(t, 1, "512MiB", func(root string) { makeFiles(t, root, 20, 10<<10, 0, 0) })
+	const uri = "s3://data/train"
+	if r := c.stoker("verify", uri); r.code != 3 || !strings.Contains(r.stderr, "stoker preload "+uri) {
+		t.Errorf("before: exit %d, %s", r.code, r.stderr)
+	}
+	was := c.certificate(c.must("preload", uri, "--wait", "-o", "json"))
+	if cert := c.certificate(c.must("verify", uri+"/", "--deep", "-o", "json")); !cert.Deep || cert.Manifest != was.Manifest || cert.ResidentObjects != 20 {
+		t.Errorf("verify --deep: %+v", cert)
+	}
+	if d := c.detail("dataset", "show", uri); d.Name != uri || d.Manifest != was.Manifest || d.ResidentBytes != was.Bytes || d.Owner != "" {
+		t.Errorf("show: %+v", d)
+	}
+	for _, args := range [][]string{{"pin", uri, "--for", "1h", "--reason", "x"}, {"dataset", "sync", uri}, {"dataset", "rm", uri}} {
+		if r := c.stoker(args...); r.code != 3 || !strings.Contains(r.stderr, "stoker dataset add NAME "+uri) {
+			t.Errorf("%v: exit %d, %s", args, r.code, r.stderr)
+		}
+	}
+	c.user(4321).refused(10, "only an admin may", "evict", uri)
+	c.must("evict", uri)
+	if r := c.stoker("verify", uri); r.code != 3 {
+		t.Errorf("after: exit %d, %s", r.code, r.stderr)
+	}
+}
