@@ -462,7 +462,7 @@ func TestJobStatusSumsUp(t *testing.T) {
 		"not begun": {state: api.JobPlanned, want: api.JobPlanned, resident: 1000, eta: -1},
 		"warming": {state: api.JobPlanned, set: &workflows.DatasetState{State: api.JobWarming}, want: api.JobWarming,
 			resident: 1000 + 1200, eta: -1},
-		"warming two copies": {state: api.JobPlanned, set: &workflows.DatasetState{State: api.JobWarming, Holders: []workflows.Holder{{Job: "j"}, {Job: "k", Replicas: 2}}},
+		"warming two copies": {state: api.JobPlanned, set: &workflows.DatasetState{State: api.JobWarming, Holders: []workflows.Holder{{Job: "j"}, {Job: "k", Replicas: 2}}, Copies: 2},
 			want: api.JobWarming, resident: 1000 + 600, eta: -1},
 		"queued": {state: api.JobPlanned, set: &workflows.DatasetState{State: api.JobQueued, Why: "needs 3 TiB"}, want: api.JobQueued,
 			resident: 1000, eta: -1, why: "needs 3 TiB"},
