@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -32,3 +33,14 @@ func (l *allowed) String() string { return strings.Join(*l, ":") }
 
 // Type implements pflag.Value.
 func (l *allowed) Type() string { return "folders" }
+
+// missing lists those that are no folders at present.
+func (l *allowed) missing() []string {
+	var none []string
+	for _, dir := range *l {
+		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+			none = append(none, dir)
+		}
+	}
+	return none
+}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -21,6 +23,19 @@ func TestAllowedFolders(t *testing.T) {
 		if err := l.Set(s); stoker.KindOf(err) != stoker.KindInvalid || err == nil {
 			t.Errorf("%q: %v", s, err)
 		}
+	}
+}
+
+// A folder that is not there may come later: it is only said.
+func TestAllowedFoldersThatAreNotThere(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l := allowed{dir, file, dir + "/none"}
+	if got := l.missing(); !slices.Equal(got, []string{file, dir + "/none"}) {
+		t.Errorf("missing: %q", got)
 	}
 }
 

@@ -64,6 +64,9 @@ func (f *sharedFlags) open(cmd *cobra.Command, need map[string]string) (s shared
 	if s.notify, err = newNotifier(s.log); err != nil {
 		return s, err
 	}
+	for _, dir := range f.allowFile.missing() {
+		s.log.Warn("--allow-file: there is no such folder: datasets below it fail until there is", "folder", dir)
+	}
 	if s.tokens, err = api.LoadTokens(f.tokenFile); err != nil {
 		return s, err
 	}

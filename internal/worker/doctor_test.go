@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -95,8 +96,14 @@ func TestDoctor(t *testing.T) {
 
 // What is broken is found, and says what to do.
 func TestDoctorFindsWhatIsBroken(t *testing.T) {
-	w := openWorker(t, func(o *Options) { o.CapacityBytes = 1 << 60; o.Index = silent{} })
+	var log bytes.Buffer
+	w := openWorker(t, func(o *Options) {
+		o.CapacityBytes, o.Index, o.Log = 1<<60, silent{}, slog.New(slog.NewTextHandler(&log, nil))
+	})
 	defer w.close()
+	if !strings.Contains(log.String(), "less than --capacity promises") { // at the start, too
+		t.Errorf("the log says %s", log.String())
+	}
 	checks := api.Diagnose(t.Context(), api.CheckTimeout, w.probes())
 	rep := api.DoctorReport{Checks: checks}
 	for name, c := range map[string]struct{ state, part string }{
