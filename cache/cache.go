@@ -37,9 +37,14 @@ type Directory interface {
 	// Holders returns the other live workers said to hold shard n of the
 	// manifest, those with all of it first.
 	Holders(ctx context.Context, id stoker.ID, n uint32) []Peer
-	// Owner returns the worker that reads shard n through for the others,
-	// by the plan if there is one (may be nil); self means this worker.
-	Owner(ctx context.Context, plan *planner.Plan, shard stoker.ID, n uint32) (p Peer, self bool)
+	// Owners returns the live workers that read shard n through for this one, by
+	// the plan if there is one (may be nil). self: this worker is next in turn,
+	// and asks the UFS if all of them are silent. lost are the ids of those that
+	// the plan has before and that are not live.
+	Owners(ctx context.Context, plan *planner.Plan, shard stoker.ID, n uint32) (ask []Peer, self bool, lost []string)
+	// Begun reports whether one of some workers, live or not, may have some of
+	// shard n on its disk.
+	Begun(ctx context.Context, workers []string, id stoker.ID, n uint32) bool
 	// Announce tells the others that this worker has part, or all, of a
 	// shard; Withdraw that it has it no more. Both only queue.
 	Announce(id stoker.ID, n uint32, whole bool)

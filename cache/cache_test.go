@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -116,12 +117,33 @@ func (d *fakeDirectory) Holders(_ context.Context, id stoker.ID, n uint32) []Pee
 	return out
 }
 
-func (d *fakeDirectory) Owner(_ context.Context, plan *planner.Plan, _ stoker.ID, n uint32) (Peer, bool) {
-	owner := int(n) % len(d.c.nodes)
-	if plan != nil {
-		owner = int(plan.Owners[n][0])
+func (d *fakeDirectory) Owners(_ context.Context, plan *planner.Plan, _ stoker.ID, n uint32) (ask []Peer, self bool, lost []string) {
+	if plan == nil {
+		owner := int(n) % len(d.c.nodes)
+		if owner == d.self {
+			return nil, true, nil
+		}
+		return []Peer{d.c.nodes[owner].peer}, false, nil
 	}
-	return d.c.nodes[owner].peer, owner == d.self
+	for _, owner := range plan.Owners[n] {
+		if int(owner) == d.self {
+			return ask, true, nil
+		}
+		ask = append(ask, d.c.nodes[owner].peer)
+	}
+	return ask, false, nil
+}
+
+func (d *fakeDirectory) Begun(_ context.Context, workers []string, id stoker.ID, n uint32) bool {
+	for _, other := range d.c.nodes {
+		other.dir.mu.Lock()
+		_, ok := other.dir.held[heldShard{id, n}]
+		other.dir.mu.Unlock()
+		if ok && slices.Contains(workers, other.peer.ID) {
+			return true
+		}
+	}
+	return false
 }
 
 func (d *fakeDirectory) Flush(context.Context) {}

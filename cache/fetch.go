@@ -12,7 +12,9 @@ import (
 
 // fly brings in what is missing of the flight's run: from older generations
 // here, from workers that hold it, else through the shard's owner, else from
-// older generations elsewhere, else from the UFS. What cannot be had stands in
+// older generations elsewhere, else from the UFS. A shard that the plan has here
+// and elsewhere first comes through the one that is its source: else whoever had
+// it before would have to send it to all. What cannot be had stands in
 // f.failed by object.
 func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 	// Without space the run is read through memory; see deliver.
@@ -34,23 +36,24 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 	if f.urgency.Priority() >= guard.Preload {
 		ctx = peer.Ordered(ctx)
 	}
-	for _, p := range s.c.o.Directory.Holders(ctx, s.id, n) {
-		if s.fromPeer(ctx, n, f, p, false) {
-			if p.Whole {
-				s.slots[n].misses.Add(1)
-			}
-			break
-		}
+	o := s.ownersOf(ctx, n, w)
+	if o.self && !w.ahead {
+		s.askOwners(ctx, n, f, o, 1)
 	}
+	s.fromHolders(ctx, n, f)
 	if w.ahead {
 		s.seal(n)
 		return
 	}
 	bypass := false
-	if !w.direct && s.missing(n, f) {
-		if owner, self := s.c.o.Directory.Owner(ctx, s.plan.Load(), s.man.Shard(n).ID, n); !self {
-			bypass = !s.fromPeer(ctx, n, f, owner, true)
+	if s.missing(n, f) {
+		gone := w.waits && s.begunBy(ctx, n, o)
+		if w.waits && o.busy && f.urgency.Priority() >= guard.Preload || gone && s.waitsFor(n, f, true) {
+			f.away.Store(true)
+			return
 		}
+		s.askOwners(ctx, n, f, o, maxAsked)
+		bypass = gone || !o.self && s.missing(n, f)
 	}
 	if lacks, silent := s.copyFromPeers(ctx, n, f, origins); lacks && w.waits && s.waitsFor(n, f, silent) {
 		f.away.Store(true)
@@ -91,9 +94,67 @@ func (s *Set) arrived(n uint32, f *flight, b int) bool {
 	return f.mem[b] != nil
 }
 
-// fromPeer asks one worker for what the run lacks and reports whether all of
-// it is here.
-func (s *Set) fromPeer(ctx context.Context, n uint32, f *flight, p Peer, through bool) bool {
+// owners are the workers that may read a shard through for a flight.
+type owners struct {
+	ask  []Peer
+	self bool     // the plan has the shard here, too: this worker asks the UFS after them
+	lost []string // of a shard that the plan has here, too: before it in turn, and not live or silent
+	busy bool     // likewise: one of them lives, and has not got that far yet
+}
+
+func (s *Set) ownersOf(ctx context.Context, n uint32, w why) *owners {
+	if w.direct { // whoever asked it for that asks the others
+		return &owners{self: true}
+	}
+	o := &owners{}
+	o.ask, o.self, o.lost = s.c.o.Directory.Owners(ctx, s.plan.Load(), s.man.Shard(n).ID, n)
+	return o
+}
+
+// askOwners asks the next owners, most at most, until one answers. What that one
+// cannot have, another one would not have either. One whose store is slow may be
+// silent for so long that it seems to be gone: it is asked for what it has.
+func (s *Set) askOwners(ctx context.Context, n uint32, f *flight, o *owners, most int) {
+	for ; most > 0 && len(o.ask) > 0 && !o.busy && s.missing(n, f); most-- {
+		p := o.ask[0]
+		o.ask = o.ask[1:]
+		err := s.fromPeer(ctx, n, f, p, true)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if k := stoker.KindOf(err); !o.self || k != stoker.KindTransient && k != stoker.KindNotExist { // NotExist: another life of it answers
+			continue
+		}
+		if o.busy = s.fromPeer(ctx, n, f, p, false) == nil; !o.busy {
+			o.lost = append(o.lost, p.ID)
+		}
+	}
+}
+
+// begunBy reports whether one of the owners that do not answer may have some of a
+// shard on its disk.
+func (s *Set) begunBy(ctx context.Context, n uint32, o *owners) bool {
+	return len(o.lost) > 0 && s.c.o.Directory.Begun(ctx, o.lost, s.id, n)
+}
+
+// fromHolders asks those who are said to have a shard.
+func (s *Set) fromHolders(ctx context.Context, n uint32, f *flight) {
+	if !s.missing(n, f) {
+		return
+	}
+	for _, p := range s.c.o.Directory.Holders(ctx, s.id, n) {
+		if _ = s.fromPeer(ctx, n, f, p, false); !s.missing(n, f) { // if it fails, another one may have it
+			if p.Whole {
+				s.slots[n].misses.Add(1)
+			}
+			return
+		}
+	}
+}
+
+// fromPeer asks one worker for what the run lacks. That it does not have all of
+// it is no error.
+func (s *Set) fromPeer(ctx context.Context, n uint32, f *flight, p Peer, through bool) error {
 	var lacks []int
 	for b := f.from; b < f.to; b++ {
 		if !s.arrived(n, f, b) {
@@ -105,10 +166,10 @@ func (s *Set) fromPeer(ctx context.Context, n uint32, f *flight, p Peer, through
 			if !canceled(err) {
 				s.log().Debug("peer did not serve", "peer", p.ID, "shard", n, "error", err)
 			}
-			break
+			return err
 		}
 	}
-	return !s.missing(n, f)
+	return nil
 }
 
 // askPeer asks one worker for part of the run.

@@ -39,6 +39,7 @@ type load struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 
+	turns  []uint32 // the part in the order of the plan
 	cursor atomic.Int64
 	bytes  atomic.Int64 // object bytes resident
 	total  int64
@@ -94,7 +95,7 @@ func (c *Cache) Load(ctx context.Context, planID stoker.ID, part int) error {
 	c.askedFor(reservationName(planID, part))
 	run, cancel := context.WithCancel(c.stop)
 	l = &load{account: set.account(reservationName(planID, part), plan.Part(part), older), run: stoker.NewToken()[:8],
-		cancel: cancel, done: make(chan struct{}), failed: map[string]api.Failure{},
+		cancel: cancel, done: make(chan struct{}), failed: map[string]api.Failure{}, turns: plan.Turns(part, plan.Part(part)),
 		ended: map[uint32]bool{}, changed: make(chan struct{})}
 	for _, n := range l.part {
 		l.total += set.objectBytes(n)
@@ -184,7 +185,7 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 	c.holds.touch(c.o.Store, s.id)
 	g, run := errgroup.WithContext(ctx)
 	g.SetLimit(c.o.Streams)
-	for _, n := range s.inOrder(l.part) {
+	for _, n := range s.inOrder(l.turns) {
 		pieces := s.pieces(n)
 		if len(pieces) == 0 || run.Err() != nil {
 			continue

@@ -93,8 +93,8 @@ func (s *Set) owns(ctx context.Context, n uint32, w why) bool {
 	if w.direct {
 		return true
 	}
-	_, self := s.c.o.Directory.Owner(ctx, s.plan.Load(), s.man.Shard(n).ID, n)
-	return self
+	ask, self, _ := s.c.o.Directory.Owners(ctx, s.plan.Load(), s.man.Shard(n).ID, n)
+	return self && len(ask) == 0
 }
 
 // admit waits until the flight may begin. nil: it may not, since all who

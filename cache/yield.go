@@ -423,7 +423,7 @@ func (c *Cache) opened(id stoker.ID) *Set {
 	return s
 }
 
-// inOrder is the order in which a part is brought in: that of its rows, or, if
+// inOrder is the order in which a part is brought in: that of its plan, or, if
 // older generations have to make room, the largest shards first. Each takes the
 // place of about as much as it has, so that what is free stays about the same,
 // and shrinks if the new generation is larger: then the small ones come last.

@@ -242,34 +242,54 @@ func (d *directory) holders(ctx context.Context, id stoker.ID, n uint32) []cache
 			peers = append(peers, cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address, Whole: h.Whole})
 		}
 	}
-	slices.SortStableFunc(peers, func(a, b cache.Peer) int {
+	slices.SortFunc(peers, func(a, b cache.Peer) int {
 		switch {
 		case a.Whole == b.Whole:
-			return 0
+			return strings.Compare(a.ID, b.ID)
 		case a.Whole:
 			return -1
 		}
 		return 1
 	})
+	whole := slices.IndexFunc(peers, func(p cache.Peer) bool { return !p.Whole })
+	if whole < 0 {
+		whole = len(peers)
+	}
+	takeTurns(peers[:whole], self, n)
+	takeTurns(peers[whole:], self, n)
 	return peers
 }
 
-// Owner implements cache.Directory: the plan's first live owner, else the
-// first choice of rendezvous over the live workers.
-func (d *directory) Owner(ctx context.Context, plan *planner.Plan, shard stoker.ID, n uint32) (cache.Peer, bool) {
-	self := d.self()
+// takeTurns begins with another peer for each shard and each asker, so that those
+// who hold the same share the sending.
+func takeTurns(peers []cache.Peer, self stoker.Incarnation, n uint32) {
+	if len(peers) < 2 {
+		return
+	}
+	first := int((uint64(self)>>32 + uint64(n)) % uint64(len(peers)))
+	copy(peers, slices.Concat(peers[first:], peers[:first]))
+}
+
+// Owners implements cache.Directory: the plan's live ones, in its order up to this
+// worker, else the first choice of rendezvous over the live workers.
+func (d *directory) Owners(ctx context.Context, plan *planner.Plan, shard stoker.ID, n uint32) (ask []cache.Peer, self bool, lost []string) {
+	me := d.self()
 	if plan != nil && int(n) < len(plan.Owners) {
 		for _, o := range plan.Owners[n] {
 			id := plan.Workers[o].ID
-			if id == self.ID {
-				return cache.Peer{}, true
+			if id == me.ID {
+				return ask, true, lost
 			}
 			if w, ok := d.search(ctx, func(w placement.Worker) bool { return w.ID == id }); ok {
-				return cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address}, false
+				ask = append(ask, cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address})
+			} else if d.blind.Load() || d.emptied() { // it may live, unknown to us; whichever of its lives is there will do
+				ask = append(ask, cache.Peer{ID: id, Address: plan.Workers[o].Address})
+			} else {
+				lost = append(lost, id)
 			}
-			if d.blind.Load() || d.emptied() { // it may live, unknown to us; whichever of its lives is there will do
-				return cache.Peer{ID: id, Address: plan.Workers[o].Address}, false
-			}
+		}
+		if len(ask) > 0 {
+			return ask, false, nil
 		}
 	}
 	workers := d.live()
@@ -278,11 +298,22 @@ func (d *directory) Owner(ctx context.Context, plan *planner.Plan, shard stoker.
 		choices[i] = planner.Worker{ID: w.ID, Weight: 1}
 	}
 	best := planner.Guess(shard, choices, 1)
-	if len(best) == 0 {
-		return cache.Peer{}, true
+	if len(best) == 0 || workers[best[0]].ID == me.ID {
+		return nil, true, nil
 	}
 	w := workers[best[0]]
-	return cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address}, w.ID == self.ID
+	return []cache.Peer{{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address}}, false, nil
+}
+
+// Begun implements cache.Directory. An index that does not answer, or remembers
+// nothing of a worker, may have forgotten.
+func (d *directory) Begun(ctx context.Context, workers []string, id stoker.ID, n uint32) bool {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return slices.ContainsFunc(workers, func(worker string) bool {
+		begun, known, err := d.index.Begun(ctx, worker, id, []uint32{n})
+		return err != nil || !known || begun[0]
+	})
 }
 
 // Announce implements cache.Directory.

@@ -41,8 +41,8 @@ func TestEmptiedIndexHidesNobody(t *testing.T) {
 		}
 		owner := func(when string, want string) {
 			t.Helper()
-			if p, self := d.Owner(ctx, plan, stoker.ID{}, 0); self || p.ID != want {
-				t.Errorf("%s: the owner is %q (self: %v)", when, p.ID, self)
+			if ask, self, _ := d.Owners(ctx, plan, stoker.ID{}, 0); self || len(ask) != 1 || ask[0].ID != want {
+				t.Errorf("%s: the owner is %v (self: %v)", when, ask, self)
 			}
 		}
 		empty := func() { index.Index = placement.NewMem(time.Now) }
@@ -72,7 +72,7 @@ func TestEmptiedIndexHidesNobody(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.refresh(ctx)
-		if p, _ := d.Owner(ctx, plan, stoker.ID{}, 0); p.Incarnation != all[1].Incarnation {
+		if ask, _, _ := d.Owners(ctx, plan, stoker.ID{}, 0); len(ask) != 1 || ask[0].Incarnation != all[1].Incarnation {
 			t.Error("an earlier life is remembered beside the present one")
 		}
 		if n := len(d.live()); n != 3 {
@@ -93,4 +93,73 @@ func TestEmptiedIndexHidesNobody(t *testing.T) {
 			t.Errorf("%d are live after the third's lease has run out", n)
 		}
 	})
+}
+
+// Each owner of a plan asks those before it, and knows which of them are gone.
+func TestOwnersInTurn(t *testing.T) {
+	ctx := t.Context()
+	index := placement.NewMem(time.Now)
+	var all []placement.Worker
+	plan := &planner.Plan{Owners: [][]uint16{{2, 1, 0, 3}}}
+	for i := range 5 {
+		w := placement.Worker{ID: fmt.Sprintf("w%d", i), Address: fmt.Sprintf("http://w%d", i), Incarnation: stoker.NewIncarnation()}
+		all = append(all, w)
+		plan.Workers = append(plan.Workers, planner.PlanWorker{ID: w.ID, Address: w.Address})
+		if i != 1 { // it is gone
+			if err := index.Register(ctx, w, leaseTTL); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for me, want := range map[int]string{0: "[w2] true [w1]", 2: "[] true []", 3: "[w2 w0] true [w1]", 4: "[w2 w0 w3] false []"} {
+		d := newDirectory(index, func() placement.Worker { return all[me] }, slog.New(slog.DiscardHandler))
+		d.refresh(ctx)
+		ask, self, lost := d.Owners(ctx, plan, stoker.ID{}, 0)
+		ids := []string{}
+		for _, p := range ask {
+			ids = append(ids, p.ID)
+		}
+		if got := fmt.Sprint(ids, self, lost); got != want {
+			t.Errorf("worker %d: %s, want %s", me, got, want)
+		}
+	}
+}
+
+// Those who hold the same shards share the sending, and whole copies come first.
+func TestHoldersTakeTurns(t *testing.T) {
+	ctx := t.Context()
+	index := placement.NewMem(time.Now)
+	id := stoker.ID{1}
+	var all []placement.Worker
+	for i := range 5 {
+		w := placement.Worker{ID: fmt.Sprintf("w%d", i), Incarnation: stoker.NewIncarnation()}
+		all = append(all, w)
+		if err := index.Register(ctx, w, leaseTTL); err != nil {
+			t.Fatal(err)
+		}
+		var marks []placement.Mark
+		for n := range uint32(30) {
+			marks = append(marks, placement.Mark{Shard: n, Whole: i < 3})
+		}
+		if i < 4 {
+			if err := index.Announce(ctx, w.Incarnation, id, marks); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	d := newDirectory(index, func() placement.Worker { return all[4] }, slog.New(slog.DiscardHandler))
+	d.refresh(ctx)
+	first := map[string]int{}
+	for n := range uint32(30) {
+		peers := d.Holders(ctx, id, n)
+		if len(peers) != 4 || peers[3].ID != "w3" || peers[3].Whole {
+			t.Fatalf("shard %d: %v", n, peers)
+		}
+		first[peers[0].ID]++
+	}
+	for _, w := range all[:3] {
+		if first[w.ID] != 10 {
+			t.Errorf("%s is asked first for %d of 30 shards", w.ID, first[w.ID])
+		}
+	}
 }
