@@ -39,10 +39,17 @@ func (c *cluster) end(role string, by syscall.Signal) {
 	c.eventually(role+" is dead", func() bool { return !alive(pid) })
 }
 
-// alive reports whether a process runs; a zombie does not.
+// alive reports whether a process runs; a zombie does not, once all of its
+// threads have let go of the files.
 func alive(pid int) bool {
-	line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
-	return err == nil && len(line) > 0
+	proc := "/proc/" + strconv.Itoa(pid)
+	line, err := os.ReadFile(proc + "/stat")
+	if err != nil {
+		return false
+	}
+	_, state, _ := strings.Cut(string(line), ") ")
+	threads, err := os.ReadDir(proc + "/task")
+	return !strings.HasPrefix(state, "Z") || err == nil && len(threads) > 1
 }
 
 // eventually waits for other processes, on which nothing here can wait.

@@ -86,7 +86,7 @@ func (f *FS) accept(resp *http.Response, key string, want ufs.Version, off, leng
 			return stoker.Errorf(stoker.KindTransient, "s3.get", key, "asked for %d bytes, the answer says %d", length, resp.ContentLength)
 		}
 	default:
-		return f.answerError(resp, key)
+		return f.answerError("s3.get", resp, key)
 	}
 	got := ufs.Version{Tag: resp.Header.Get("Etag"), Bytes: want.Bytes}
 	if total >= 0 {

@@ -16,7 +16,6 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"stoker.dev"
 	"stoker.dev/ufs"
@@ -276,14 +275,11 @@ func (o *Objects) put(ctx context.Context, op, name string, body []byte, conditi
 // List implements ufs.Objects.
 func (o *Objects) List(ctx context.Context, prefix string) ([]string, error) {
 	names := []string{}
-	in := &s3.ListObjectsV2Input{Bucket: &o.fs.bucket, Prefix: aws.String(o.prefix + prefix), EncodingType: types.EncodingTypeUrl}
+	in := ufs.ListOptions{Prefix: o.prefix + prefix}
 	for {
 		var p ufs.Page
-		err := o.try(ctx, "store.list", prefix, func(int) error {
-			out, err := o.fs.client.ListObjectsV2(ctx, in)
-			if err == nil {
-				p, err = page(out)
-			}
+		err := o.try(ctx, "store.list", prefix, func(int) (err error) {
+			p, err = o.fs.List(ctx, in)
 			return err
 		})
 		if err != nil {
@@ -298,7 +294,7 @@ func (o *Objects) List(ctx context.Context, prefix string) ([]string, error) {
 			slices.Sort(names)
 			return names, nil
 		}
-		in.ContinuationToken = aws.String(p.Next)
+		in.Token = p.Next
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 )
 
 // answerError reads what the store says against a GET.
-func (f *FS) answerError(resp *http.Response, key string) error {
+func (f *FS) answerError(op string, resp *http.Response, key string) error {
 	var e struct {
 		Code    string
 		Message string
@@ -28,7 +28,7 @@ func (f *FS) answerError(resp *http.Response, key string) error {
 	if err != nil {
 		e.Code = "" // an answer without a body that we know
 	}
-	return f.refusal("s3.get", key, resp.StatusCode, e.Code, e.Message, resp.Header)
+	return f.refusal(op, key, resp.StatusCode, e.Code, e.Message, resp.Header)
 }
 
 // retryAfter reads Retry-After: seconds, or a date. 0 = it says nothing.

@@ -1,6 +1,7 @@
 // Package s3ufs reads one S3 bucket. The AWS SDK gives credentials,
-// endpoints, listing and HEAD; data goes through a lean signed GET on the same
-// connections, which costs less than half of the SDK's CPU for small objects.
+// endpoints and HEAD; data and listings go through a lean signed GET on the same
+// connections, which costs less than half of the SDK's CPU for small objects, and
+// a fraction of it for pages of names.
 // Nothing is retried here: package guard does that. An FS may be used from
 // any goroutine.
 package s3ufs
@@ -20,7 +21,6 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"stoker.dev"
 	"stoker.dev/ufs"
@@ -163,82 +163,4 @@ func (f *FS) Stat(ctx context.Context, key string) (ufs.Object, error) {
 	return ufs.Object{Key: key, Version: ufs.Version{
 		Tag: aws.ToString(out.ETag), ModTime: aws.ToTime(out.LastModified), Bytes: aws.ToInt64(out.ContentLength),
 	}}, nil
-}
-
-// List implements ufs.FS.
-func (f *FS) List(ctx context.Context, o ufs.ListOptions) (ufs.Page, error) {
-	in := &s3.ListObjectsV2Input{Bucket: &f.bucket, EncodingType: types.EncodingTypeUrl}
-	set := func(to **string, v string) {
-		if v != "" {
-			*to = &v
-		}
-	}
-	set(&in.Prefix, o.Prefix)
-	set(&in.Delimiter, o.Delimiter)
-	if o.Token != "" {
-		in.ContinuationToken = &o.Token
-	} else {
-		set(&in.StartAfter, o.StartAfter)
-	}
-	if o.MaxKeys > 0 {
-		in.MaxKeys = aws.Int32(int32(min(o.MaxKeys, 1000)))
-	}
-	out, err := f.client.ListObjectsV2(ctx, in)
-	if err != nil {
-		return ufs.Page{}, f.sdkError(ctx, "s3.list", o.Prefix, err)
-	}
-	if err := f.isListing(out); err != nil {
-		return ufs.Page{}, err
-	}
-	return page(out)
-}
-
-// isListing refuses an answer that the SDK takes for an empty page: no XML at
-// all, or some other document, such as a proxy's.
-func (f *FS) isListing(out *s3.ListObjectsV2Output) error {
-	alias := strings.Contains(f.bucket, ":") || strings.HasSuffix(f.bucket, "-s3alias") // answers with the bucket behind it
-	switch name := aws.ToString(out.Name); {
-	case name == "" || out.IsTruncated == nil:
-		return stoker.Errorf(stoker.KindTransient, "s3.list", f.bucket, "the answer is no listing: is %s an S3 store?", f.base)
-	case name != f.bucket && !alias:
-		return stoker.Errorf(stoker.KindCorrupt, "s3.list", f.bucket, "the store answers with the listing of bucket %s", name)
-	}
-	return nil
-}
-
-// page decodes an answer; keys come URL-encoded if the store knows how, since
-// XML cannot carry every byte.
-func page(out *s3.ListObjectsV2Output) (ufs.Page, error) {
-	decode := func(s *string) (string, error) {
-		if out.EncodingType != types.EncodingTypeUrl {
-			return aws.ToString(s), nil
-		}
-		return url.QueryUnescape(aws.ToString(s))
-	}
-	p := ufs.Page{Objects: make([]ufs.Object, 0, len(out.Contents))}
-	for _, c := range out.Contents {
-		key, err := decode(c.Key)
-		if err != nil {
-			return p, stoker.Errorf(stoker.KindTransient, "s3.list", aws.ToString(c.Key), "encoded key: %w", err)
-		}
-		if aws.ToInt64(c.Size) < 0 {
-			return p, stoker.Errorf(stoker.KindCorrupt, "s3.list", key, "the store lists %d bytes", *c.Size)
-		}
-		p.Objects = append(p.Objects, ufs.Object{Key: key, Version: ufs.Version{
-			Tag: aws.ToString(c.ETag), ModTime: aws.ToTime(c.LastModified), Bytes: aws.ToInt64(c.Size),
-		}})
-	}
-	for _, c := range out.CommonPrefixes {
-		prefix, err := decode(c.Prefix)
-		if err != nil {
-			return p, stoker.Errorf(stoker.KindTransient, "s3.list", aws.ToString(c.Prefix), "encoded prefix: %w", err)
-		}
-		p.Prefixes = append(p.Prefixes, prefix)
-	}
-	if aws.ToBool(out.IsTruncated) {
-		if p.Next = aws.ToString(out.NextContinuationToken); p.Next == "" {
-			return p, stoker.Errorf(stoker.KindTransient, "s3.list", aws.ToString(out.Prefix), "the page says that more follows, but not how to get it")
-		}
-	}
-	return p, nil
 }
