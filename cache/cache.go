@@ -103,6 +103,7 @@ type Cache struct {
 	rules    rules
 	checks   checks
 	gone     mourning
+	refills  refills
 	memory   *memory
 
 	mu       sync.Mutex
@@ -157,6 +158,7 @@ func New(o Options) (*Cache, error) {
 		return nil, err
 	}
 	o.Store.OnRetired(c.gone.add)
+	o.Store.OnFreed(c.refills.wake)
 	c.busy.Go(c.tendDisks)
 	c.busy.Go(c.tendRoom)
 	return c, nil

@@ -9,12 +9,11 @@ import (
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/store"
-	"stoker.dev/ufs/guard"
 )
 
 // What a disk takes with it is fetched again, in this order: by the read or
 // the load that needs it, which meets a missing block; else, if somebody holds
-// the dataset, by tendDisks, one shard at a time.
+// the dataset, by refills, one shard at a time.
 
 // mourning is what disks have taken. Its mutex is a leaf: the store, locked,
 // adds to it.
@@ -58,7 +57,7 @@ func (c *Cache) tendDisks() {
 	}
 }
 
-// bury says that shards are gone, counts them, and fetches again what is held.
+// bury says that shards are gone, counts them, and has fetched again what is held.
 func (c *Cache) bury(ctx context.Context, gone map[stoker.ID]*store.Shard) {
 	ids := map[stoker.ID]bool{}
 	c.holds.mu.Lock()
@@ -79,14 +78,14 @@ func (c *Cache) bury(ctx context.Context, gone map[stoker.ID]*store.Shard) {
 			c.logOf(id).Warn("what a disk took of a dataset is not known", "error", err)
 			continue
 		}
-		s.buryOwn(ctx, gone, ids[id])
+		s.buryOwn(gone, ids[id])
 		if err := s.Close(); err != nil {
 			c.logOf(id).Error("cannot close a dataset", "error", err)
 		}
 	}
 }
 
-func (s *Set) buryOwn(ctx context.Context, gone map[stoker.ID]*store.Shard, held bool) {
+func (s *Set) buryOwn(gone map[stoker.ID]*store.Shard, held bool) {
 	var ours, refill []uint32
 	for n := range s.slots {
 		sh := gone[s.man.Shard(uint32(n)).ID]
@@ -95,7 +94,7 @@ func (s *Set) buryOwn(ctx context.Context, gone map[stoker.ID]*store.Shard, held
 		}
 		ours = append(ours, uint32(n))
 		s.countLost(uint32(n), sh)
-		if sh.Sealed() && held {
+		if held && (sh.Sealed() || s.c.refills.brings(s, uint32(n))) {
 			refill = append(refill, uint32(n))
 		}
 	}
@@ -113,14 +112,7 @@ func (s *Set) buryOwn(ctx context.Context, gone map[stoker.ID]*store.Shard, held
 		}
 	}
 	s.log().Warn("shards went with their disk", "shards", len(ours), "toFetchAgain", len(refill))
-	for i, n := range refill {
-		if err := s.bring(ctx, n); err != nil {
-			if ctx.Err() == nil {
-				s.log().Warn("what a disk took is not fetched again: reads fetch it", "shards", len(refill)-i, "error", err)
-			}
-			return
-		}
-	}
+	s.c.refills.add(s, refill...)
 }
 
 // countLost notes that a shard which went with its disk has to come again.
@@ -142,18 +134,6 @@ func (s *Set) countLost(n uint32, sh *store.Shard) {
 	if a != nil {
 		a.lost.Add(bytes)
 	}
-}
-
-// bring brings in what is missing of shard n. It is not patient with a store
-// that is away: what else disks take waits for it. Its error is want of space, or
-// that ctx has ended; objects that cannot be had are left out.
-func (s *Set) bring(ctx context.Context, n uint32) error {
-	for _, p := range s.pieces(n) {
-		if err := s.bringRun(ctx, n, p.from, p.to, guard.Prefetch, func(*flight, int, int) {}); err != nil {
-			return err
-		}
-	}
-	return s.c.stopped()
 }
 
 // freshen lets go of a file that was given up. REQUIRES: sl.mu is held.

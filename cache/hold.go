@@ -238,6 +238,7 @@ func (c *Cache) Mounted(id stoker.ID, dataset string, delta int) error {
 	defer c.holds.mu.Unlock()
 	c.holds.known[id].mounts += delta
 	c.fills.forget(c.memory, stoker.ID{})
+	c.refills.wake() // to end, if that was the last holder
 	return nil
 }
 
@@ -283,6 +284,7 @@ func (c *Cache) PutLeases(r api.LeaseRequest) error {
 		return nil
 	}
 	c.fills.forget(c.memory, stoker.ID{})
+	c.refills.wake() // to end, if that was the last holder
 	return h.saveLeasesLocked(c.o.Store)
 }
 

@@ -41,7 +41,7 @@ func (c *cluster) here(i int) (ids []stoker.ID) {
 	return ids
 }
 
-func put(t *testing.T, n *Cache, r api.LeaseRequest) {
+func put(t testing.TB, n *Cache, r api.LeaseRequest) {
 	t.Helper()
 	if err := n.PutLeases(r); err != nil {
 		t.Fatal(err)

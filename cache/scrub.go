@@ -180,7 +180,8 @@ func (s *Set) scrubShard(ctx context.Context, n uint32, p *pace) error {
 			s.c.counters.ScrubbedBytes.Add(int64(length))
 			s.log().Error("the scrub found a bad block", "shard", n, "block", block, "error", err)
 			s.retire(n, block, err)
-			return s.refill(ctx, n)
+			s.refill(n)
+			return nil
 		case stoker.KindNotExist:
 			return nil // evicted meanwhile
 		}
@@ -207,16 +208,12 @@ func (s *Set) readFromDisk(n uint32, block int, off int64, p []byte) error {
 	return err
 }
 
-// refill brings a shard in again that somebody holds. Its error is ctx's.
-func (s *Set) refill(ctx context.Context, n uint32) error {
+// refill has a shard fetched again that somebody holds.
+func (s *Set) refill(n uint32) {
 	s.c.holds.mu.Lock()
 	held := len(s.c.holds.holdersLocked(s.id)) > 0
 	s.c.holds.mu.Unlock()
-	if !held {
-		return nil
+	if held {
+		s.c.refills.add(s, n)
 	}
-	if err := s.bring(ctx, n); err != nil && ctx.Err() == nil {
-		s.log().Warn("a shard that went bad is not fetched again: reads fetch it", "shard", n, "error", err)
-	}
-	return ctx.Err()
 }

@@ -49,7 +49,9 @@ func TestScrubFindsWrongBits(t *testing.T) {
 		t.Fatal(err)
 	}
 	spoil(t, n)
+	again := n.dir.wholes(1)
 	onePass(t, n, 1<<40)
+	<-again
 	if n.cache.Counters().Corrupt.Load() != 1 {
 		t.Errorf("%d bad blocks", n.cache.Counters().Corrupt.Load())
 	}

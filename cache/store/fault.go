@@ -75,6 +75,20 @@ func (s *Store) OnRetired(f func([]*Shard)) {
 	s.retired = f
 }
 
+// OnFreed sets what is told when space may have become free. It is called as
+// that of OnRetired.
+func (s *Store) OnFreed(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.freed = f
+}
+
+func (s *Store) freedLocked() {
+	if s.freed != nil {
+		s.freed()
+	}
+}
+
 // Retire gives a shard up whose file was found bad: why is the error that was
 // met. It is unlinked, and counts against its disk.
 func (s *Store) Retire(id stoker.ID, why error) {
@@ -297,7 +311,11 @@ func (f *folder) makeoutLocked() {
 	}
 	margin := min(f.capacity/16, 64<<20) // for the others that write there
 	free := int64(st.Bavail)*st.Bsize - unwritten - margin
+	was := f.limit
 	f.limit = min(f.capacity, f.usedLocked()+max(0, free))
+	if f.limit > was {
+		f.s.freedLocked()
+	}
 	if f.limit == f.capacity {
 		f.state, f.why = InService, ""
 		f.s.log.Info("a cache folder has its space again", "folder", f.dir)
@@ -335,6 +353,7 @@ func (f *folder) returnLocked() error {
 		}
 		f.limit = f.capacity
 		f.state, f.why = InService, ""
+		s.freedLocked()
 	}
 	f.stale = false
 	s.log.Info("a cache folder is in service again", "folder", f.dir)

@@ -168,6 +168,7 @@ func (sh *Shard) Release() {
 	sh.closeFiles()
 	if sh.gone {
 		sh.f.data -= sh.charge()
+		s.freedLocked()
 	}
 }
 

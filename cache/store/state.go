@@ -69,6 +69,9 @@ func (s *Store) ReserveAgainst(name string, bytes, largest, pledged int64) error
 	} else {
 		err = s.saveReservations()
 	}
+	if err == nil && bytes < had.Bytes {
+		s.freedLocked()
+	}
 	if err != nil {
 		if delete(s.reserved, name); known {
 			s.reserved[name] = had
@@ -85,6 +88,7 @@ func (s *Store) Unreserve(name string) error {
 		return nil
 	}
 	delete(s.reserved, name)
+	s.freedLocked()
 	return s.saveReservations()
 }
 

@@ -100,6 +100,7 @@ type Store struct {
 	generation int64                // +checklocks:mu — see documents
 	closed     bool                 // +checklocks:mu
 	retired    func([]*Shard)       // +checklocks:mu — see OnRetired
+	freed      func()               // +checklocks:mu — see OnFreed
 }
 
 // Open takes the cache folders and recovers what is in them. Busy: another
@@ -405,6 +406,7 @@ func (s *Store) dropLocked(sh *Shard) {
 	}
 	if sh.refs == 0 {
 		sh.f.data -= sh.charge()
+		s.freedLocked()
 	}
 }
 
