@@ -101,16 +101,7 @@ func (s *Set) buryOwn(gone map[stoker.ID]*store.Shard, held bool) {
 	if len(ours) == 0 {
 		return
 	}
-	s.c.o.Directory.Withdraw(s.id, ours)
-	for _, n := range ours {
-		sl := s.shard(n) // lets go of the file
-		here := sl.sh != nil
-		sl.mu.RUnlock()
-		if here { // made anew meanwhile
-			s.c.o.Directory.Announce(s.id, n, false)
-			s.seal(n)
-		}
-	}
+	s.withdraw(ours...)
 	s.log().Warn("shards went with their disk", "shards", len(ours), "toFetchAgain", len(refill))
 	s.c.refills.add(s, refill...)
 }

@@ -370,62 +370,16 @@ func (c *Cache) Evict(ctx context.Context, id stoker.ID, force bool) (api.EvictR
 	return c.drop(ctx, id, asked, nil)
 }
 
-// drop removes what only this manifest needs, or, if enough is not nil, shard
-// after shard until enough was removed.
-func (c *Cache) drop(ctx context.Context, id stoker.ID, why reason, enough func() bool) (r api.EvictReport, err error) {
-	used, err := c.inUse(ctx, id)
-	if err != nil {
-		return r, err
-	}
-	here := map[stoker.ID]int64{}
-	for _, sh := range c.o.Store.Shards() {
-		here[sh.ID] = sh.Bytes
-	}
-	s, err := c.Open(ctx, id)
-	if err != nil {
-		return r, err
-	}
-	var gone []uint32
-	partly := false
-	for n := range s.slots {
-		shard := s.man.Shard(uint32(n)).ID
-		bytes, ok := here[shard]
-		if !ok || used[shard] {
-			continue
-		}
-		if partly = enough != nil && enough(); partly {
-			break
-		}
-		s.lose(uint32(n))
-		if err = c.o.Store.Remove(shard); err != nil {
-			break
-		}
-		s.release(uint32(n))
-		gone = append(gone, uint32(n))
-		r.Shards, r.Bytes = r.Shards+1, r.Bytes+bytes
-	}
-	c.evicted(s, why, gone, r.Bytes)
-	if cerr := s.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil || partly {
-		return r, err
-	}
-	c.mu.Lock()
-	delete(c.sums, id)
-	c.mu.Unlock()
-	return r, c.holds.forget(c.o.Store, id)
-}
-
-// forget drops the document of a manifest that has neither data nor users.
-func (h *holds) forget(st *store.Store, id stoker.ID) error {
+// forget drops the document of a manifest that has neither data of its own nor
+// users, and reports whether it did.
+func (h *holds) forget(st *store.Store, id stoker.ID) (gone bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.holdersLocked(id)) > 0 {
-		return nil
+		return false, nil
 	}
 	delete(h.known, id)
-	return st.DeleteState(holdingState + id.String())
+	return true, st.DeleteState(holdingState + id.String())
 }
 
 // Holdings lists the datasets with data here.

@@ -186,7 +186,12 @@ func (s *Set) retire(n uint32, block int, why error) {
 func (s *Set) discard(n uint32, why error) {
 	s.lose(n)
 	s.slots[n].lost.Store(true)
-	s.c.o.Store.Retire(s.man.Shard(n).ID, why)
-	s.release(n)
-	s.c.o.Directory.Withdraw(s.id, []uint32{n})
+	shard := s.man.Shard(n).ID
+	s.c.o.Store.Retire(shard, why)
+	s.c.letGo(shard, []place{{s.id, n}})
+	at, err := s.c.placesOf(s.c.stop, func(id stoker.ID) bool { return id == shard })
+	if err != nil && !canceled(err) {
+		s.log().Error("cannot tell what else has a bad shard", "shard", n, "error", err)
+	}
+	s.c.letGo(shard, at[shard])
 }

@@ -313,19 +313,27 @@ func (c *Cache) dropVictims(ctx context.Context, s *Set, list []uint32) {
 		s.log().Error("cannot tell what is held", "error", err)
 		return
 	}
-	var gone []uint32
+	given := map[stoker.ID]bool{}
+	for _, n := range list {
+		given[s.man.Shard(n).ID] = true
+	}
+	at, err := c.placesOf(ctx, func(shard stoker.ID) bool { return given[shard] })
+	if err != nil {
+		s.log().Error("cannot tell what else has the shards", "error", err)
+		return
+	}
+	var gone int
 	var bytes int64
 	for _, n := range list {
 		d := s.man.Shard(n)
 		if used[d.ID] || s.otherUsers(n) {
 			continue
 		}
-		if err := c.o.Store.Remove(d.ID); err != nil {
+		if err := c.remove(d.ID, at[d.ID]); err != nil {
 			s.log().Error("cannot evict a shard", "shard", n, "error", err)
 			continue
 		}
-		s.release(n)
-		gone, bytes = append(gone, n), bytes+d.Bytes
+		gone, bytes = gone+1, bytes+d.Bytes
 	}
 	c.evicted(s, byPolicy, gone, bytes)
 }
@@ -342,17 +350,13 @@ func (s *Set) otherUsers(n uint32) bool {
 	return s.c.o.Store.Users(s.man.Shard(n).ID) > own
 }
 
-// evicted tells the others, and the reads that wait, what has gone.
-func (c *Cache) evicted(s *Set, why reason, gone []uint32, bytes int64) {
-	if len(gone) == 0 {
+// evicted counts shards that have gone, and tells the reads that wait.
+func (c *Cache) evicted(s *Set, why reason, gone int, bytes int64) {
+	if gone == 0 {
 		return
 	}
-	for _, n := range gone {
-		s.use.share.Forget(s.man.Shard(n).ID)
-	}
-	c.o.Directory.Withdraw(s.id, gone)
 	c.fills.forget(c.memory, stoker.ID{})
-	c.counters.evictions[why].note(s.use.share.InForce(), len(gone), bytes)
+	c.counters.evictions[why].note(s.use.share.InForce(), gone, bytes)
 }
 
 // makeRoom evicts, for reads like that of shard n, what nobody holds until no

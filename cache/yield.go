@@ -22,6 +22,8 @@ type yielding struct {
 	held   []stoker.ID
 	used   map[stoker.ID]bool // shards of the other held manifests, and what the new one has to have here
 	whole  map[stoker.ID]bool // shards here that are whole
+	known  []stoker.ID        // manifests in which at was looked for
+	at     places
 }
 
 // oldShard is a shard here that the new generation does not have.
@@ -86,7 +88,7 @@ func (s *Set) listOld(ctx context.Context) error {
 		}
 	}
 	slices.SortStableFunc(y.list, func(a, b oldShard) int { return cmp.Compare(b.nearest, a.nearest) })
-	y.used = nil
+	y.used, y.known = nil, nil
 	return s.protect(ctx)
 }
 
@@ -98,10 +100,22 @@ func (s *Set) ours(n int) bool {
 }
 
 // protect learns which shards may not go: the new generation's own, and those of
-// what else is held. It looks again when others are held than the last time.
+// what else is held; and which manifests have them. It looks again when others are
+// held, or known, than the last time.
 // REQUIRES: Cache.room is held.
 func (s *Set) protect(ctx context.Context) error {
 	y := &s.bases.old
+	if known := s.c.knownNow(); y.known == nil || !slices.Equal(known, y.known) {
+		old := map[stoker.ID]bool{}
+		for i := range y.list {
+			old[y.list[i].id] = true
+		}
+		at, err := s.c.placesOf(ctx, func(shard stoker.ID) bool { return old[shard] })
+		if err != nil {
+			return err
+		}
+		y.known, y.at = known, at
+	}
 	held := s.c.heldNow()
 	if y.used != nil && slices.Equal(held, y.held) {
 		return nil
@@ -376,31 +390,18 @@ func (s *Set) remove(i int) bool {
 	o := y.list[i]
 	y.list = slices.Delete(y.list, i, i+1)
 	delete(y.whole, o.id)
-	if err := s.c.o.Store.Remove(o.id); err != nil {
+	if err := s.c.remove(o.id, y.at[o.id]); err != nil {
 		s.log().Error("cannot remove a shard of an older generation", "error", err)
 		return false
 	}
 	for _, at := range o.at {
-		if old := s.c.opened(at.man.ID()); old != nil {
-			old.release(at.shard)
-			if err := old.Close(); err != nil {
-				s.log().Error("cannot close a dataset", "error", err)
-			}
-		}
-		s.c.o.Directory.Withdraw(at.man.ID(), []uint32{at.shard})
 		if !slices.ContainsFunc(y.list, func(o oldShard) bool { return o.in(at.man) }) {
-			if err := s.c.holds.forget(s.c.o.Store, at.man.ID()); err != nil {
+			if _, err := s.c.holds.forget(s.c.o.Store, at.man.ID()); err != nil {
 				s.log().Error("cannot forget an older generation", "error", err)
 			}
 			s.c.mu.Lock()
 			delete(s.c.sums, at.man.ID())
 			s.c.mu.Unlock()
-		}
-	}
-	for n := range uint32(len(s.slots)) { // a copy of what both have
-		if s.man.Shard(n).ID == o.id {
-			s.release(n)
-			s.c.o.Directory.Withdraw(s.id, []uint32{n})
 		}
 	}
 	s.c.counters.evictions[superseded].note(evict.KeepMode, 1, o.charge)

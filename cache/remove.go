@@ -1,0 +1,169 @@
+package cache
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"stoker.dev"
+	"stoker.dev/internal/api"
+)
+
+// A shard may be in several manifests that are known here: generations of a
+// dataset have most of them in common. It was announced for each, so it is
+// withdrawn from each when it goes, and each lets go of its file.
+
+// place is where a manifest has a shard.
+type place struct {
+	id stoker.ID
+	n  uint32
+}
+
+type places map[stoker.ID][]place // by shard
+
+// placesOf finds shards in all manifests that are known or open here.
+func (c *Cache) placesOf(ctx context.Context, wanted func(shard stoker.ID) bool) (places, error) {
+	at := places{}
+	for _, id := range c.knownNow() {
+		err := c.eachShard(ctx, id, func(n uint32, shard stoker.ID) {
+			if wanted(shard) {
+				at[shard] = append(at[shard], place{id, n})
+			}
+		})
+		if err != nil && stoker.KindOf(err) != stoker.KindNotExist { // its manifest is gone: nobody asks for it
+			return nil, err
+		}
+	}
+	return at, nil
+}
+
+// knownNow lists the manifests that are known or open here, sorted.
+func (c *Cache) knownNow() []stoker.ID {
+	all := map[stoker.ID]bool{}
+	c.holds.mu.Lock()
+	for id := range c.holds.known {
+		all[id] = true
+	}
+	c.holds.mu.Unlock()
+	c.mu.Lock()
+	for id := range c.sets {
+		all[id] = true
+	}
+	c.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(all), func(a, b stoker.ID) int { return slices.Compare(a[:], b[:]) })
+}
+
+// remove evicts a shard.
+func (c *Cache) remove(shard stoker.ID, at []place) error {
+	if err := c.o.Store.Remove(shard); err != nil {
+		return err
+	}
+	c.letGo(shard, at)
+	return nil
+}
+
+// letGo is told that a shard is not here any more.
+func (c *Cache) letGo(shard stoker.ID, at []place) {
+	for _, p := range at {
+		c.mu.Lock()
+		u := c.uses[p.id]
+		c.mu.Unlock()
+		if u != nil {
+			u.share.Forget(shard)
+		}
+		s := c.opened(p.id)
+		if s == nil {
+			c.o.Directory.Withdraw(p.id, []uint32{p.n})
+			continue
+		}
+		s.release(p.n)
+		s.withdraw(p.n)
+		c.closed(s)
+	}
+}
+
+// withdraw says that shards are not here any more, unless they were made anew
+// meanwhile.
+func (s *Set) withdraw(shards ...uint32) {
+	s.c.o.Directory.Withdraw(s.id, shards)
+	for _, n := range shards {
+		sl := s.shard(n) // lets go of a file that was given up
+		here := sl.sh != nil
+		sl.mu.RUnlock()
+		if here {
+			s.c.o.Directory.Announce(s.id, n, false)
+			s.seal(n)
+		}
+	}
+}
+
+// own tells the shards that are here of a dataset apart: those that only it, or
+// what nobody holds, has, with their bytes; and those that others use, too.
+func (s *Set) own(used map[stoker.ID]bool) (own map[stoker.ID]int64, shared []uint32) {
+	here := map[stoker.ID]int64{}
+	for _, sh := range s.c.o.Store.Shards() {
+		here[sh.ID] = sh.Bytes
+	}
+	own = map[stoker.ID]int64{}
+	for n := range s.slots {
+		shard := s.man.Shard(uint32(n)).ID
+		switch bytes, there := here[shard]; {
+		case there && used[shard]:
+			shared = append(shared, uint32(n))
+		case there:
+			own[shard] = bytes
+		}
+	}
+	return own, shared
+}
+
+// drop removes what only this manifest needs, or, if enough is not nil, shard
+// after shard until enough was removed.
+func (c *Cache) drop(ctx context.Context, id stoker.ID, why reason, enough func() bool) (r api.EvictReport, err error) {
+	used, err := c.inUse(ctx, id)
+	if err != nil {
+		return r, err
+	}
+	s, err := c.Open(ctx, id)
+	if err != nil {
+		return r, err
+	}
+	defer func() {
+		if cerr := s.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	own, shared := s.own(used)
+	at, err := c.placesOf(ctx, func(shard stoker.ID) bool { _, ok := own[shard]; return ok })
+	if err != nil {
+		return r, err
+	}
+	partly := false
+	for n := range s.slots {
+		shard := s.man.Shard(uint32(n)).ID
+		bytes, here := own[shard]
+		if !here {
+			continue
+		}
+		if partly = enough != nil && enough(); partly {
+			break
+		}
+		s.lose(uint32(n))
+		if err = c.remove(shard, at[shard]); err != nil {
+			break
+		}
+		r.Shards, r.Bytes = r.Shards+1, r.Bytes+bytes
+	}
+	c.evicted(s, why, r.Shards, r.Bytes)
+	if err != nil || partly {
+		return r, err
+	}
+	c.mu.Lock()
+	delete(c.sums, id)
+	c.mu.Unlock()
+	gone, err := c.holds.forget(c.o.Store, id)
+	if gone { // what stays for others is not followed for this one any more
+		c.o.Directory.Withdraw(id, shared)
+	}
+	return r, err
+}
