@@ -172,7 +172,7 @@ func (a *Activities) rooms(ctx context.Context, live []placement.Worker, asked [
 	})
 	held := map[string][]string{} // holders by dataset
 	for i, st := range all {
-		if st == nil || live[i].CapacityBytes == 0 {
+		if st == nil || st.Drain != nil || live[i].CapacityBytes == 0 {
 			continue
 		}
 		free := max(0, st.CapacityBytes-st.ReservedBytes-st.UsedBytes+st.FreeableBytes)
@@ -212,7 +212,7 @@ func heldBy(held map[string][]string) string {
 // capacity is what all workers have, those too that are away for a moment.
 func capacity(live, lost []placement.Worker) (all []planner.Worker) {
 	for _, w := range slices.Concat(live, lost) {
-		if w.CapacityBytes > 0 {
+		if w.CapacityBytes > 0 && !w.Draining {
 			all = append(all, planner.Worker{ID: w.ID, FreeBytes: w.CapacityBytes, Weight: float64(w.CapacityBytes)})
 		}
 	}

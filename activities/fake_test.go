@@ -63,6 +63,7 @@ type fakeWorker struct {
 	fails    error                           // to answer anything
 	load     func(n int, s *api.Stream) bool // the n-th time; false: it hangs up
 	deep     []bool
+	dropped  []api.DropRequest // +checklocks:mu
 }
 
 func (f *fakeWorker) routes() http.Handler {
@@ -123,6 +124,19 @@ func (f *fakeWorker) routes() http.Handler {
 		f.deep = append(f.deep, req.Deep)
 		api.WriteJSON(w, http.StatusOK, f.report)
 		return err
+	})
+	answer("POST /v1/drop", "drop", func(w http.ResponseWriter, r *http.Request) error {
+		var req api.DropRequest
+		err := api.ReadJSON(w, r, &req)
+		f.mu.Lock()
+		f.dropped = append(f.dropped, req)
+		f.mu.Unlock()
+		api.WriteJSON(w, http.StatusOK, api.EvictReport{Shards: len(req.Shards)})
+		return err
+	})
+	answer("POST /v1/evict", "evict", func(w http.ResponseWriter, _ *http.Request) error {
+		api.WriteJSON(w, http.StatusOK, api.EvictReport{Shards: 1})
+		return nil
 	})
 	return mux
 }

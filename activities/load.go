@@ -237,7 +237,8 @@ func (a *Activities) candidates(ctx context.Context, live []placement.Worker, id
 }
 
 // freeBytes asks each worker what it could take of a manifest: free space,
-// what nobody holds, and what it has of the manifest already. -1: no answer.
+// what nobody holds, and what it has of the manifest already. -1: nothing, as it is drained or does
+// not answer.
 func (a *Activities) freeBytes(ctx context.Context, live []placement.Worker, id stoker.ID) ([]int64, error) {
 	free := make([]int64, len(live))
 	err := a.EachWorker(ctx, addressesOf(live), func(ctx context.Context, i int, w *api.WorkerClient) error {
@@ -247,6 +248,10 @@ func (a *Activities) freeBytes(ctx context.Context, live []placement.Worker, id 
 		if err != nil {
 			free[i] = -1
 			a.o.Log.Warn("a worker does not say what it could take", "manifest", id.Short(), "worker", live[i].ID, "error", err)
+			return nil
+		}
+		if st.Drain != nil {
+			free[i] = -1
 			return nil
 		}
 		free[i] = max(0, st.CapacityBytes-st.ReservedBytes-st.UsedBytes+st.FreeableBytes)
@@ -264,7 +269,8 @@ func (a *Activities) freeBytes(ctx context.Context, live []placement.Worker, id 
 type ReserveInput struct {
 	Plan     stoker.ID
 	Leases   []api.Lease `json:",omitempty"`
-	Replaces stoker.ID   `json:",omitzero"` // plan whose promises this one takes over
+	Spare    bool        `json:",omitempty"` // see api.ReserveRequest
+	Replaces stoker.ID   `json:",omitzero"`  // plan whose promises this one takes over
 }
 
 // Reserve asks every worker of the plan for its part: all or nothing.
@@ -275,7 +281,7 @@ func (a *Activities) Reserve(ctx context.Context, in ReserveInput) error {
 		return ToTemporal(err)
 	}
 	err = a.eachPart(ctx, plan, func(ctx context.Context, part int, w *api.WorkerClient) error {
-		_, err := w.Reserve(ctx, api.ReserveRequest{Plan: in.Plan, Part: part, Leases: in.Leases, Replaces: in.Replaces})
+		_, err := w.Reserve(ctx, api.ReserveRequest{Plan: in.Plan, Part: part, Leases: in.Leases, Spare: in.Spare, Replaces: in.Replaces})
 		return err
 	})
 	if err != nil {

@@ -15,7 +15,9 @@ import (
 type PartInput struct {
 	Plan stoker.ID
 	Part int
-	Had  int64 `json:",omitempty"` // bytes that an earlier life of the worker had of it; see PartLoaded
+	// Copies: others have its shards, and only from them they come.
+	Copies bool  `json:",omitempty"`
+	Had    int64 `json:",omitempty"` // bytes that an earlier life of the worker had of it; see PartLoaded
 }
 
 // PartLoaded is what loading it cost.
@@ -105,7 +107,11 @@ func (a *Activities) drive(ctx context.Context, address string, in PartInput, ea
 	if err != nil {
 		return err
 	}
-	p, err := w.Load(ctx, in.Plan, in.Part, each)
+	load := w.Load
+	if in.Copies {
+		load = w.LoadCopies
+	}
+	p, err := load(ctx, in.Plan, in.Part, each)
 	if err == nil {
 		each(p)
 	}

@@ -75,7 +75,10 @@ type Options struct {
 	// peers, hold at most half of it; those beyond wait. 0 = 256 MiB.
 	MemoryBytes int64
 	Evict       Evict
-	Log         *slog.Logger
+	// CopyRate is how many bytes/s of replicas are brought in to restore, raise
+	// or move them; 0 = without a limit.
+	CopyRate int64
+	Log      *slog.Logger
 }
 
 // Counters say where the bytes of reads and loads came from.
@@ -101,6 +104,8 @@ type Cache struct {
 	loads    loads
 	accounts accounts
 	rules    rules
+	drain    drain
+	copying  copyRate
 	checks   checks
 	gone     mourning
 	refills  refills
@@ -143,6 +148,7 @@ func New(o Options) (*Cache, error) {
 	c.ahead = make(chan struct{}, min(aheadMost, c.memory.flights.size/flightBytes/2))
 	// Flights and loads outlive the requests that start them; Close ends them.
 	c.stop, c.end = context.WithCancel(context.Background())
+	c.copying.perSecond = o.CopyRate
 	c.fills.runs = map[stoker.ID][]*flight{}
 	c.loads.all = map[loadKey]*load{}
 	c.accounts.open = map[string]*account{}
@@ -154,6 +160,10 @@ func New(o Options) (*Cache, error) {
 		return nil, err
 	}
 	if err := c.rules.restore(o.Store); err != nil {
+		c.end()
+		return nil, err
+	}
+	if err := c.drain.restore(o.Store); err != nil {
 		c.end()
 		return nil, err
 	}

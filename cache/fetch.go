@@ -37,11 +37,11 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 		ctx = peer.Ordered(ctx)
 	}
 	o := s.ownersOf(ctx, n, w)
-	if o.self && !w.ahead {
+	if o.self && !w.ahead && !w.copies {
 		s.askOwners(ctx, n, f, o, 1)
 	}
 	s.fromHolders(ctx, n, f)
-	if w.ahead {
+	if w.ahead || w.copies {
 		s.seal(n)
 		return
 	}

@@ -29,6 +29,7 @@ type fills struct {
 // flight brings in the missing blocks of [from, to) of one shard.
 type flight struct {
 	from, to int
+	copies   bool           // from other workers alone
 	ahead    bool           // began before anybody waited, and may bring nothing: who waits tries again
 	away     atomic.Bool    // it ended without what a worker has that does not answer: the same
 	urgency  *guard.Urgency // of its requests to the UFS
@@ -57,6 +58,7 @@ type flight struct {
 type why struct {
 	direct bool // this worker was asked as the owner: it asks no other owner
 	ahead  bool // nobody waits: only what a peer has is copied
+	copies bool // a replica: likewise, but a load waits
 	waits  bool // a load waits: for a worker that is away, too
 	early  bool // nobody waits yet: what finds no space does not come
 	prio   guard.Priority
@@ -103,7 +105,7 @@ func (s *Set) gapLocked(n uint32, from, to int) (first, end int, there *flight) 
 func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
 	c, id := s.c, s.man.Shard(n).ID
 	ctx, cancel := context.WithCancel(c.stop)
-	f := &flight{from: from, to: to, cancel: cancel, waiters: 1, ahead: w.ahead || w.early, urgency: guard.NewUrgency(w.prio),
+	f := &flight{from: from, to: to, cancel: cancel, waiters: 1, copies: w.copies, ahead: w.ahead || w.early || w.copies, urgency: guard.NewUrgency(w.prio),
 		done: make(chan struct{}), changed: make(chan struct{})}
 	c.fills.runs[id] = append(c.fills.runs[id], f)
 	s.retain()

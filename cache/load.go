@@ -36,6 +36,7 @@ type loadKey struct {
 type load struct {
 	*account
 	run    string // random
+	copies bool   // from other workers alone
 	cancel context.CancelFunc
 	done   chan struct{}
 
@@ -67,12 +68,19 @@ const loadsKept = 256
 // Load begins the part of a plan, or attaches to it if it runs or has ended
 // well here. The dataset stays held until it ends.
 func (c *Cache) Load(ctx context.Context, planID stoker.ID, part int) error {
-	key := loadKey{planID, part}
+	return c.begin(ctx, loadKey{planID, part}, false)
+}
+
+func (c *Cache) begin(ctx context.Context, key loadKey, copies bool) error {
+	planID, part := key.plan, key.part
 	c.loads.mu.Lock()
 	l := c.loads.all[key]
 	c.loads.mu.Unlock()
 	if l != nil && !l.again() {
 		return nil
+	}
+	if err := c.refuse("cache.load", reservationName(planID, part)); err != nil {
+		return err
 	}
 	plan, set, err := c.openPlan(ctx, planID, part)
 	if err != nil {
@@ -95,7 +103,7 @@ func (c *Cache) Load(ctx context.Context, planID stoker.ID, part int) error {
 	c.askedFor(reservationName(planID, part))
 	run, cancel := context.WithCancel(c.stop)
 	l = &load{account: set.account(reservationName(planID, part), plan.Part(part), older), run: stoker.NewToken()[:8],
-		cancel: cancel, done: make(chan struct{}), failed: map[string]api.Failure{}, turns: plan.Turns(part, plan.Part(part)),
+		copies: copies, cancel: cancel, done: make(chan struct{}), failed: map[string]api.Failure{}, turns: plan.Turns(part, plan.Part(part)),
 		ended: map[uint32]bool{}, changed: make(chan struct{})}
 	for _, n := range l.part {
 		l.total += set.objectBytes(n)
@@ -177,7 +185,9 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 		if err := c.o.Store.Unreserve(l.reservation); err != nil {
 			s.log().Error("cannot give space back", "error", err)
 		}
-		c.holds.noteFailures(c.o.Store, s.id, l.failures())
+		if !l.copies { // what no worker had is no failure of the dataset's
+			c.holds.noteFailures(c.o.Store, s.id, l.failures())
+		}
 		if err := s.Close(); err != nil {
 			s.log().Error("cannot close a dataset", "error", err)
 		}
@@ -190,7 +200,9 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 		if len(pieces) == 0 || run.Err() != nil {
 			continue
 		}
-		s.placeFor(run, l, n)
+		if !l.copies {
+			s.placeFor(run, l, n)
+		}
 		left := new(atomic.Int64)
 		left.Store(int64(len(pieces)))
 		l.begun()
@@ -259,7 +271,14 @@ func (s *Set) pieces(n uint32) []piece {
 // notes the objects that cannot be had. Its error is the load's end. A second
 // replica comes through the shard's owner, like a read.
 func (s *Set) loadPiece(ctx context.Context, l *load, n uint32, from, to int) error {
-	err := s.bringRun(ctx, n, from, to, guard.Preload, func(f *flight, from, to int) {
+	on := why{prio: guard.Preload, waits: true}
+	if l.copies {
+		on = why{prio: guard.Repair, copies: true}
+		if err := s.c.copying.wait(ctx, s.missingBytes(n, from, to)); err != nil {
+			return err
+		}
+	}
+	err := s.bringRun(ctx, n, from, to, on, func(f *flight, from, to int) {
 		for b := from; b < to; b++ {
 			if s.firstMissing(n, b, b+1) == b && !s.slots[n].lost.Load() { // what a disk took is mended
 				l.fail(s, n, b, s.failure(n, f, b))
@@ -276,12 +295,12 @@ func (s *Set) loadPiece(ctx context.Context, l *load, n uint32, from, to int) er
 // bringRun waits until each missing block of [from, to) was asked for, whoever
 // asked, and calls ended with each flight and the blocks of the run that were
 // its. Its error is want of space, or that ctx has ended.
-func (s *Set) bringRun(ctx context.Context, n uint32, from, to int, prio guard.Priority, ended func(f *flight, from, to int)) error {
+func (s *Set) bringRun(ctx context.Context, n uint32, from, to int, on why, ended func(f *flight, from, to int)) error {
 	if err := s.create(n); err != nil {
 		return err
 	}
 	for at := from; at < to; {
-		f := s.joinFlight(n, at, to, why{prio: prio, waits: prio == guard.Preload})
+		f := s.joinFlight(n, at, to, on)
 		if f == nil {
 			break
 		}
@@ -298,7 +317,7 @@ func (s *Set) bringRun(ctx context.Context, n uint32, from, to int, prio guard.P
 			}
 			continue
 		}
-		if f.ahead {
+		if f.ahead && !(on.copies && f.copies) {
 			continue
 		}
 		ended(f, max(at, f.from), min(to, f.to))

@@ -136,7 +136,7 @@ func (s *Set) fetchAgain(ctx context.Context) {
 func (s *Set) bring(ctx context.Context, n uint32) error {
 	for _, p := range s.pieces(n) {
 		short := false
-		err := s.bringRun(ctx, n, p.from, p.to, guard.Repair, func(f *flight, from, to int) {
+		err := s.bringRun(ctx, n, p.from, p.to, why{prio: guard.Repair}, func(f *flight, from, to int) {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			short = short || f.short

@@ -21,6 +21,9 @@ func reservationName(plan stoker.ID, part int) string { return fmt.Sprintf("%s-%
 // with it, so that nothing falls between promise and load. Asking again is
 // fine.
 func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveReport, error) {
+	if err := c.refuse("reserve", reservationName(r.Plan, r.Part)); err != nil {
+		return api.ReserveReport{}, err
+	}
 	plan, s, err := c.openPlan(ctx, r.Plan, r.Part)
 	if err != nil {
 		return api.ReserveReport{}, err
@@ -49,13 +52,13 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 	c.askedFor(name)
 	err = c.o.Store.ReserveFor(name, rep.NeededBytes, largest)
 	older := s.olderIDs(ctx)
-	if stoker.KindOf(err) == stoker.KindNoSpace {
+	if stoker.KindOf(err) == stoker.KindNoSpace && !r.Spare {
 		if err := c.makeRoom(ctx, rep.NeededBytes, largest, append(older, plan.Manifest)...); err != nil {
 			return rep, err
 		}
 		err = c.o.Store.ReserveFor(name, rep.NeededBytes, largest)
 	}
-	if stoker.KindOf(err) == stoker.KindNoSpace {
+	if stoker.KindOf(err) == stoker.KindNoSpace && !r.Spare {
 		// What is copied from goes last, and piece by piece: see placeFor.
 		pledged, yerr := s.yieldable(ctx)
 		if yerr != nil {

@@ -40,10 +40,11 @@ const (
 	byPolicy                     // another shard of the dataset is worth more
 	idle                         // nobody held or read it for its time to live
 	superseded                   // of an older generation, to make room for a newer one
+	moved                        // others have it: the worker is drained, or replicas were lowered
 	reasons
 )
 
-var reasonNames = [reasons]string{"asked", "reservation", "read", "policy", "idle", "superseded"}
+var reasonNames = [reasons]string{"asked", "reservation", "read", "policy", "idle", "superseded", "moved"}
 
 // use is what is known of how a dataset is read here. It outlives its Sets.
 type use struct {
@@ -125,6 +126,9 @@ func (s *Set) place(n uint32, f *flight, w why) error {
 	sl.mu.RUnlock()
 	if have {
 		return nil
+	}
+	if s.c.Draining() != nil {
+		return errNoRoom
 	}
 	d, st := s.man.Shard(n), s.c.o.Store
 	x := evict.Shard{ID: d.ID, Manifest: s.id, Number: n, Bytes: st.ChargeBytes(d.Bytes, int(d.Blocks))}

@@ -52,6 +52,8 @@ type world struct {
 	leave  func(n int) error
 	list   func(n int) error
 	admit  func(n int, in activities.AdmitInput) (activities.Admission, error)
+	copies func(n int, in activities.CopiesInput) (activities.CopiesPlanned, error)
+	drop   func(n int, in activities.DropInput) (activities.Dropped, error)
 	turns  map[string][]activities.Admission // +checklocks:mu — by job
 	onTurn func(job string)                  // a claim has its turn
 	holds  func() time.Duration              // until a claim's next silence; nil = it is renewed for ever
@@ -99,6 +101,8 @@ func (w *world) serve() {
 	serve(w, "Mend", func(n int, in activities.MendInput) (activities.Mended, error) { return w.mend(n, in) })
 	serve(w, "AwaitReturn", func(n int, in activities.AwaitInput) (bool, error) { return w.back(n, in) })
 	serve(w, "Verify", func(n int, in activities.VerifyInput) (activities.Verified, error) { return w.check(n, in) })
+	serve(w, "PlanCopies", func(n int, in activities.CopiesInput) (activities.CopiesPlanned, error) { return w.copies(n, in) })
+	serve(w, "DropCopies", func(n int, in activities.DropInput) (activities.Dropped, error) { return w.drop(n, in) })
 	serve(w, "GiveBack", func(int, stoker.ID) (struct{}, error) { return struct{}{}, nil })
 	serve(w, "PutLeases", func(int, activities.LeaseInput) (struct{}, error) { return struct{}{}, nil })
 	serve(w, "Join", func(n int, _ activities.JoinInput) (struct{}, error) { return struct{}{}, w.join(n) })

@@ -59,7 +59,7 @@ func register(w worker.Registry, acts *activities.Activities) {
 	for _, f := range []any{
 		acts.Hold, acts.Join, acts.Leave, acts.PutLeases, acts.Plan, acts.Reserve, acts.GiveBack, acts.LoadPart, acts.AwaitReturn, acts.Mend, acts.Verify,
 		acts.Freeze, acts.Register, acts.Renew, acts.Unregister, acts.SetSyncEvery, acts.PutSchedule, acts.SyncTarget, acts.SyncFailed,
-		acts.Admit, acts.Enqueue, acts.Dequeue,
+		acts.Admit, acts.Enqueue, acts.Dequeue, acts.PlanCopies, acts.DropCopies,
 	} {
 		w.RegisterActivity(f)
 	}
@@ -70,7 +70,7 @@ func registerWorkflows(w worker.WorkflowRegistry) {
 	for name, f := range map[string]any{
 		jobWorkflow: Job, datasetWorkflow: Dataset, loadWorkflow: Load, catalogWorkflow: Catalog, listWorkflow: List, syncWorkflow: Sync, removeWorkflow: Remove,
 		scheduleWorkflow: Schedule, scheduledWorkflow: ScheduledSync,
-		queueWorkflow: Queue,
+		queueWorkflow: Queue, repairWorkflow: Repair,
 	} {
 		w.RegisterWorkflowWithOptions(f, workflow.RegisterOptions{Name: name})
 	}

@@ -26,6 +26,7 @@ const (
 	syncWorkflow    = "Sync"
 	removeWorkflow  = "Remove"
 	queueWorkflow   = "Queue"
+	repairWorkflow  = "Repair"
 
 	scheduleWorkflow  = "Schedule"
 	scheduledWorkflow = "ScheduledSync"

@@ -25,6 +25,7 @@ type Worker struct {
 	CapacityBytes int64              `json:"capacityBytes"`
 	UsedBytes     int64              `json:"usedBytes"`
 	ReservedBytes int64              `json:"reservedBytes"`
+	Draining      bool               `json:"draining,omitempty"` // takes nothing new
 }
 
 // Holder is a live incarnation that has a shard.

@@ -25,7 +25,7 @@ func (a *app) completions(root *cobra.Command) {
 		"pin": dataset, "unpin": dataset, "release": a.first(a.activeJobs), "claim": cobra.NoFileCompletions,
 		"mount": a.mountWords, "umount": a.first(a.mountedFolders),
 		"completion": cobra.FixedCompletions([]string{"bash", "zsh", "fish"}, cobra.ShellCompDirectiveNoFileComp),
-		"jobs":       cobra.NoFileCompletions, "workers": cobra.NoFileCompletions, "version": cobra.NoFileCompletions,
+		"jobs":       cobra.NoFileCompletions, "workers": cobra.NoFileCompletions, "workers drain": a.first(a.workerIDs), "workers undrain": a.first(a.workerIDs), "version": cobra.NoFileCompletions,
 		"doctor": cobra.NoFileCompletions, "dataset ls": cobra.NoFileCompletions, "dataset add": cobra.NoFileCompletions,
 	} {
 		if cmd, rest, err := root.Find(strings.Fields(path)); err == nil && len(rest) == 0 {
@@ -52,6 +52,18 @@ func (a *app) completions(root *cobra.Command) {
 			return a.names(cmd.Context(), typed, a.datasetNames), cobra.ShellCompDirectiveNoFileComp
 		}) // fails only for a flag that is not there: a test looks
 	}
+}
+
+// workerIDs are those of the workers that answer.
+func (a *app) workerIDs(ctx context.Context, c *api.Controller) ([]string, error) {
+	all, err := c.Workers(ctx)
+	var out []string
+	for _, w := range all {
+		if w.State != api.WorkerLost {
+			out = append(out, w.ID+"\t"+w.State+", "+api.HumanBytes(w.UsedBytes)+" used")
+		}
+	}
+	return out, err
 }
 
 // flagWords gives a flag its values.

@@ -31,6 +31,7 @@ func offered(g *rig, args ...string) (string, string) {
 func namesToOffer() routes {
 	return routes{
 		"GET /v1/datasets": answer([]api.DatasetInfo{{Name: "imagenet", Bytes: 1 << 30}, {Name: "images\x1b[2J"}, {Name: "speech"}}),
+		"GET /v1/workers":  answer([]api.WorkerInfo{{ID: "1f0c", State: api.WorkerLive}, {ID: "2a", State: api.WorkerLost}}),
 		"GET /v1/jobs":     answer([]api.JobLine{{Job: "train-1", State: api.JobWarming, Datasets: []string{"a\x1bb"}}, {Job: "train-0", State: api.JobReleased}, {Job: "$(rm)", State: api.JobReady}}),
 	}
 }
@@ -45,7 +46,7 @@ func TestCompletion(t *testing.T) {
 		"dataset show |": {"imagenet speech", none}, "preload |": {"imagenet speech", none}, "verify s|": {"speech", none}, "evict |": {"imagenet speech", none},
 		"mount |": {"imagenet speech", none}, "mount imagenet |": {"", dirs}, "mount imagenet /x |": {"", none}, "umount |": {"/mnt/a", none},
 		"submit --dataset |": {"imagenet speech", none}, "submit --dataset a --dataset s|": {"speech", none}, "dataset set |": {"imagenet speech", none}, "dataset set imagenet --evict |": {"auto keep lfu", none}, "submit --on-miss |": {"start wait fail", none}, "submit --dataset a -- |": {"", files},
-		"jobs -o |": {"table json yaml", none}, "jobs |": {"", none}, "workers |": {"", none}, "doctor |": {"", none}, "completion |": {"bash zsh fish", none}, "mount --view |": {"auto tree kernel", none},
+		"jobs -o |": {"table json yaml", none}, "jobs |": {"", none}, "workers |": {"drain undrain", none}, "workers drain |": {"1f0c", none}, "workers undrain 1f|": {"1f0c", none}, "doctor |": {"", none}, "completion |": {"bash zsh fish", none}, "mount --view |": {"auto tree kernel", none},
 	} {
 		g := newRig(t, namesToOffer(), node)
 		words := strings.Split(strings.TrimSuffix(line, "|"), " ")

@@ -157,8 +157,9 @@ func (a *app) datasetShowCommand() *cobra.Command {
 		Use: "show NAME[@GEN]", Short: "show one dataset: what it is, where it is, who holds it", Args: oneArg("a dataset's name"),
 		Long: `Shows a generation of a dataset, the current one unless @GEN says another: its
 size, how much is on the workers, who holds it, and which keys of the store
-cannot be files. What was preloaded by its URI alone is shown by that. With --changes, what is different from the generation before,
-or from FROM, instead: counts, bytes, and the first paths.`,
+cannot be files. What was preloaded by its URI alone is shown by that. With
+--changes, what is different from the generation before, or from FROM, instead:
+counts, bytes, and the first paths.`,
 		Example: `  stoker dataset show imagenet
   stoker dataset show imagenet@1 -o json | jq .unmountable
   stoker dataset show imagenet --changes

@@ -120,7 +120,7 @@ func TestUsageHints(t *testing.T) {
 	}{
 		{[]string{"nonsense"}, `unknown command "nonsense": see 'stoker --help'`},
 		{[]string{"dataset", "nonsense"}, `unknown command "nonsense": see 'stoker dataset --help'`},
-		{[]string{"workers", "drain"}, `unknown command "drain": see 'stoker workers --help'`},
+		{[]string{"workers", "stop"}, `unknown command "stop": see 'stoker workers --help'`}, {[]string{"workers", "drain"}, "a worker's id"},
 		{[]string{"jobs", "x"}, `unknown command "x": see 'stoker jobs --help'`},
 		{[]string{"help", "nonsense"}, `unknown command "nonsense": see 'stoker --help'`},
 		{[]string{"mount", "a", ""}, "see 'stoker mount --help'"},

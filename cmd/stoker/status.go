@@ -297,7 +297,9 @@ A second table names the disks that are full of others' files, or out of service
 
 A third one shows, where --ufs-bandwidth or --ufs-requests limit an under file
 system, how much of that all workers use, and whether it is shared by need or,
-while Redis does not answer, equally.`,
+while Redis does not answer, equally.
+
+A worker that is being drained is 'draining', and 'drained' when it may be stopped.`,
 		Example: `  stoker workers
   stoker workers --wide
   stoker workers -o json | jq 'map(.capacityBytes) | add'
@@ -318,6 +320,7 @@ while Redis does not answer, equally.`,
 		},
 	}
 	wideFlag(cmd, &wide)
+	cmd.AddCommand(a.drainCommand(), a.undrainCommand())
 	return cmd
 }
 

@@ -19,12 +19,12 @@ type workerFlags struct {
 	capacity                            byteSize
 	dirs                                folderList
 	streams                             int
-	memory, scrubRate                   byteSize
+	memory, scrubRate, copyRate         byteSize
 	evict                               cache.Evict
 }
 
 func workerCommand() *cobra.Command {
-	f := workerFlags{capacity: 100 << 30, scrubRate: 10 << 20}
+	f := workerFlags{capacity: 100 << 30, scrubRate: 10 << 20, copyRate: 256 << 20}
 	cmd := &cobra.Command{
 		Use:   "worker",
 		Short: "the daemon of a node: cache, peer server, mounts",
@@ -45,6 +45,7 @@ func workerCommand() *cobra.Command {
 	cmd.Flags().IntVar(&f.streams, "streams", 16, "UFS requests that one load keeps in flight")
 	cmd.Flags().Var(&f.memory, "memory", "most bytes of memory that the worker uses, at least 64MiB (default 0: an eighth of what is here, at most 1GiB)")
 	cmd.Flags().Var(&f.scrubRate, "scrub-rate", "bytes per second that are read from the cache folders to find bits that went wrong; 0 = none")
+	cmd.Flags().Var(&f.copyRate, "copy-rate", "bytes per second that the worker copies from others to restore lost replicas, to add some, or to take over from a worker that is drained; 0 = no limit")
 	cmd.Flags().IntVar(&f.evict.HighPercent, "evict-high", 95, "percent of the capacity: when reads have filled so much, what nobody holds is evicted in the background, and reads of data that nobody holds store no more; 100 = only when it is full")
 	cmd.Flags().IntVar(&f.evict.LowPercent, "evict-low", 90, "percent of the capacity at which that ends, below --evict-high")
 	cmd.Flags().DurationVar(&f.evict.Idle, "evict-idle", 0, "how long data stays that nobody holds and nobody reads, as 72h; 0 = until its space is needed")
@@ -117,7 +118,7 @@ func runWorker(cmd *cobra.Command, f *workerFlags) error {
 	w, err := worker.Open(worker.Options{
 		Dir: absolute(f.cacheDir), CapacityBytes: int64(f.capacity), Folders: f.dirs.folders(), Objects: d.objects, Index: d.index,
 		Socket: absolute(f.socket), Listen: f.listen, Advertise: f.advertise, Tokens: d.tokens,
-		Streams: f.streams, MemoryBytes: int64(f.memory), ScrubRate: int64(f.scrubRate), AllowFiles: f.allowFile, Version: version, Log: d.log,
+		Streams: f.streams, MemoryBytes: int64(f.memory), ScrubRate: int64(f.scrubRate), CopyRate: int64(f.copyRate), AllowFiles: f.allowFile, Version: version, Log: d.log,
 		Limits: f.limits(), Claims: d.index, Evict: f.evict,
 	})
 	if err != nil {

@@ -94,6 +94,30 @@ func (c *Controller) SetEviction(ctx context.Context, name string, req EvictionR
 	return &d, err
 }
 
+// Drain has a worker, named by its id or the beginning of it, give up what it has.
+func (c *Controller) Drain(ctx context.Context, worker string, req Drain) (*DrainStatus, error) {
+	return c.drain(ctx, http.MethodPut, worker, req)
+}
+
+// Undrain puts it into service again.
+func (c *Controller) Undrain(ctx context.Context, worker string) (*DrainStatus, error) {
+	return c.drain(ctx, http.MethodDelete, worker, nil)
+}
+
+// DrainStatus asks how far the drain of a worker is.
+func (c *Controller) DrainStatus(ctx context.Context, worker string) (*DrainStatus, error) {
+	return c.drain(ctx, http.MethodGet, worker, nil)
+}
+
+func (c *Controller) drain(ctx context.Context, method, worker string, body any) (*DrainStatus, error) {
+	seg, err := segment("worker", worker)
+	if err != nil {
+		return nil, err
+	}
+	st, err := get[DrainStatus](ctx, c.c, workTimeout, method, "/v1/workers/"+seg+"/drain", body)
+	return &st, err
+}
+
 // RemoveDataset frees a dataset's space and takes its name out of the registry.
 func (c *Controller) RemoveDataset(ctx context.Context, name string) (EvictReport, error) {
 	seg, err := segment("dataset", name)

@@ -279,7 +279,7 @@ type WorkerInfo struct {
 	Address       string             `json:"address"` // base URL of its TCP API
 	Socket        string             `json:"socket"`  // path of its Unix socket
 	PID           int                `json:"pid"`
-	State         string             `json:"state"` // live | lost
+	State         string             `json:"state"` // live | draining | drained | lost
 	CapacityBytes int64              `json:"capacityBytes"`
 	UsedBytes     int64              `json:"usedBytes"`
 	ReservedBytes int64              `json:"reservedBytes"`
@@ -288,6 +288,7 @@ type WorkerInfo struct {
 	UFS           []UFSUse           `json:"ufs,omitempty"`   // of each limited under file system in use
 	// Reads counts since the worker started; nil if it did not answer.
 	Reads *ReadCounters `json:"reads,omitempty"`
+	Drain *Drain        `json:"drain,omitempty"` // of one that is drained
 }
 
 // UFSUse is what a worker uses of the cluster's budget of one under file
@@ -477,6 +478,8 @@ type ErrorBody struct {
 type LoadRequest struct {
 	Plan stoker.ID `json:"plan"`
 	Part int       `json:"part"`
+	// Copies: others have its shards, and only from them they come.
+	Copies bool `json:"copies,omitempty"`
 }
 
 // LoadProgress is how far a load is; the last line of its stream has Done.
@@ -502,6 +505,8 @@ type ReserveRequest struct {
 	Plan   stoker.ID `json:"plan"`
 	Part   int       `json:"part"`
 	Leases []Lease   `json:"leases,omitempty"` // placed with the grant, so that nothing falls between
+	// Spare: only of space that nobody uses; nothing is evicted for it.
+	Spare bool `json:"spare,omitempty"`
 	// Replaces is a plan whose promise to the same part ends with this one.
 	Replaces stoker.ID `json:"replaces,omitzero"`
 }

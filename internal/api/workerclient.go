@@ -50,12 +50,21 @@ const (
 // end. Hanging up does not stop it. A worker that is silent for 10 s is
 // Transient.
 func (w *WorkerClient) Load(ctx context.Context, plan stoker.ID, part int, each func(LoadProgress)) (LoadProgress, error) {
+	return w.load(ctx, LoadRequest{Plan: plan, Part: part}, each)
+}
+
+// LoadCopies is Load for shards that others have: only from them they come.
+func (w *WorkerClient) LoadCopies(ctx context.Context, plan stoker.ID, part int, each func(LoadProgress)) (LoadProgress, error) {
+	return w.load(ctx, LoadRequest{Plan: plan, Part: part, Copies: true}, each)
+}
+
+func (w *WorkerClient) load(ctx context.Context, req LoadRequest, each func(LoadProgress)) (LoadProgress, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	silent := stoker.Errorf(stoker.KindTransient, "load", plan.Short(), "the worker is silent")
+	silent := stoker.Errorf(stoker.KindTransient, "load", req.Plan.Short(), "the worker is silent")
 	watch := time.AfterFunc(loadBegins, func() { cancel(silent) })
 	defer watch.Stop()
-	e, err := w.c.stream(ctx, http.MethodPut, partPath("loads", plan, part), LoadRequest{plan, part},
+	e, err := w.c.stream(ctx, http.MethodPut, partPath("loads", req.Plan, req.Part), req,
 		func(e Event) {
 			watch.Reset(loadSilence)
 			if e.Load != nil {
@@ -110,6 +119,21 @@ func (w *WorkerClient) Failures(ctx context.Context, id stoker.ID, after string,
 // Evict frees what the worker has of a manifest; Held names the holders.
 func (w *WorkerClient) Evict(ctx context.Context, req EvictRequest) (EvictReport, error) {
 	return get[EvictReport](ctx, w.c, workTimeout, http.MethodPost, "/v1/evict", req)
+}
+
+// Drain makes the worker take nothing new until Undrain.
+func (w *WorkerClient) Drain(ctx context.Context, req Drain) error {
+	return w.c.call(ctx, answerTimeout, http.MethodPut, "/v1/drain", req, nil)
+}
+
+// Undrain ends that.
+func (w *WorkerClient) Undrain(ctx context.Context) error {
+	return w.c.call(ctx, answerTimeout, http.MethodDelete, "/v1/drain", nil, nil)
+}
+
+// DropCopies removes shards that others were seen to have.
+func (w *WorkerClient) DropCopies(ctx context.Context, req DropRequest) (EvictReport, error) {
+	return get[EvictReport](ctx, w.c, workTimeout, http.MethodPost, "/v1/drop", req)
 }
 
 // Version asks who is there.

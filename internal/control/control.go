@@ -57,6 +57,8 @@ type Controller struct {
 	loads     *loads
 	phases    *phases
 	waiting   *waiting
+	keeper    *keeper
+	draining  sync.Mutex // who drains a worker looks first who would be left
 	metrics   *metrics.Registry
 	renewals  renewals
 	probing   chan struct{} // a token for each store that is looked at
@@ -85,6 +87,7 @@ func Open(o Options) (*Controller, error) {
 		Store: c.manifests, Index: o.Index, Open: c.mounts.Open, TempDir: o.Dir, Token: o.Tokens.Own(), Joiner: o.Flows, Scheduler: o.Flows, Log: o.Log,
 	})
 	c.loads, c.phases, c.waiting = newLoads(c.acts), newPhases(o.Flows), &waiting{flows: o.Flows}
+	c.keeper = newKeeper()
 	c.metrics = c.watched()
 	if err := c.listen(); err != nil {
 		c.closeListeners()
@@ -135,6 +138,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	var tending sync.WaitGroup
 	tending.Go(func() { c.o.Flows.Serve(ctx, c.acts, ready) })
 	tending.Go(func() { c.renewLeases(ctx) })
+	tending.Go(func() { c.keep(ctx) })
 	tending.Go(func() { c.budgets.Run(ctx) })
 	var err error
 	select {

@@ -430,7 +430,7 @@ func (c *Controller) evictEverywhere(ctx context.Context, ws []worker, req api.E
 	var sum api.EvictReport
 	var ids, addresses []string
 	for _, x := range ws {
-		if x.info.State == stateLive {
+		if x.info.State != api.WorkerLost {
 			ids, addresses = append(ids, x.info.ID), append(addresses, x.info.Address)
 		} else {
 			sum.Missed = append(sum.Missed, x.info.ID)

@@ -144,7 +144,7 @@ func TestCheckRedis(t *testing.T) {
 func TestWorkersTellTheirReads(t *testing.T) {
 	mem := placement.NewMem(time.Now)
 	workerAt(t, mem, "aaaa", 1, func(w http.ResponseWriter, _ *http.Request) {
-		api.WriteJSON(w, 200, api.WorkerStatus{WorkerInfo: api.WorkerInfo{ID: "aaaa", State: stateLive}, Reads: api.ReadCounters{UFSBytes: 7, PeerBytes: 8}})
+		api.WriteJSON(w, 200, api.WorkerStatus{WorkerInfo: api.WorkerInfo{ID: "aaaa", State: api.WorkerLive}, Reads: api.ReadCounters{UFSBytes: 7, PeerBytes: 8}})
 	})
 	c := openController(t, mem)
 	rec := httptest.NewRecorder()

@@ -346,7 +346,7 @@ func (w *watchedController) serveAs(t testing.TB, n stoker.Incarnation, status a
 }
 
 func holding(n int, id stoker.ID, bytes int64, holders ...string) api.WorkerStatus {
-	return api.WorkerStatus{WorkerInfo: api.WorkerInfo{ID: fmt.Sprint("worker-", n), State: stateLive},
+	return api.WorkerStatus{WorkerInfo: api.WorkerInfo{ID: fmt.Sprint("worker-", n), State: api.WorkerLive},
 		Manifests: []api.ManifestHolding{{Manifest: id, Bytes: bytes, Holders: holders}, {Manifest: stoker.ID{99}, Bytes: 5000, Holders: []string{"other"}}}}
 }
 

@@ -53,12 +53,12 @@ func (c *Controller) workerMetrics(ctx context.Context, s *metrics.Samples) {
 	if err != nil {
 		return // how many there are is not known
 	}
-	count := map[string]int{stateLive: 0, stateLost: 0}
+	count := map[string]int{api.WorkerLive: 0, api.WorkerDraining: 0, api.WorkerDrained: 0, api.WorkerLost: 0}
 	for _, w := range ws {
 		count[w.info.State]++
 	}
 	for state, n := range count {
-		s.Gauge("stoker_workers", "Workers that answer (live), or did once and do not now (lost).", float64(n), "state", state)
+		s.Gauge("stoker_workers", "Workers that answer (live), of those that are drained (draining, drained), or that did once and do not now (lost).", float64(n), "state", state)
 	}
 }
 

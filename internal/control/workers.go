@@ -10,11 +10,6 @@ import (
 	"stoker.dev/internal/api"
 )
 
-const (
-	stateLive = "live"
-	stateLost = "lost"
-)
-
 // worker is what is known of one: its last entry in the index, and what it
 // says itself, if it answers.
 type worker struct {
@@ -38,12 +33,12 @@ func (c *Controller) workers(ctx context.Context) ([]worker, error) {
 	err = c.acts.EachWorker(ctx, addresses, func(ctx context.Context, i int, wc *api.WorkerClient) error {
 		w := live[i]
 		out[i].info = api.WorkerInfo{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address, Socket: w.Socket, PID: w.PID,
-			State: stateLive, CapacityBytes: w.CapacityBytes, UsedBytes: w.UsedBytes, ReservedBytes: w.ReservedBytes}
+			State: api.WorkerLive, CapacityBytes: w.CapacityBytes, UsedBytes: w.UsedBytes, ReservedBytes: w.ReservedBytes}
 		ctx, cancel := context.WithTimeout(ctx, askWorker)
 		defer cancel()
 		st, err := wc.Status(ctx)
 		if stoker.KindOf(err) == stoker.KindTransient && err != nil {
-			out[i].info.State = stateLost
+			out[i].info.State = api.WorkerLost
 			return nil
 		} else if err != nil {
 			return err
@@ -57,7 +52,7 @@ func (c *Controller) workers(ctx context.Context) ([]worker, error) {
 	}
 	for _, w := range lost {
 		out = append(out, worker{info: api.WorkerInfo{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address, Socket: w.Socket, PID: w.PID,
-			State: stateLost, CapacityBytes: w.CapacityBytes, UsedBytes: w.UsedBytes, ReservedBytes: w.ReservedBytes}})
+			State: api.WorkerLost, CapacityBytes: w.CapacityBytes, UsedBytes: w.UsedBytes, ReservedBytes: w.ReservedBytes}})
 	}
 	slices.SortFunc(out, func(a, b worker) int { return strings.Compare(a.info.ID, b.info.ID) })
 	return out, nil

@@ -350,6 +350,7 @@ func orders() [][3]string {
 		{"PUT", "/v1/loads/" + id + "/0", `{}`}, {"DELETE", "/v1/loads/" + id + "/0", ""},
 		{"PUT", "/v1/leases", `{"drop":["x"]}`}, {"PUT", "/v1/rules", `{"rules":[],"all":true}`}, {"POST", "/v1/evict", `{"manifest":"` + id + `","force":true}`},
 		{"GET", "/v1/manifests/" + id + "/shards/0/blocks", ""},
+		{"PUT", "/v1/drain", `{}`}, {"DELETE", "/v1/drain", ""}, {"POST", "/v1/drop", `{"manifest":"` + id + `","shards":[0]}`},
 	}
 }
 

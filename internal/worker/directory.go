@@ -277,10 +277,16 @@ func (d *directory) Owners(ctx context.Context, plan *planner.Plan, shard stoker
 	if plan != nil && int(n) < len(plan.Owners) {
 		for _, o := range plan.Owners[n] {
 			id := plan.Workers[o].ID
-			if id == me.ID {
+			switch {
+			case id != me.ID:
+			case me.Draining:
+				continue // others read it through, and store it
+			default:
 				return ask, true, lost
 			}
-			if w, ok := d.search(ctx, func(w placement.Worker) bool { return w.ID == id }); ok {
+			if w, ok := d.search(ctx, func(w placement.Worker) bool { return w.ID == id }); ok && w.Draining {
+				continue
+			} else if ok {
 				ask = append(ask, cache.Peer{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address})
 			} else if d.blind.Load() || d.emptied() { // it may live, unknown to us; whichever of its lives is there will do
 				ask = append(ask, cache.Peer{ID: id, Address: plan.Workers[o].Address})
@@ -292,7 +298,7 @@ func (d *directory) Owners(ctx context.Context, plan *planner.Plan, shard stoker
 			return ask, false, nil
 		}
 	}
-	workers := d.live()
+	workers := slices.DeleteFunc(slices.Clone(d.live()), func(w placement.Worker) bool { return w.Draining })
 	choices := make([]planner.Worker, len(workers))
 	for i, w := range workers {
 		choices[i] = planner.Worker{ID: w.ID, Weight: 1}

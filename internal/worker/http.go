@@ -43,6 +43,9 @@ func (w *Worker) routes(local bool) http.Handler {
 	mux.Handle("PUT /v1/rules", admin(w.rules))
 	mux.Handle("POST /v1/verify", api.Handler(w.verify))
 	mux.Handle("POST /v1/evict", admin(w.evict))
+	mux.Handle("PUT /v1/drain", admin(w.drain))
+	mux.Handle("DELETE /v1/drain", admin(w.undrain))
+	mux.Handle("POST /v1/drop", admin(w.drop))
 	mux.Handle("GET /v1/manifests/{manifest}/failed", admin(w.failed))
 	mux.Handle("GET /v1/manifests/{manifest}/shards/{shard}/blocks", admin(func(rw http.ResponseWriter, r *http.Request) error {
 		peer.Handler(w.incarnation, w.cache).ServeHTTP(rw, r)
@@ -126,7 +129,15 @@ func (w *Worker) load(rw http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := w.cache.Load(r.Context(), plan, part); err != nil {
+	var req api.LoadRequest
+	if err := api.ReadJSON(rw, r, &req); err != nil {
+		return err
+	}
+	begin := w.cache.Load
+	if req.Copies {
+		begin = w.cache.LoadCopies
+	}
+	if err := begin(r.Context(), plan, part); err != nil {
 		return err
 	}
 	stream := api.NewStream(rw)
@@ -233,6 +244,9 @@ func (w *Worker) mount(rw http.ResponseWriter, r *http.Request) error {
 	p := api.PrincipalOf(r.Context())
 	if err := groupOf(p, api.GroupsOf(r.Context()), &req); err != nil {
 		return err
+	}
+	if d := w.cache.Draining(); d != nil {
+		return stoker.Errorf(stoker.KindBusy, "mount", req.Dir, "this worker is being drained by %s: mount on another node, or 'stoker workers undrain %s'", d.By, w.store.WorkerID())
 	}
 	info, err := w.views.Mount(r.Context(), uint32(p.UID), req)
 	if err != nil {

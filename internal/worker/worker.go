@@ -43,6 +43,7 @@ type Options struct {
 	Advertise     string          // base URL by which others reach Listen; "" = made from it
 	Tokens        *api.Tokens     // who may come in by TCP, and this worker's own token; nil = loopback only
 	Streams       int             // UFS streams of one load; 0 = 16
+	CopyRate      int64           // bytes/s of replicas that are restored, raised or moved to this worker; 0 = no limit
 	MemoryBytes   int64           // of the process; fills and answers to peers take half of it at most; 0 = AutoMemory
 	Evict         cache.Evict     // how full reads make the cache, and what goes by itself; 0 = 95, 90 percent, nothing
 	ScrubRate     int64           // bytes/s that a scrub of sealed shards reads; 0 = none
@@ -112,7 +113,7 @@ func (w *Worker) open() (err error) {
 	w.directory = newDirectory(w.o.Index, w.self, w.o.Log)
 	w.cache, err = cache.New(cache.Options{
 		Store: w.store, Manifests: w.manifests, Open: w.mounts.Open,
-		Directory: w.directory, Fetcher: fetcher{w.peers}, Streams: w.o.Streams, MemoryBytes: w.o.MemoryBytes, Evict: w.o.Evict, Log: w.o.Log,
+		Directory: w.directory, Fetcher: fetcher{w.peers}, Streams: w.o.Streams, MemoryBytes: w.o.MemoryBytes, Evict: w.o.Evict, CopyRate: w.o.CopyRate, Log: w.o.Log,
 	})
 	if err != nil {
 		return err
@@ -277,6 +278,7 @@ func (w *Worker) self() placement.Worker {
 	return placement.Worker{
 		ID: w.store.WorkerID(), Incarnation: w.incarnation, Address: w.address, Socket: w.o.Socket, PID: os.Getpid(),
 		CapacityBytes: u.CapacityBytes, UsedBytes: u.UsedBytes, ReservedBytes: u.ReservedBytes,
+		Draining: w.cache.Draining() != nil,
 	}
 }
 
@@ -287,10 +289,14 @@ func (w *Worker) info(ctx context.Context) (api.WorkerInfo, error) {
 	if err != nil {
 		return api.WorkerInfo{}, err
 	}
+	state, err := w.state(ctx)
+	if err != nil {
+		return api.WorkerInfo{}, err
+	}
 	return api.WorkerInfo{
-		ID: s.ID, Incarnation: s.Incarnation, Address: s.Address, Socket: s.Socket, PID: s.PID, State: "live",
+		ID: s.ID, Incarnation: s.Incarnation, Address: s.Address, Socket: s.Socket, PID: s.PID, State: state,
 		CapacityBytes: s.CapacityBytes, UsedBytes: s.UsedBytes, ReservedBytes: s.ReservedBytes, FreeableBytes: free,
-		Disks: w.disks(), UFS: w.uses(),
+		Disks: w.disks(), UFS: w.uses(), Drain: w.cache.Draining(),
 	}, nil
 }
 

@@ -106,13 +106,13 @@ func rate(perSecond float64) string {
 func State(state string) Cell {
 	c := Cell{Text: state}
 	switch state {
-	case api.JobReady, api.JobLeased, "resident", "live", api.CheckOK:
+	case api.JobReady, api.JobLeased, "resident", api.WorkerLive, api.CheckOK:
 		c.Paint = Green
-	case api.JobPlanned, api.JobQueued, api.JobWarming, "partial":
+	case api.JobPlanned, api.JobQueued, api.JobWarming, "partial", api.WorkerDraining:
 		c.Paint = Cyan
 	case api.JobDegraded, api.CheckWarn, "full":
 		c.Paint = Yellow
-	case api.JobFailed, "lost", "readonly", "failed", api.CheckFail:
+	case api.JobFailed, api.WorkerLost, "readonly", "failed", api.CheckFail:
 		c.Paint = Red
 	default:
 		c.Paint = Dim

@@ -161,16 +161,17 @@ func (v *view) head(width int) []string {
 // cache sums the workers' space up.
 func (v *view) cache(width int) string {
 	var used, reserved, capacity int64
-	live := 0
+	count := map[string]int{}
 	for _, w := range v.status.Workers {
-		if w.State == "live" {
-			live++
+		if count[w.State]++; w.State == api.WorkerLive {
 			used, reserved, capacity = used+w.UsedBytes, reserved+w.ReservedBytes, capacity+w.CapacityBytes
 		}
 	}
-	workers := fmt.Sprintf("%d live", live)
-	if lost := len(v.status.Workers) - live; lost > 0 {
-		workers += fmt.Sprintf(", %d lost", lost)
+	workers := fmt.Sprintf("%d live", count[api.WorkerLive])
+	for _, state := range []string{api.WorkerDraining, api.WorkerDrained, api.WorkerLost} {
+		if count[state] > 0 {
+			workers += fmt.Sprintf(", %d %s", count[state], state)
+		}
 	}
 	t := Table{Columns: []Column{{Head: "cache"}, {Head: ""}, {Head: ""}, {Head: "", Min: 1}}}
 	t.Row("cache", v.glyphs.Bar(used, reserved, capacity, v.cells),
