@@ -144,6 +144,8 @@ func tuning() dynamicconfig.StaticClient {
 		dynamicconfig.MakeKey("frontend.namespaceRPS"):                20_000,
 		dynamicconfig.MakeKey("frontend.rps"):                         20_000,
 		dynamicconfig.MakeKey("history.rps"):                          20_000,
+		// The answer to a workflow's step brings its activity along.
+		dynamicconfig.MakeKey("system.enableActivityEagerExecution"): true,
 		// By default a history shard looks for tasks 20 times a second. All
 		// workflows are in one shard here: each step of one would take 50 ms.
 		dynamicconfig.MakeKey("history.transferProcessorMaxPollRPS"):   1000,
