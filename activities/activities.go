@@ -53,6 +53,8 @@ type Joiner interface {
 	FirstWaiting(ctx context.Context) (string, error)
 	Enqueue(ctx context.Context, in EnqueueInput) error
 	Dequeue(ctx context.Context, in DequeueInput) error
+	Requeue(ctx context.Context, in WaitingClaim) error
+	Wish(ctx context.Context, in WishInput) error
 }
 
 // Activities are registered with Temporal as a whole.

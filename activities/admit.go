@@ -249,5 +249,10 @@ func (a *Activities) Dequeue(ctx context.Context, in DequeueInput) error {
 	return ToTemporal(a.o.Joiner.Dequeue(ctx, in))
 }
 
+// Requeue changes a claim that waits.
+func (a *Activities) Requeue(ctx context.Context, in WaitingClaim) error {
+	return ToTemporal(a.o.Joiner.Requeue(ctx, in))
+}
+
 // DequeueInput names a claim that waits no longer.
 type DequeueInput struct{ Job, Run string }

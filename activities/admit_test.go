@@ -21,6 +21,8 @@ func (j *joined) Join(context.Context, JoinInput) error       { return nil }
 func (j *joined) Leave(context.Context, LeaveInput) error     { return nil }
 func (j *joined) Enqueue(context.Context, EnqueueInput) error { return nil }
 func (j *joined) Dequeue(context.Context, DequeueInput) error { return nil }
+func (j *joined) Requeue(context.Context, WaitingClaim) error { return nil }
+func (j *joined) Wish(context.Context, WishInput) error       { return nil }
 func (j *joined) Granted(_ context.Context, id stoker.ID) (bool, error) {
 	return j.granted[id], nil
 }

@@ -29,6 +29,22 @@ type JoinInput struct {
 	Deep       bool          `json:",omitempty"` // Ready when every byte was read again
 	Whole      bool          `json:",omitempty"` // one of a claim that gets all its datasets or none
 	Deadline   time.Time     `json:",omitzero"`  // by which the job wants the data; zero: none
+	Priority   int           `json:",omitempty"` // of the load among others
+	LimitBytes int64         `json:",omitempty"` // what the load may read in a second; see api.LoadWish
+}
+
+// WishInput changes what a job that has joined wishes; see JoinInput.
+type WishInput struct {
+	Manifest   stoker.ID
+	Job, Run   string
+	Priority   int       `json:",omitempty"`
+	Deadline   time.Time `json:",omitzero"`
+	LimitBytes int64     `json:",omitempty"`
+}
+
+// Wish tells the dataset's workflow, and that the workers.
+func (a *Activities) Wish(ctx context.Context, in WishInput) error {
+	return ToTemporal(a.o.Joiner.Wish(ctx, in))
 }
 
 // LeaveInput ends that.
@@ -54,9 +70,10 @@ func (a *Activities) Hold(context.Context) error { return activity.ErrResultPend
 
 // LeaseInput places or drops the leases of one dataset's holders.
 type LeaseInput struct {
-	Leases  []api.Lease `json:",omitempty"`
-	Drop    []string    `json:",omitempty"`
-	Partial bool        `json:",omitempty"` // see api.LeaseRequest
+	Leases  []api.Lease    `json:",omitempty"`
+	Drop    []string       `json:",omitempty"`
+	Partial bool           `json:",omitempty"` // see api.LeaseRequest
+	Wishes  []api.LoadWish `json:",omitempty"`
 }
 
 // PutLeases tells all live workers. A worker that does not answer gets the
@@ -69,7 +86,7 @@ func (a *Activities) PutLeases(ctx context.Context, in LeaseInput) error {
 	err = a.EachWorker(ctx, addressesOf(live), func(ctx context.Context, _ int, w *api.WorkerClient) error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		err := w.PutLeases(ctx, api.LeaseRequest{Leases: in.Leases, Drop: in.Drop, Partial: in.Partial})
+		err := w.PutLeases(ctx, api.LeaseRequest{Leases: in.Leases, Drop: in.Drop, Partial: in.Partial, Wishes: in.Wishes})
 		if err != nil {
 			a.refused.Add(1)
 		}

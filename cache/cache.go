@@ -196,9 +196,11 @@ type Set struct {
 	slots []slot
 	roots []rootFS
 	plan  atomic.Pointer[planner.Plan]
+	load  *guard.Load // what is wished of its loads
 	bases bases
 
 	tracker prefetch.Tracker
+	obeying sync.Mutex // see obey
 
 	sums atomic.Pointer[[]shardSum] // see sumOf
 }
@@ -237,16 +239,18 @@ func (c *Cache) Open(ctx context.Context, id stoker.ID) (*Set, error) {
 	plan := c.lastPlan(ctx, id, m.Shards())
 	mode, _ := c.ruleOf(id)
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if s := c.sets[id]; s != nil { // another one was faster
 		s.users++
+		c.mu.Unlock()
 		return s, m.Close()
 	}
 	s := &Set{c: c, id: id, man: m, users: 1, use: c.useLocked(id),
-		slots: make([]slot, m.Shards()), roots: make([]rootFS, len(m.Roots()))}
+		slots: make([]slot, m.Shards()), roots: make([]rootFS, len(m.Roots())), load: guard.NewLoad()}
 	s.plan.Store(plan)
 	s.use.share.Use(mode)
 	c.sets[id] = s
+	c.mu.Unlock()
+	s.obey() // after it is found: a wish that comes now is either heard by it, or read here
 	return s, nil
 }
 
@@ -298,7 +302,10 @@ func (s *Set) retain() {
 func (s *Set) Manifest() *manifest.Manifest { return s.man }
 
 // UsePlan makes the plan decide who owns which shard.
-func (s *Set) UsePlan(p *planner.Plan) { s.plan.Store(p) }
+func (s *Set) UsePlan(p *planner.Plan) {
+	s.plan.Store(p)
+	s.obey()
+}
 
 // release closes the slot's file; the next use opens it again.
 func (s *Set) release(n uint32) {

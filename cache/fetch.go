@@ -59,7 +59,7 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 		f.away.Store(true)
 		return
 	}
-	ctx = guard.WithCount(guard.WithUrgency(guard.WithFlow(ctx, s.id.Short()), f.urgency), &s.c.counters.UFS)
+	ctx = guard.WithCount(guard.WithUrgency(guard.WithLoad(guard.WithFlow(ctx, s.id.Short()), s.load), f.urgency), &s.c.counters.UFS)
 	a := s.accountOf(n)
 	if a != nil {
 		ctx = guard.WithCount(ctx, &a.count)

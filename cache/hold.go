@@ -34,6 +34,8 @@ type holding struct {
 	// GraceUntil is until when its last lease's end is so near that the job may
 	// come again: nothing is held by it, but the data goes last.
 	GraceUntil time.Time `json:"graceUntil,omitzero"`
+	// Wish is that of those who wait for it.
+	Wish api.LoadWish `json:"wish,omitzero"`
 
 	mounts, loads int           // not durable: a new life has none
 	more          []api.Failure // behind Failed, which is bounded; not durable either
@@ -256,6 +258,9 @@ func (c *Cache) PutLeases(r api.LeaseRequest) error {
 		if err := c.holds.know(c.o.Store, l.Manifest, ""); err != nil {
 			return err
 		}
+	}
+	if err := c.wish(r.Wishes); err != nil {
+		return err
 	}
 	h := &c.holds
 	h.mu.Lock()

@@ -35,6 +35,8 @@ type Holder struct {
 	Whole           bool          `json:",omitempty"` // see JoinInput
 	Hinted          bool          `json:",omitempty"` // told whether there is space
 	Deadline        time.Time     `json:",omitzero"`  // see JoinInput
+	Priority        int           `json:",omitempty"` // likewise
+	LimitBytes      int64         `json:",omitempty"` // likewise
 }
 
 // wholeVersion guards what an older release does not tell: where one took the
@@ -77,6 +79,7 @@ type dataset struct {
 
 	children []workflow.ChildWorkflowFuture // of the load that runs
 	deadline time.Time                      // that they know of; zero: none
+	wished   api.LoadWish                   // that the workers were told
 }
 
 // Dataset is the life of one manifest's data while anybody needs it. Jobs
@@ -85,6 +88,7 @@ type dataset struct {
 func Dataset(ctx workflow.Context, in DatasetInput) error {
 	d := &dataset{cluster: in.Cluster, window: in.Window, search: in.Searchable, s: DatasetState{
 		Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest, State: api.JobPlanned, Holders: in.Holders, PausedBy: in.PausedBy}}
+	d.wished.Manifest = in.Manifest
 	if err := d.handle(ctx); err != nil {
 		return err
 	}
@@ -147,6 +151,9 @@ func (d *dataset) handle(ctx workflow.Context) error {
 	if err := workflow.SetUpdateHandler(ctx, joinUpdate, d.join); err != nil {
 		return err
 	}
+	if err := workflow.SetUpdateHandler(ctx, wishUpdate, d.wish); err != nil {
+		return err
+	}
 	if err := workflow.SetUpdateHandler(ctx, pauseUpdate, d.pause); err != nil {
 		return err
 	}
@@ -194,7 +201,11 @@ func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, e
 	if i := d.find(in.Job); i >= 0 {
 		d.s.Holders = slices.Delete(d.s.Holders, i, i+1) // an earlier run of the job that could not leave
 	}
-	h := Holder{Job: in.Job, Owner: in.Owner, Run: in.Run, Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep}
+	h := Holder{Job: in.Job, Owner: in.Owner, Run: in.Run, Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep,
+		Priority: in.Priority, LimitBytes: in.LimitBytes}
+	if in.Preload && !in.Deadline.IsZero() && workflow.GetVersion(ctx, wishVersion, workflow.DefaultVersion, 1) != workflow.DefaultVersion {
+		h.Deadline = in.Deadline
+	}
 	if in.Whole {
 		v := workflow.GetVersion(ctx, wholeVersion, workflow.DefaultVersion, 2)
 		if h.Whole = v != workflow.DefaultVersion; v >= 2 {
@@ -204,7 +215,8 @@ func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, e
 	d.s.Holders = append(d.s.Holders, h)
 	d.resume()
 	d.changes++
-	lease := activities.LeaseInput{Leases: []api.Lease{h.Lease(d.s.Manifest)}, Partial: true}
+	d.wished = d.s.Wish()
+	lease := activities.LeaseInput{Leases: []api.Lease{h.Lease(d.s.Manifest)}, Partial: true, Wishes: []api.LoadWish{d.wished}}
 	err := workflow.ExecuteActivity(briefly(ctx, 30*time.Second, 6), do.PutLeases, lease).Get(ctx, nil)
 	i := d.find(in.Job)
 	d.changes++
@@ -283,7 +295,9 @@ func (d *dataset) leave(ctx workflow.Context, in activities.LeaveInput) error {
 }
 
 func (d *dataset) drop(ctx workflow.Context, job string) error {
-	return workflow.ExecuteActivity(briefly(ctx, 30*time.Second, 6), do.PutLeases, activities.LeaseInput{Drop: []string{job}, Partial: true}).Get(ctx, nil)
+	d.wished = d.s.Wish()
+	in := activities.LeaseInput{Drop: []string{job}, Partial: true, Wishes: []api.LoadWish{d.wished}}
+	return workflow.ExecuteActivity(briefly(ctx, 30*time.Second, 6), do.PutLeases, in).Get(ctx, nil)
 }
 
 // tell gives its outcome to a job. One whose workflow is gone holds nothing.

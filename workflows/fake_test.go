@@ -107,6 +107,8 @@ func (w *world) serve() {
 	serve(w, "PutLeases", func(int, activities.LeaseInput) (struct{}, error) { return struct{}{}, nil })
 	serve(w, "Join", func(n int, _ activities.JoinInput) (struct{}, error) { return struct{}{}, w.join(n) })
 	serve(w, "Leave", func(n int, _ activities.LeaveInput) (struct{}, error) { return struct{}{}, w.leave(n) })
+	serve(w, "Wish", func(int, activities.WishInput) (struct{}, error) { return struct{}{}, nil })
+	serve(w, "Requeue", func(int, activities.WaitingClaim) (struct{}, error) { return struct{}{}, nil })
 	serve(w, "Admit", func(n int, in activities.AdmitInput) (activities.Admission, error) { return w.admit(n, in) })
 	serve(w, "Enqueue", func(int, activities.EnqueueInput) (struct{}, error) { return struct{}{}, nil })
 	serve(w, "Dequeue", func(int, activities.DequeueInput) (struct{}, error) { return struct{}{}, nil })

@@ -46,8 +46,11 @@ type JobInput struct {
 	Grace time.Duration `json:",omitempty"`
 	// Deep: it is Ready when every byte was read again.
 	Deep bool `json:",omitempty"`
-	// Priority is that among the claims that wait for space; the highest is first.
+	// Priority is that among the claims that wait for space, and of its loads among
+	// others; the highest is first.
 	Priority int `json:",omitempty"`
+	// LimitBytes is what the loads of its datasets may read in a second; see api.LoadWish.
+	LimitBytes int64 `json:",omitempty"`
 }
 
 func (in *JobInput) names() (names []string) {
@@ -104,6 +107,7 @@ type job struct {
 	started  bool
 	late     bool
 	over     bool
+	running  workflow.Context // ends with the claim
 	turns
 }
 
@@ -122,6 +126,10 @@ func Job(ctx workflow.Context, in JobInput) (JobState, error) {
 	showPhase(ctx, in.Searchable, func() string { return j.s.State })
 	running, cancel := workflow.WithCancel(ctx)
 	defer cancel()
+	j.running = running
+	if err := workflow.SetUpdateHandler(ctx, changeUpdate, j.change); err != nil {
+		return j.s, err
+	}
 	j.listen(running)
 	j.claim(running)
 	for !j.over {
@@ -159,11 +167,7 @@ func (j *job) listen(ctx workflow.Context) {
 		workflow.Go(ctx, j.hold)
 	}
 	if !j.s.Input.Deadline.IsZero() {
-		workflow.Go(ctx, func(ctx workflow.Context) {
-			if workflow.Sleep(ctx, max(0, j.s.Input.Deadline.Sub(workflow.Now(ctx)))) == nil {
-				j.late, j.changed = true, true
-			}
-		})
+		workflow.Go(ctx, j.await)
 	}
 }
 
@@ -249,6 +253,7 @@ func (j *job) join(ctx workflow.Context) {
 			err := workflow.ExecuteActivity(briefly(ctx, time.Minute, 6), do.Join, activities.JoinInput{
 				Dataset: d.Name, Generation: d.Generation, Manifest: d.Manifest, Job: in.Job, Owner: in.Owner,
 				Run: j.run(ctx), Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep, Whole: j.whole, Deadline: in.Deadline,
+				Priority: in.Priority, LimitBytes: in.LimitBytes,
 			}).Get(ctx, nil)
 			if err != nil && ctx.Err() == nil {
 				j.s.Outcomes[i], j.changed = Outcome{State: api.JobFailed, Error: errorBody(err)}, true

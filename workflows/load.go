@@ -117,6 +117,9 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 	}()
 	d.s.Plan, d.s.Parts, d.s.State = p.Plan, p.Parts, api.JobWarming
 	d.hint(ctx, Outcome{State: api.JobWarming}, d.met)
+	if err := d.tellWish(ctx); err != nil {
+		return v, err
+	}
 	judging, end := workflow.WithCancel(ctx)
 	defer end()
 	workflow.Go(judging, r.judge)

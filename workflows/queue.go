@@ -46,6 +46,8 @@ func before(a, b Waiting) int {
 		x.Submitted.Compare(y.Submitted), cmp.Compare(x.Job, y.Job))
 }
 
+func sortWaiting(w []Waiting) { slices.SortStableFunc(w, before) }
+
 // Queue is where the cluster's claims wait that do not fit. The first one is
 // tried, alone, whenever something may have changed; none passes it but those
 // that need no space. It ends when nobody waits.
@@ -88,6 +90,9 @@ func (q *queue) handle(ctx workflow.Context) error {
 	if err := workflow.SetUpdateHandler(ctx, enqueueUpdate, q.enqueue); err != nil {
 		return err
 	}
+	if err := workflow.SetUpdateHandler(ctx, changeUpdate, q.requeue); err != nil {
+		return err
+	}
 	return workflow.SetUpdateHandler(ctx, dequeueUpdate, q.dequeue)
 }
 
@@ -100,7 +105,7 @@ func (q *queue) find(job, run string) int {
 func (q *queue) enqueue(_ workflow.Context, in activities.EnqueueInput) error {
 	q.s.Waiting = slices.DeleteFunc(q.s.Waiting, func(w Waiting) bool { return w.Claim.Job == in.Claim.Job })
 	q.s.Waiting = append(q.s.Waiting, Waiting{Claim: in.Claim, Why: in.Why})
-	slices.SortStableFunc(q.s.Waiting, before)
+	sortWaiting(q.s.Waiting)
 	q.changes++
 	return nil
 }

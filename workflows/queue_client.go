@@ -45,6 +45,11 @@ func (c *Client) Dequeue(ctx context.Context, in activities.DequeueInput) error 
 	return err
 }
 
+// Requeue changes a claim that waits.
+func (c *Client) Requeue(ctx context.Context, in activities.WaitingClaim) error {
+	return c.tellUpdate(ctx, c.queueID(), "requeue", in.Job, changeUpdate, in)
+}
+
 // Queue asks for the claims that wait, the next one first.
 func (c *Client) Queue(ctx context.Context) (s QueueState, err error) {
 	v, err := c.temporal.QueryWorkflow(ctx, c.queueID(), "", statusQuery)

@@ -75,6 +75,7 @@ func (j *job) takeTurns(ctx workflow.Context) {
 			j.nextTry()
 		}
 		j.s.Queued, j.changed = true, true
+		in.Claim = j.waiting(ctx) // it may have been changed
 		enter := activities.EnqueueInput{Claim: in.Claim, Why: a, Try: j.try}
 		if workflow.ExecuteActivity(insisting(ctx), do.Enqueue, enter).Get(ctx, nil) != nil {
 			return // it has ended; or Temporal did not take it in a day

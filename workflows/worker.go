@@ -59,7 +59,7 @@ func register(w worker.Registry, acts *activities.Activities) {
 	for _, f := range []any{
 		acts.Hold, acts.Join, acts.Leave, acts.PutLeases, acts.Plan, acts.Reserve, acts.GiveBack, acts.LoadPart, acts.AwaitReturn, acts.Mend, acts.Verify,
 		acts.Freeze, acts.Register, acts.Renew, acts.Unregister, acts.SetSyncEvery, acts.PutSchedule, acts.SyncTarget, acts.SyncFailed,
-		acts.Admit, acts.Enqueue, acts.Dequeue, acts.PlanCopies, acts.DropCopies,
+		acts.Admit, acts.Enqueue, acts.Dequeue, acts.Requeue, acts.Wish, acts.PlanCopies, acts.DropCopies,
 	} {
 		w.RegisterActivity(f)
 	}

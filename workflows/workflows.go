@@ -40,6 +40,8 @@ const (
 	joinUpdate    = "join"
 	leaveUpdate   = "leave"
 	pauseUpdate   = "pause"
+	wishUpdate    = "wish"
+	changeUpdate  = "change"
 	enqueueUpdate = "enqueue"
 	dequeueUpdate = "dequeue"
 	statusQuery   = "status"

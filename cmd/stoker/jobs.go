@@ -157,7 +157,9 @@ const maxReplicas = 16
 func (a *app) preloadCommand() *cobra.Command {
 	var wait, sync bool
 	var steer steering
-	var replicas int
+	var replicas, priority int
+	var limit bandwidth
+	var deadline time.Duration
 	var verify string
 	cmd := &cobra.Command{
 		Use:   "preload DATASET[@GEN]|URI",
@@ -169,10 +171,17 @@ Ctrl-C drops the claim; without another one the load stops.
 
 --pause stops a load that runs, for all who wait for it, until --resume or until
 another job needs the data; what is there stays. --stop drops your preloads of the
-dataset, and the load goes on only if a job needs it.`,
+dataset, and the load goes on only if a job needs it.
+
+--bandwidth limits what the load reads from the store, while nobody waits for it who
+set no limit or a higher one. Of loads at one store the one with the highest
+--priority is served first, then that with the earliest --deadline, which also
+bounds how long a lost worker is waited for. 'stoker change JOB' changes all three
+while it runs.`,
 		Example: `  stoker preload imagenet --wait
   stoker preload imagenet --wait -o json | jq .residentBytes
   stoker preload imagenet --replicas 2 --verify deep
+  stoker preload imagenet --bandwidth 200MiB/s --priority -10
   stoker preload imagenet --pause`,
 		Args: oneArg("a dataset's name, or a URI"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -193,7 +202,16 @@ dataset, and the load goes on only if a job needs it.`,
 			if err := checkVerify(cmd, verify); err != nil {
 				return err
 			}
-			return a.preload(cmd.Context(), api.ClaimRequest{Job: stoker.NewToken()[:12], Datasets: []api.DatasetRef{ref}, Preload: true, Replicas: replicas, Sync: sync, Verify: verify}, wait)
+			if err := checkPriority(cmd, priority); err != nil {
+				return err
+			}
+			req := api.ClaimRequest{Job: stoker.NewToken()[:12], Datasets: []api.DatasetRef{ref}, Preload: true, Replicas: replicas, Sync: sync, Verify: verify,
+				Priority: priority, LimitBytesPerSecond: int64(limit)}
+			if cmd.Flags().Changed("deadline") {
+				seconds := deadline.Seconds()
+				req.DeadlineSeconds = &seconds
+			}
+			return a.preload(cmd.Context(), req, wait)
 		},
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait for the certificate and print it")
@@ -201,6 +219,9 @@ dataset, and the load goes on only if a job needs it.`,
 	cmd.Flags().BoolVar(&steer.pause, "pause", false, "stop a running load for now")
 	cmd.Flags().BoolVar(&steer.resume, "resume", false, "go on with a paused load")
 	cmd.Flags().BoolVar(&steer.stop, "stop", false, "drop your preloads of the dataset")
+	cmd.Flags().IntVar(&priority, "priority", 0, "among loads at one store the highest is served first; -1000 to 1000")
+	cmd.Flags().DurationVar(&deadline, "deadline", 0, "by when it is wanted, from now on, such as 10m (default none)")
+	cmd.Flags().Var(&limit, "bandwidth", bandwidthWords)
 	cmd.Flags().IntVar(&replicas, "replicas", 1, "workers that hold each shard")
 	verifyFlag(cmd, &verify)
 	return cmd

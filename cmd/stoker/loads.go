@@ -83,6 +83,9 @@ func loadRows(w io.Writer, l *api.LoadStatus) {
 	if l.FailedObjects > 0 {
 		line += fmt.Sprintf(", %d objects failed", l.FailedObjects)
 	}
+	if l.LimitBytesPerSecond > 0 {
+		line += ", at most " + api.HumanBytes(l.LimitBytesPerSecond) + "/s from the store"
+	}
 	row(w, "load", line)
 	if c := l.Check; c != nil {
 		row(w, "verifying", fmt.Sprintf("%s of %s (%d %%)", api.HumanBytes(c.Bytes), api.HumanBytes(c.TotalBytes), percent(c.Bytes, c.TotalBytes)))

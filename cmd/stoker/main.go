@@ -155,7 +155,7 @@ passed, 10 not permitted, 11 held by others, 75 temporary (hooks: run it again),
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef(cmd, "%s", oneLine(err.Error())) })
 	root.SetHelpCommand(a.helpCommand(root))
 	root.AddCommand(
-		a.submitCommand(), a.statusCommand(), a.waitCommand(), a.cancelCommand(), a.jobsCommand(),
+		a.submitCommand(), a.statusCommand(), a.waitCommand(), a.changeCommand(), a.cancelCommand(), a.jobsCommand(),
 		a.datasetCommand(), a.preloadCommand(), a.verifyCommand(), a.evictCommand(), a.pinCommand(), a.unpinCommand(),
 		a.claimCommand(), a.releaseCommand(), a.slurmCommand(),
 		a.mountCommand(), a.umountCommand(), a.workersCommand(), a.doctorCommand(), a.completionCommand(root), a.versionCommand(), a.manCommand(root),

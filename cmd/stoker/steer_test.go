@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -59,4 +60,41 @@ func TestSyncOnSchedule(t *testing.T) {
 	for _, every := range []string{"10s", "-1h", "9000h", "soon", ""} {
 		g.want(2, "dataset", "sync", "data", "--every", every)
 	}
+}
+
+// What is changed is sent, and nothing else.
+func TestChange(t *testing.T) {
+	st := job(api.JobWarming)
+	st.Datasets = []api.JobDataset{{Load: &api.LoadStatus{State: api.JobWarming, LimitBytesPerSecond: 100 << 20}}}
+	g := newRig(t, routes{"PATCH /v1/jobs/{job}": answer(st)}, nil)
+	for i, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--bandwidth", "100MiB/s"}, `{"limitBytesPerSecond":104857600}`},
+		{[]string{"--bandwidth", "none", "--priority", "-5"}, `{"priority":-5,"limitBytesPerSecond":0}`},
+		{[]string{"--deadline", "10m"}, `{"deadlineSeconds":600}`},
+		{[]string{"--deadline", "none"}, `{"deadlineSeconds":-1}`},
+	} {
+		g.want(0, append([]string{"change", "j"}, c.args...)...)
+		var req api.JobChange
+		g.body("controller PATCH /v1/jobs/j", i, &req)
+		if got, err := json.Marshal(req); err != nil || string(got) != c.want {
+			t.Errorf("%v sends %s, want %s (%v)", c.args, got, c.want, err)
+		}
+	}
+	if !strings.Contains(g.stdout.String(), "at most 100.0 MiB/s from the store") {
+		t.Errorf("it says\n%s", g.stdout.String())
+	}
+	for _, args := range [][]string{{}, {"--bandwidth", "10"}, {"--bandwidth", "fast"}, {"--priority", "1001"}, {"--deadline", "-1s"}, {"--deadline", "soon"}} {
+		g.want(2, append([]string{"change", "j"}, args...)...)
+	}
+	g = newRig(t, routes{"POST /v1/jobs": events(lines(job(api.JobPlanned))...)}, nil)
+	g.want(0, "preload", "data", "--bandwidth", "1GB/s", "--priority", "7", "--deadline", "1h")
+	var claim api.ClaimRequest
+	g.body("controller POST /v1/jobs", 0, &claim)
+	if claim.LimitBytesPerSecond != 1e9 || claim.Priority != 7 || claim.DeadlineSeconds == nil || *claim.DeadlineSeconds != 3600 {
+		t.Errorf("preload sends %+v", claim)
+	}
+	g.want(2, "preload", "data", "--pause", "--bandwidth", "1GB/s")
 }

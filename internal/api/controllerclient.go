@@ -292,6 +292,15 @@ func (c *Controller) ReleaseSubmitted(ctx context.Context, job string, at time.T
 	return c.c.call(ctx, answerTimeout, http.MethodDelete, "/v1/jobs/"+seg+"?submitted="+url.QueryEscape(at.UTC().Format(time.RFC3339Nano)), nil, nil)
 }
 
+// Change makes a claim wish something else.
+func (c *Controller) Change(ctx context.Context, job string, change JobChange) (*JobStatus, error) {
+	seg, err := segment("job", job)
+	if err != nil {
+		return nil, err
+	}
+	return get[*JobStatus](ctx, c.c, answerTimeout, http.MethodPatch, "/v1/jobs/"+seg, change)
+}
+
 // Release ends a claim.
 func (c *Controller) Release(ctx context.Context, job string) error {
 	seg, err := segment("job", job)

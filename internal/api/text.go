@@ -2,8 +2,11 @@ package api
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"stoker.dev"
 )
 
 // HumanBytes prints a number of bytes for people: "3.1 GiB".
@@ -38,4 +41,25 @@ func EscapePath(p string) string {
 		i += n
 	}
 	return b.String()
+}
+
+// LeastRate is the smallest limit in bytes a second: a block must pass within seconds.
+const LeastRate = 1 << 20
+
+var rateUnits = map[string]float64{"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
+	"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+
+// ParseRate reads bytes a second, as in 100MiB/s or 1048576; none is 0.
+func ParseRate(text string) (int64, error) {
+	s := strings.TrimSuffix(strings.TrimSpace(text), "/s")
+	if s == "none" {
+		return 0, nil
+	}
+	number := strings.TrimRightFunc(s, func(r rune) bool { return r < '0' || r > '9' })
+	factor, known := rateUnits[strings.ToUpper(strings.TrimSpace(s[len(number):]))]
+	f, err := strconv.ParseFloat(number, 64)
+	if f *= factor; err != nil || !known || !(f >= LeastRate && f <= 1e18) {
+		return 0, stoker.Errorf(stoker.KindInvalid, "usage", text, "is no rate of at least 1MiB/s: write 100MiB/s, 1GB/s or none")
+	}
+	return int64(f), nil
 }

@@ -127,8 +127,11 @@ type ClaimRequest struct {
 	Replicas        int          `json:"replicas,omitempty"`        // 0 = 1
 	Priority        int          `json:"priority,omitempty"`        // -1000 to 1000: the highest gets space first
 	Sync            bool         `json:"sync,omitempty"`            // new generation first
-	Preload         bool         `json:"preload,omitempty"`         // release at Ready; refuse at once if it does not fit
-	Owner           string       `json:"owner,omitempty"`           // filled by the controller from the principal
+	// LimitBytesPerSecond is the most that the load may read from its stores while it
+	// is for this claim alone; 0 = no limit.
+	LimitBytesPerSecond int64  `json:"limitBytesPerSecond,omitempty"`
+	Preload             bool   `json:"preload,omitempty"` // release at Ready; refuse at once if it does not fit
+	Owner               string `json:"owner,omitempty"`   // filled by the controller from the principal
 	// Nonce tells a repetition from another claim of the same job id: while a
 	// job lives, only its own claim is answered.
 	Nonce string `json:"nonce,omitempty"`
@@ -154,6 +157,14 @@ type ClaimRequest struct {
 // VerifyDeep is ClaimRequest.Verify.
 const VerifyDeep = "deep"
 
+// JobChange is the body of PATCH /v1/jobs/{job}: what a claim wishes from now on.
+// What is absent stays.
+type JobChange struct {
+	Priority            *int     `json:"priority,omitempty"`
+	DeadlineSeconds     *float64 `json:"deadlineSeconds,omitempty"`     // from now; less than 0: none any more
+	LimitBytesPerSecond *int64   `json:"limitBytesPerSecond,omitempty"` // 0: none any more
+}
+
 // RenewRequest is the body of POST /v1/jobs/{job}/renew.
 type RenewRequest struct {
 	Started bool `json:"started,omitempty"` // the job's command runs
@@ -173,18 +184,20 @@ type JobDataset struct {
 // LoadStatus is a load that runs, or waits to. What is resident is counted on
 // the disks of live workers, each copy; of a load of several copies a part.
 type LoadStatus struct {
-	State           string         `json:"state"` // Planned, Queued or Warming
-	Objects         int64          `json:"objects"`
-	ResidentObjects int64          `json:"residentObjects"`
-	Bytes           int64          `json:"bytes"`
-	ResidentBytes   int64          `json:"residentBytes"`
-	BytesPerSec     float64        `json:"bytesPerSecond"`
-	ETASeconds      float64        `json:"etaSeconds"`              // -1 = unknown
-	FailedObjects   int            `json:"failedObjects,omitempty"` // so far
-	WaitingSince    time.Time      `json:"waitingSince,omitzero"`   // since then the UFS does not answer
-	PausedBy        string         `json:"pausedBy,omitempty"`
-	Check           *CheckProgress `json:"check,omitempty"` // all is resident, and read again
-	Workers         []LoadWorker   `json:"workers"`         // those that have some of it or load it, by id
+	State           string    `json:"state"` // Planned, Queued or Warming
+	Objects         int64     `json:"objects"`
+	ResidentObjects int64     `json:"residentObjects"`
+	Bytes           int64     `json:"bytes"`
+	ResidentBytes   int64     `json:"residentBytes"`
+	BytesPerSec     float64   `json:"bytesPerSecond"`
+	ETASeconds      float64   `json:"etaSeconds"`              // -1 = unknown
+	FailedObjects   int       `json:"failedObjects,omitempty"` // so far
+	WaitingSince    time.Time `json:"waitingSince,omitzero"`   // since then the UFS does not answer
+	PausedBy        string    `json:"pausedBy,omitempty"`
+	// LimitBytesPerSecond is what it may read from its stores; 0 = no limit.
+	LimitBytesPerSecond int64          `json:"limitBytesPerSecond,omitempty"`
+	Check               *CheckProgress `json:"check,omitempty"` // all is resident, and read again
+	Workers             []LoadWorker   `json:"workers"`         // those that have some of it or load it, by id
 }
 
 // LoadWorker is what one worker does in a load.
@@ -222,6 +235,7 @@ type JobStatus struct {
 	ExpiresAt  time.Time      `json:"expiresAt,omitzero"`  // of a hook's claim, unless it is repeated
 	GraceUntil time.Time      `json:"graceUntil,omitzero"` // of one that was released
 	Queue      *QueuePlace    `json:"queue,omitempty"`     // of one that holds nothing, and waits for space
+	Priority   int            `json:"priority,omitempty"`  // among claims that wait for space, and among loads
 }
 
 // QueuePlace is how a claim stands among those that wait for space.
@@ -538,6 +552,17 @@ type LeaseRequest struct {
 	Drop   []string `json:"drop,omitempty"`
 	// Partial: these are not all; no lease ends because it is not among them.
 	Partial bool `json:"partial,omitempty"`
+	// Wishes of loads, which stand until others of the same manifest come.
+	Wishes []LoadWish `json:"wishes,omitempty"`
+}
+
+// LoadWish is what those who wait for a manifest wish of its load.
+type LoadWish struct {
+	Manifest stoker.ID `json:"manifest"`
+	// LimitBytesPerSecond is what all workers together may read of it from its
+	// stores while no reader waits; 0 = no limit.
+	LimitBytesPerSecond int64 `json:"limitBytesPerSecond,omitempty"`
+	Rank                int64 `json:"rank,omitempty"` // among other loads: the highest is served first
 }
 
 // RulesRequest is the body of PUT /v1/rules on a worker: how datasets want their

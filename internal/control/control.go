@@ -195,6 +195,7 @@ func (c *Controller) renewOnce(ctx context.Context) {
 		for _, h := range s.Holders {
 			in.Leases = append(in.Leases, h.Lease(s.Manifest))
 		}
+		in.Wishes = append(in.Wishes, s.Wish())
 	}
 	if err := c.acts.PutLeases(ctx, in); err == nil {
 		c.renewals.done.Add(1)

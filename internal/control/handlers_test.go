@@ -98,6 +98,12 @@ func TestWhoMayChangeAJob(t *testing.T) {
 	flows.add(aJob("bob", api.JobReady))
 	w.ask(t, watchedToken, "POST", "/v1/jobs/j/renew", nil).wantError(t, 403, "denied", "belongs to bob, not to you (ann)")
 	w.ask(t, watchedToken, "DELETE", "/v1/jobs/j", nil).wantError(t, 403, "denied", "belongs to bob")
+	seven, little, many := 7, int64(10), 1001
+	w.ask(t, watchedToken, "PATCH", "/v1/jobs/j", api.JobChange{Priority: &seven}).wantError(t, 403, "denied", "belongs to bob")
+	w.ask(t, daemonToken, "PATCH", "/v1/jobs/nobody", api.JobChange{Priority: &seven}).wantError(t, 404, "notexist", "'stoker jobs'")
+	for _, bad := range []api.JobChange{{}, {Priority: &many}, {LimitBytesPerSecond: &little}} {
+		w.ask(t, daemonToken, "PATCH", "/v1/jobs/j", bad).wantError(t, 400, "invalid", "")
+	}
 	w.register(t, "pets", 1, number(1))
 	claim := api.ClaimRequest{Job: "j", Datasets: []api.DatasetRef{{Name: "pets"}}}
 	w.ask(t, watchedToken, "POST", "/v1/jobs", claim).wantError(t, 403, "denied", "belongs to bob")

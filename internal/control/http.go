@@ -32,6 +32,7 @@ func (c *Controller) patterns() map[string]api.Handler {
 		"GET /v1/jobs/{job}/watch":          c.watchJob,
 		"POST /v1/jobs/{job}/renew":         c.renewJob,
 		"DELETE /v1/jobs/{job}":             c.releaseJob,
+		"PATCH /v1/jobs/{job}":              c.changeJob,
 		"GET /v1/workers":                   c.listWorkers,
 		"GET /v1/workers/{worker}/drain":    c.showDrain,
 		"PUT /v1/workers/{worker}/drain":    c.drainWorker,

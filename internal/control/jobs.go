@@ -50,6 +50,8 @@ func checkClaim(req *api.ClaimRequest) error {
 		return bad("%d replicas: want 1 to %d", req.Replicas, maxReplicas)
 	case req.Priority < -maxPriority || req.Priority > maxPriority:
 		return bad("priority %d: want %d to %d", req.Priority, -maxPriority, maxPriority)
+	case req.LimitBytesPerSecond != 0 && req.LimitBytesPerSecond < api.LeastRate:
+		return bad("a limit of %d bytes a second: want %d or more, or 0 for none", req.LimitBytesPerSecond, api.LeastRate)
 	case req.Verify != "" && req.Verify != api.VerifyDeep:
 		return bad("verify %q: want deep, or nothing", req.Verify)
 	case req.DeadlineSeconds != nil && (*req.DeadlineSeconds < 0 || math.IsNaN(*req.DeadlineSeconds) || *req.DeadlineSeconds > 1e9):
@@ -72,6 +74,9 @@ func (c *Controller) claim(w http.ResponseWriter, r *http.Request) error {
 	}
 	if req.OnMiss == "" {
 		req.OnMiss = workflows.OnMissStart
+	}
+	if req.Preload { // there is no command to start: it wants its data by the deadline, and later, too
+		req.OnMiss = workflows.OnMissWait
 	}
 	if err := checkClaim(&req); err != nil {
 		return err
@@ -113,7 +118,7 @@ func sameClaim(a, b workflows.JobInput) bool {
 // start resolves what a claim names and begins its workflow.
 func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted time.Time, stream *api.Stream) (*api.JobStatus, error) {
 	in := workflows.JobInput{Job: req.Job, Owner: req.Owner, OnMiss: req.OnMiss, Submitted: submitted, Preload: req.Preload, Replicas: req.Replicas, Nonce: req.Nonce,
-		TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Grace: c.grace(req), Deep: req.Verify == api.VerifyDeep, Priority: req.Priority}
+		TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Grace: c.grace(req), Deep: req.Verify == api.VerifyDeep, Priority: req.Priority, LimitBytes: req.LimitBytesPerSecond}
 	if req.DeadlineSeconds != nil {
 		in.Deadline = submitted.Add(time.Duration(*req.DeadlineSeconds * float64(time.Second)))
 	}
@@ -234,7 +239,7 @@ const (
 // jobStatus completes what a job's workflow knows with how far its loads are.
 func (c *Controller) jobStatus(ctx context.Context, s workflows.JobState, how detail) (*api.JobStatus, error) {
 	in := s.Input
-	st := &api.JobStatus{Job: in.Job, State: s.State, Owner: in.Owner, Datasets: []api.JobDataset{}, Submitted: in.Submitted, Error: s.Error, ETASeconds: unknownETA}
+	st := &api.JobStatus{Job: in.Job, State: s.State, Owner: in.Owner, Datasets: []api.JobDataset{}, Submitted: in.Submitted, Error: s.Error, ETASeconds: unknownETA, Priority: in.Priority}
 	if lifetime(st, &s); s.State == api.JobPlanned {
 		st.Deadline = in.Deadline
 	}
@@ -320,7 +325,8 @@ func (c *Controller) loadStatus(ctx context.Context, d workflows.DatasetState, b
 	if d.State != api.JobWarming && d.State != api.JobQueued && d.State != api.JobPlanned {
 		return nil
 	}
-	st := &api.LoadStatus{State: d.State, Bytes: bytes, ETASeconds: unknownETA, PausedBy: d.PausedBy, Workers: []api.LoadWorker{}}
+	st := &api.LoadStatus{State: d.State, Bytes: bytes, ETASeconds: unknownETA, PausedBy: d.PausedBy, Workers: []api.LoadWorker{},
+		LimitBytesPerSecond: d.Wish().LimitBytesPerSecond}
 	copies := int64(max(1, d.Copies))
 	if d.State != api.JobWarming || !c.loads.status(ctx, d.Manifest, copies, bytes, st) || !objects {
 		return st
@@ -518,6 +524,63 @@ func (c *Controller) renewJob(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+// changeJob is PATCH /v1/jobs/{job}.
+func (c *Controller) changeJob(w http.ResponseWriter, r *http.Request) error {
+	id := r.PathValue("job")
+	var req api.JobChange
+	if err := api.ReadJSON(w, r, &req); err != nil {
+		return err
+	}
+	change, err := changeOf(id, &req, time.Now().UTC())
+	if err != nil {
+		return err
+	}
+	s, err := c.job(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	if err := mayChange(r, "job", id, s.Input.Owner); err != nil {
+		return err
+	}
+	if s.State == api.JobReleased || s.State == api.JobFailed {
+		return stoker.Errorf(stoker.KindNotExist, "job", id, "its claim has ended")
+	}
+	if s, err = c.o.Flows.Change(r.Context(), id, change); err != nil {
+		return err
+	}
+	c.o.Log.Info("changed", "job", id, "by", api.PrincipalOf(r.Context()).Name, "priority", s.Input.Priority, "limit", s.Input.LimitBytes, "deadline", s.Input.Deadline)
+	st, err := c.jobStatus(r.Context(), s, withLoads)
+	if err != nil {
+		return err
+	}
+	api.WriteJSON(w, http.StatusOK, st)
+	return nil
+}
+
+// changeOf checks what a claim is to wish.
+func changeOf(job string, req *api.JobChange, now time.Time) (change workflows.Change, err error) {
+	bad := func(format string, args ...any) (workflows.Change, error) {
+		return change, stoker.Errorf(stoker.KindInvalid, "job", job, format, args...)
+	}
+	change.Priority, change.LimitBytes = req.Priority, req.LimitBytesPerSecond
+	switch p, l, d := req.Priority, req.LimitBytesPerSecond, req.DeadlineSeconds; {
+	case p == nil && l == nil && d == nil:
+		return bad("nothing is to be changed: say its priority, deadline or limit")
+	case p != nil && (*p < -maxPriority || *p > maxPriority):
+		return bad("priority %d: want %d to %d", *p, -maxPriority, maxPriority)
+	case l != nil && *l != 0 && *l < api.LeastRate:
+		return bad("a limit of %d bytes a second: want %d or more, or 0 for none", *l, api.LeastRate)
+	case d != nil && (math.IsNaN(*d) || *d > 1e9):
+		return bad("a deadline of %v seconds", *d)
+	case d != nil && *d < 0:
+		change.Deadline = &time.Time{}
+	case d != nil:
+		at := now.Add(time.Duration(*d * float64(time.Second)))
+		change.Deadline = &at
+	}
+	return change, nil
 }
 
 func (c *Controller) releaseJob(w http.ResponseWriter, r *http.Request) error {

@@ -182,6 +182,7 @@ func wires() map[string]wire {
 		"POST /v1/jobs":                     {in: api.ClaimRequest{}, out: api.Event{}, stream: true},
 		"GET /v1/jobs/{job}":                {out: api.JobStatus{}},
 		"DELETE /v1/jobs/{job}":             {},
+		"PATCH /v1/jobs/{job}":              {in: api.JobChange{}, out: api.JobStatus{}},
 		"GET /v1/jobs/{job}/watch":          {out: api.Event{}, stream: true},
 		"POST /v1/jobs/{job}/renew":         {in: api.RenewRequest{}},
 	}

@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"stoker.dev/internal/api"
 )
@@ -63,4 +65,63 @@ func (c *cluster) used() (bytes int64) {
 		bytes += w.UsedBytes
 	}
 	return bytes
+}
+
+// A preload keeps to its bandwidth, on all workers together, also after the deaths
+// of its controller and of a worker, and takes another one while it runs. Whoever
+// owns it may change it, and it says what it has.
+func TestBandwidthOfAPreload(t *testing.T) {
+	const mib = 1 << 20
+	c := up(t, 2, "512MiB", func(root string) { makeFiles(t, root, 400, 64<<10, 38, 8*mib) })
+	c.add()
+	passed := c.passing(32 * mib)
+	done := c.preload("--bandwidth", "8MiB/s", "--priority", "3", "--deadline", "1h")
+	if took := passed(); took < 1500*time.Millisecond { // each of two workers may be ahead by one request of 8 MiB
+		t.Errorf("32 MiB at 8 MiB/s came in %v", took)
+	}
+	job := c.warming()[0].Job
+	if st := c.status(job); st.Priority != 3 || st.Deadline.IsZero() || st.Datasets[0].Load == nil || st.Datasets[0].Load.LimitBytesPerSecond != 8*mib {
+		t.Errorf("the preload is %+v", st)
+	}
+	if os.Getuid() == 0 {
+		other := c.user(4321)
+		if r := other.run(other.stoker, "change", job, "--bandwidth", "none"); r.code != 10 {
+			t.Errorf("another user's change exits %d\n%s", r.code, r.stderr)
+		}
+	}
+	c.kill("controller")
+	c.dev("start", "controller", "--dir", c.dir)
+	c.must("change", job, "--bandwidth", "4MiB/s", "--deadline", "none")
+	c.kill("worker-1")
+	c.dev("start", "worker-1", "--dir", c.dir)
+	before := c.proxy.Bytes()
+	if took := c.passing(before + 24*mib)(); took < 2*time.Second {
+		t.Errorf("24 MiB at 4 MiB/s came in %v", took)
+	}
+	if st := c.status(job); !st.Deadline.IsZero() || st.Datasets[0].Load.LimitBytesPerSecond != 4*mib {
+		t.Errorf("the changed preload is %+v", st)
+	}
+	c.must("change", job, "--bandwidth", "none")
+	if cert := done(); cert.State != api.CertificateReady || cert.ResidentBytes != cert.Bytes {
+		t.Errorf("%+v", cert)
+	}
+	if r := c.stoker("change", job, "--bandwidth", "none"); r.code != 3 {
+		t.Errorf("a change of what has ended exits %d\n%s", r.code, r.stderr)
+	}
+	c.settled()
+}
+
+// passing waits until so many bytes came in all, and says how long that took.
+func (c *cluster) passing(bytes int64) func() time.Duration {
+	reached, release := c.proxy.Hold(bytes)
+	began := time.Now()
+	return func() time.Duration {
+		select {
+		case <-reached:
+		case <-time.After(time.Minute):
+			c.t.Fatalf("%d bytes have not come: %d have", bytes, c.proxy.Bytes())
+		}
+		release()
+		return time.Since(began)
+	}
 }

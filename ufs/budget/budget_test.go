@@ -15,6 +15,15 @@ import (
 type work Class
 
 func (w work) Class() Class { return Class(w) }
+func (w work) Rank() int64  { return 0 }
+
+// ranked is work with a rank.
+type ranked struct {
+	work
+	rank int64
+}
+
+func (r ranked) Rank() int64 { return r.rank }
 
 const (
 	second = 50e6 // bytes, the budget of the tests
@@ -62,11 +71,15 @@ func (m *member) leave() {
 
 // busy takes as much as it may, in some streams, until the returned function is called.
 func (m *member) busy(class Class, name string, streams int) (stop func()) {
+	return m.busyAs(work(class), name, streams)
+}
+
+func (m *member) busyAs(who Ranked, name string, streams int) (stop func()) {
 	ctx, cancel := context.WithCancel(m.ctx)
 	var wg sync.WaitGroup
 	for range streams {
 		wg.Go(func() {
-			for m.e.Take(ctx, Bytes, work(class), name, block, nil) == nil {
+			for m.e.Take(ctx, Bytes, who, name, block, nil) == nil {
 				m.c.note(name, block)
 				<-time.After(time.Millisecond) // what the store takes
 			}
@@ -220,6 +233,31 @@ func TestClassesInOrder(t *testing.T) {
 		got = c.share(10 * time.Second)
 		if got["demand"] < 0.9 || got["prefetch"] > 0.05 {
 			t.Errorf("readers and a prefetch elsewhere: %v", got)
+		}
+		c.windows(0, c.at(), false)
+		for _, stop := range stops {
+			stop()
+		}
+		a.leave()
+		b.leave()
+	})
+}
+
+// Of two preloads the one with the higher rank is served first, on its own member
+// and elsewhere; those of one rank share.
+func TestHigherRankGoesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, NewMem())
+		a, b := c.join(nil), c.join(nil)
+		stops := []func(){a.busyAs(ranked{work(Preload), 0}, "low", 24), b.busyAs(ranked{work(Preload), 5}, "high", 24)}
+		<-time.After(5 * time.Second)
+		if got := c.share(10 * time.Second); got["high"] < 0.9 || got["low"] > 0.05 {
+			t.Errorf("on two members: %v", got)
+		}
+		stops = append(stops, b.busyAs(ranked{work(Preload), 9}, "highest", 24))
+		<-time.After(5 * time.Second)
+		if got := c.share(10 * time.Second); got["highest"] < 0.9 || got["high"] > 0.05 {
+			t.Errorf("on one member: %v", got)
 		}
 		c.windows(0, c.at(), false)
 		for _, stop := range stops {

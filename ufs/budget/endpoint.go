@@ -71,7 +71,7 @@ func (e *Endpoint) wants(self stoker.Incarnation) Claim {
 	now := time.Now()
 	d := max(now.Sub(e.looked), time.Millisecond)
 	e.looked = now
-	wants := map[flowKey]Amount{}
+	wants, ranks := map[flowKey]Amount{}, map[flowKey]int64{}
 	for k, m := range e.meters {
 		if m == nil {
 			continue
@@ -86,15 +86,15 @@ func (e *Endpoint) wants(self stoker.Incarnation) Claim {
 			case s.waiting:
 				w[k] = e.limit[k]
 			}
-			wants[key] = w
+			wants[key], ranks[key] = w, s.rank
 		}
 	}
 	c := Claim{Member: self, Held: e.granted}
 	for key, w := range wants {
-		c.Flows = append(c.Flows, Flow{Class: key.class, Name: key.name, Want: w})
+		c.Flows = append(c.Flows, Flow{Class: key.class, Rank: ranks[key], Name: key.name, Want: w})
 	}
 	slices.SortFunc(c.Flows, func(a, b Flow) int {
-		return cmp.Or(cmp.Compare(a.Class, b.Class), cmp.Compare(b.Want[Bytes], a.Want[Bytes]), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(a.Class, b.Class), cmp.Compare(b.Rank, a.Rank), cmp.Compare(b.Want[Bytes], a.Want[Bytes]), cmp.Compare(a.Name, b.Name))
 	})
 	c.Flows = c.Flows[:min(len(c.Flows), mostFlows)]
 	guess := []Entry{{Member: self, Flows: c.Flows}}

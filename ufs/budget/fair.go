@@ -21,7 +21,7 @@ type Share struct {
 }
 
 // Fair divides total among the claims and returns the part of one member. A
-// more urgent class is served first. Within one the datasets get equal parts,
+// more urgent class is served first, within it a higher rank. Of one rank the datasets get equal parts,
 // none more than it wants (max-min fairness, Bertsekas and Gallager, Data
 // Networks, 1992, §6.5.2), and within a dataset its members likewise. Half of
 // what nobody wants is spread over all members: it is what sudden readers take.
@@ -41,6 +41,7 @@ func Fair(total Amount, claims []Entry, member stoker.Incarnation) Share {
 // want is one member's for one dataset.
 type want struct {
 	name   string
+	rank   int64
 	amount float64
 	own    int // number of the flow if it is the member's own, else -1
 }
@@ -59,25 +60,38 @@ func divide(total float64, claims []Entry, self, k int, out *Share) {
 				if f.Class != class || !(f.Want[k] > 0) {
 					continue
 				}
-				w := want{f.Name, f.Want[k], -1}
+				w := want{f.Name, f.Rank, f.Want[k], -1}
 				if i == self {
 					w.own = j
 				}
 				wants = append(wants, w)
 			}
 		}
-		if len(wants) == 0 || left <= 0 {
-			continue
+		for _, equal := range byRank(wants) {
+			if left <= 0 {
+				break
+			}
+			left = serve(left, equal, func(own int, amount float64) {
+				out.Flows[own][k] += amount
+				out.Sum[k] += amount
+			})
 		}
-		left = serve(left, wants, func(own int, amount float64) {
-			out.Flows[own][k] += amount
-			out.Sum[k] += amount
-		})
 	}
 	out.Sum[k] += max(0, left) / 2 / members
 }
 
-// serve divides what is left among the wants of one class and returns the rest.
+// byRank parts the wants of one class by their rank, the highest first.
+func byRank(wants []want) (parts [][]want) {
+	slices.SortStableFunc(wants, func(a, b want) int { return cmp.Compare(b.rank, a.rank) })
+	for from, i := 0, 1; i <= len(wants); i++ {
+		if i == len(wants) || wants[i].rank != wants[from].rank {
+			parts, from = append(parts, wants[from:i]), i
+		}
+	}
+	return parts
+}
+
+// serve divides what is left among the wants of one rank and returns the rest.
 func serve(left float64, wants []want, give func(own int, amount float64)) float64 {
 	slices.SortStableFunc(wants, func(a, b want) int { return cmp.Compare(a.name, b.name) })
 	var sums []float64 // of each dataset

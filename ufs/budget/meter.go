@@ -1,22 +1,27 @@
 package budget
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"sync"
 	"time"
 )
 
-// Ranked is work whose class may change while it waits.
-type Ranked interface{ Class() Class }
+// Ranked is work whose class, and rank within it, may change while it waits: the
+// highest rank is served first.
+type Ranked interface {
+	Class() Class
+	Rank() int64
+}
 
 const (
 	burst = 100 * time.Millisecond // of its rate, what a meter that was not used has at once
 	lend  = 200 * time.Millisecond // of an equal share, what demand may take before it is there
 )
 
-// meter gives out one kind at a rate: the most urgent first, within a class to
-// the datasets by their parts, within a dataset in order of arrival. What is
+// meter gives out one kind at a rate: the most urgent first, within a class the
+// highest rank, within that to the datasets by their parts, within a dataset in order of arrival. What is
 // taken may exceed what is there; then the next one waits until it is paid.
 type meter struct {
 	kick func() // called when somebody has to wait, which was not so when last looked
@@ -51,6 +56,7 @@ type flow struct {
 	rate    float64       // used in a second, slowly forgotten
 	hot     bool          // it waited for most of the time before the last look
 	idle    int           // looks without use
+	rank    int64         // of its last work
 }
 
 type waiter struct {
@@ -111,7 +117,7 @@ func (m *meter) try(who Ranked, name string, n float64) bool {
 		return false
 	}
 	key := flowKey{c, name}
-	m.flowLocked(key)
+	m.flowLocked(key).rank = who.Rank()
 	m.payLocked(key, n)
 	return true
 }
@@ -121,6 +127,7 @@ func (m *meter) take(ctx context.Context, who Ranked, name string, n float64) er
 	w := &waiter{who: who, key: flowKey{who.Class(), name}, n: n, since: time.Now(), ready: make(chan struct{})}
 	m.mu.Lock()
 	f := m.flowLocked(w.key)
+	f.rank = who.Rank()
 	if f.waiters++; f.waiters == 1 {
 		f.since = w.since
 	}
@@ -206,11 +213,11 @@ func (m *meter) leaveLocked(i int) *waiter {
 // one is woken. The queue is as long as there are requests, some hundreds.
 func (m *meter) grantLocked() {
 	for len(m.queue) > 0 {
-		first, class := 0, m.queue[0].who.Class()
+		first, class, rank := 0, m.queue[0].who.Class(), m.queue[0].who.Rank()
 		for i, w := range m.queue[1:] {
-			c := w.who.Class()
-			if c < class || c == class && m.served[w.key.name] < m.served[m.queue[first].key.name] {
-				first, class = i+1, c
+			c, r := w.who.Class(), w.who.Rank()
+			if cmp.Or(cmp.Compare(c, class), cmp.Compare(rank, r), cmp.Compare(m.served[w.key.name], m.served[m.queue[first].key.name])) < 0 {
+				first, class, rank = i+1, c, r
 			}
 		}
 		if lacks := m.leastLocked(class) - m.tokens; lacks >= 0 {
@@ -245,6 +252,7 @@ func (m *meter) wakeLocked(lacks float64) {
 type seen struct {
 	rate    float64 // in a second
 	waiting bool    // for most of that time
+	rank    int64
 }
 
 // look says what the flows did in the time d since the last look, and forgets
@@ -272,7 +280,7 @@ func (m *meter) look(d time.Duration) map[flowKey]seen {
 			delete(m.flows, key)
 			continue
 		}
-		out[key] = seen{f.rate, f.hot}
+		out[key] = seen{f.rate, f.hot, f.rank}
 	}
 	if len(m.flows) == 0 {
 		clear(m.served)

@@ -22,8 +22,9 @@ const (
 // Flow is what one member wants for one dataset, in one class.
 type Flow struct {
 	Class Class  `json:"c"`
-	Name  string `json:"f"` // of the dataset's generation
-	Want  Amount `json:"w"` // in a second
+	Rank  int64  `json:"r,omitempty"` // within it; the highest is served first
+	Name  string `json:"f"`           // of the dataset's generation
+	Want  Amount `json:"w"`           // in a second
 }
 
 // Claim is what a member of the cluster, a worker or a controller, tells of

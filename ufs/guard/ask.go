@@ -18,7 +18,7 @@ const firstRead = 32 << 10
 type answer struct {
 	f      *FS
 	t      *ticket
-	u      *Urgency
+	who    claimant
 	flow   string
 	ctx    context.Context // of the request
 	cancel context.CancelCauseFunc
@@ -40,7 +40,7 @@ func (b *body) ask(ctx context.Context, cancel context.CancelCauseFunc, t *ticke
 		f.health.answered(time.Since(began))
 		f.at.limit.good()
 		f.count(b.ctx, func(c *Count) { c.waiting.Store(0) })
-		return &answer{f: f, t: t, u: b.u, flow: b.flow, ctx: ctx, cancel: cancel, watch: watch, r: r}, nil
+		return &answer{f: f, t: t, who: b.who(), flow: b.flow, ctx: ctx, cancel: cancel, watch: watch, r: r}, nil
 	}
 	watch.Stop()
 	if context.Cause(ctx) == errHangs {
@@ -68,7 +68,7 @@ func (a *answer) begin(length int64) error {
 	if a.first = buf[:n]; n == 0 {
 		return a.err
 	}
-	a.f.at.budget.Pay(budget.Bytes, a.u, a.flow, int64(n)) // nobody knew that they would come
+	a.f.at.budget.Pay(budget.Bytes, a.who, a.flow, int64(n)) // nobody knew that they would come
 	return nil
 }
 
@@ -205,7 +205,7 @@ func (r *race) run(after time.Duration) (*answer, error) {
 			if !b.f.health.mayHedge() {
 				continue
 			}
-			if !b.f.at.budget.Try(budget.Requests, b.u, b.flow, 1) {
+			if !b.f.at.budget.Try(budget.Requests, b.who(), b.flow, 1) {
 				continue
 			}
 			if t := b.f.at.limit.spare(b.u); t != nil {
@@ -213,7 +213,7 @@ func (r *race) run(after time.Duration) (*answer, error) {
 				r.send(t)
 				running++
 			} else {
-				b.f.at.budget.Pay(budget.Requests, b.u, b.flow, -1)
+				b.f.at.budget.Pay(budget.Requests, b.who(), b.flow, -1)
 			}
 		case <-b.ctx.Done():
 			return r.lose(b.ctx.Err())

@@ -24,8 +24,10 @@ type body struct {
 	f      *FS
 	ctx    context.Context // of the Open: a reader lives in it
 	u      *Urgency        // may be nil
+	load   *Load           // likewise
 	flow   string          // dataset, for the budget
 	credit int64           // bytes taken from the budget and not yet read
+	paced  int64           // likewise, from the load's limit
 	key    string
 	want   ufs.Version
 	start  int64
@@ -48,10 +50,13 @@ type body struct {
 // open asks for what is left, trying as often as the options say.
 func (b *body) open() error {
 	for {
-		if err := b.f.mayAsk(b.ctx, b.u, b.flow); err != nil {
+		if err := b.pace(); err != nil {
 			return err
 		}
-		t, err := b.f.at.limit.take(b.ctx, b.u)
+		if err := b.f.mayAsk(b.ctx, b.who(), b.flow); err != nil {
+			return err
+		}
+		t, err := b.f.at.limit.take(b.ctx, b.u, b.load)
 		if err != nil {
 			return err
 		}
@@ -125,6 +130,7 @@ func (b *body) pull(p []byte) (int, error) {
 		if !paid {
 			b.credit -= int64(n)
 		}
+		b.paced = max(0, b.paced-int64(n))
 		b.off, b.left = b.off+int64(n), b.left-int64(n)
 		b.f.count(b.ctx, func(c *Count) { c.Bytes.Add(int64(n)) })
 		if b.sum != nil {

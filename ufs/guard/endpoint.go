@@ -22,9 +22,6 @@ func NewEndpoint(maxInFlight int, b *budget.Endpoint) *Endpoint {
 // many are.
 func (e *Endpoint) InFlight() (limit, now int) { return e.limit.now() }
 
-// Class is the priority as budgets know it.
-func (u *Urgency) Class() budget.Class { return budget.Class(u.Priority()) }
-
 type flowKey struct{}
 
 // WithFlow says for which dataset the requests of a context are: datasets get
@@ -49,7 +46,7 @@ func (b *body) earn(n int64) (int64, error) {
 	}
 	if b.credit <= 0 {
 		want := min(b.left, creditBytes)
-		err := b.f.at.budget.Take(b.ctx, budget.Bytes, b.u, b.flow, want, b.f.at.limit.park)
+		err := b.f.at.budget.Take(b.ctx, budget.Bytes, b.who(), b.flow, want, b.f.at.limit.park)
 		if err != nil {
 			return 0, err
 		}
@@ -58,13 +55,28 @@ func (b *body) earn(n int64) (int64, error) {
 	return min(n, b.credit), nil
 }
 
+// pace waits until the load that the body is for may read what is left of it.
+func (b *body) pace() error {
+	if b.paced >= b.left {
+		return nil
+	}
+	err := b.load.take(b.ctx, b.u, b.left-b.paced)
+	if err == nil {
+		b.paced = b.left
+	}
+	return err
+}
+
+func (b *body) who() claimant { return claimant{b.u, b.load} }
+
 // repay gives back what was taken and not read.
 func (b *body) repay() {
-	b.f.at.budget.Pay(budget.Bytes, b.u, b.flow, -b.credit)
-	b.credit = 0
+	b.f.at.budget.Pay(budget.Bytes, b.who(), b.flow, -b.credit)
+	b.load.giveBack(b.paced)
+	b.credit, b.paced = 0, 0
 }
 
 // mayAsk takes one request from the budget.
-func (f *FS) mayAsk(ctx context.Context, u *Urgency, flow string) error {
-	return f.at.budget.Take(ctx, budget.Requests, u, flow, 1, nil)
+func (f *FS) mayAsk(ctx context.Context, who claimant, flow string) error {
+	return f.at.budget.Take(ctx, budget.Requests, who, flow, 1, nil)
 }

@@ -192,7 +192,7 @@ func (f *FS) List(ctx context.Context, o ufs.ListOptions) (ufs.Page, error) {
 
 func retry[T any](ctx context.Context, f *FS, do func(context.Context) (T, error)) (T, error) {
 	for t := (tries{began: time.Now()}); ; {
-		if err := f.mayAsk(ctx, urgencyOf(ctx), flowOf(ctx)); err != nil {
+		if err := f.mayAsk(ctx, claimant{urgencyOf(ctx), loadOf(ctx)}, flowOf(ctx)); err != nil {
 			var none T
 			return none, err
 		}
@@ -227,7 +227,7 @@ func (f *FS) hangs(op, key string) error {
 // The bytes of a whole object up to 8 MiB for which the store has a checksum
 // are handed out once they were found right.
 func (f *FS) Open(ctx context.Context, key string, want ufs.Version, off, length int64) (io.ReadCloser, error) {
-	b := &body{f: f, ctx: ctx, u: urgencyOf(ctx), flow: flowOf(ctx), key: key, want: want, start: off, off: off, left: length, t: tries{began: time.Now()}}
+	b := &body{f: f, ctx: ctx, u: urgencyOf(ctx), load: loadOf(ctx), flow: flowOf(ctx), key: key, want: want, start: off, off: off, left: length, t: tries{began: time.Now()}}
 	if err := b.open(); err != nil {
 		b.losers.Wait()
 		return nil, err

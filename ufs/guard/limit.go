@@ -30,6 +30,7 @@ type limiter struct {
 // ticket lets one request run.
 type ticket struct {
 	u     *Urgency
+	load  *Load
 	ready chan struct{} // closed when the request may run
 	round uint64        // in which it was given; set before ready is closed
 }
@@ -39,11 +40,11 @@ func newLimiter(most int) *limiter {
 }
 
 // take waits for a ticket; give hands it back.
-func (l *limiter) take(ctx context.Context, u *Urgency) (*ticket, error) {
+func (l *limiter) take(ctx context.Context, u *Urgency, load *Load) (*ticket, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	t := &ticket{u: u, ready: make(chan struct{})}
+	t := &ticket{u: u, load: load, ready: make(chan struct{})}
 	l.mu.Lock()
 	l.queue = append(l.queue, t)
 	l.grantLocked()
@@ -75,13 +76,19 @@ func (l *limiter) spare(u *Urgency) *ticket {
 	return &ticket{u: u, round: l.round}
 }
 
-// grantLocked serves the queue: by urgency as it is now, then by arrival. The
+// before reports whether t goes before o, which came earlier.
+func (t *ticket) before(o *ticket) bool {
+	a, b := t.u.Priority(), o.u.Priority()
+	return a < b || a == b && t.load.rankFor(t.u) > o.load.rankFor(o.u)
+}
+
+// grantLocked serves the queue: by urgency and rank as they are now, then by arrival. The
 // queue is as long as there are flights, some hundreds.
 func (l *limiter) grantLocked() {
 	for len(l.queue) > 0 {
 		first := 0
 		for i, t := range l.queue {
-			if t.u.Priority() < l.queue[first].u.Priority() {
+			if t.before(l.queue[first]) {
 				first = i
 			}
 		}

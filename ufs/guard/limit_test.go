@@ -171,7 +171,7 @@ func TestARoundCutsOnce(t *testing.T) {
 	l := newLimiter(16)
 	var out []*ticket
 	for range 16 {
-		tk, err := l.take(t.Context(), nil)
+		tk, err := l.take(t.Context(), nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

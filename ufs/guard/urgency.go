@@ -22,11 +22,12 @@ const (
 type Urgency struct {
 	p       atomic.Int32
 	patient atomic.Bool
+	raised  chan struct{} // closed when it was a preload, and a reader came
 }
 
 // NewUrgency returns that of work with one waiter.
 func NewUrgency(p Priority) *Urgency {
-	u := &Urgency{}
+	u := &Urgency{raised: make(chan struct{})}
 	u.Join(p)
 	return u
 }
@@ -42,7 +43,13 @@ func (u *Urgency) Join(p Priority) {
 	}
 	for {
 		now := u.p.Load()
-		if now != 0 && now <= int32(p) || u.p.CompareAndSwap(now, int32(p)) {
+		if now != 0 && now <= int32(p) {
+			return
+		}
+		if u.p.CompareAndSwap(now, int32(p)) {
+			if now >= int32(Preload) && p < Preload {
+				close(u.raised)
+			}
 			return
 		}
 	}
