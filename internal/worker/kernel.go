@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"stoker.dev"
@@ -42,17 +43,16 @@ func newKernel(cacheDir string) *kernel {
 
 // image writes the image of a listing into a folder of its own, under the name
 // that the mount table is to show. end removes it: what is mounted stays.
-func (k *kernel) image(ctx context.Context, l erofs.Listing, o erofs.Options, name string) (dir *os.File, end func(), err error) {
+func (k *kernel) image(ctx context.Context, l erofs.Listing, o erofs.Options, name string) (dir *os.File, bytes int64, end func(), err error) {
 	at, err := os.MkdirTemp(k.dir, "view-")
 	if err != nil {
-		return nil, nil, stoker.Errorf(stoker.KindNoSpace, "mount", k.dir, "%w", err)
+		return nil, 0, nil, stoker.Errorf(stoker.KindNoSpace, "mount", k.dir, "%w", err)
 	}
 	remove := func() { _ = os.RemoveAll(at) } // the next life removes what stays
 	f, err := os.OpenFile(filepath.Join(at, mount.ImageName(name)), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o400)
 	if err == nil {
-		var n int64
-		if n, err = erofs.Write(ctx, f, l, o); err == nil {
-			err = f.Truncate(n) // to whole blocks
+		if bytes, err = erofs.Write(ctx, f, l, o); err == nil {
+			err = f.Truncate(bytes) // to whole blocks
 		}
 		err = errors.Join(err, f.Close())
 	}
@@ -64,9 +64,25 @@ func (k *kernel) image(ctx context.Context, l erofs.Listing, o erofs.Options, na
 		if stoker.KindOf(err) == stoker.KindInternal {
 			err = stoker.Errorf(stoker.KindNoSpace, "mount", name, "its image cannot be written: %w", err)
 		}
-		return nil, nil, err
+		return nil, 0, nil, err
 	}
-	return dir, func() { _ = dir.Close(); remove() }, nil
+	return dir, bytes, func() { _ = dir.Close(); remove() }, nil
+}
+
+// imagePromise begins the names of the promises that count the images' space. A
+// kernel view has its image open until it has ended.
+const imagePromise = "image-"
+
+// dropImagePromises ends those of the last life: this one writes images anew.
+func dropImagePromises(st *store.Store) error {
+	for name := range st.Reservations() {
+		if strings.HasPrefix(name, imagePromise) {
+			if err := st.Unreserve(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // kernelView is what a kernel view holds while it is mounted.
@@ -74,9 +90,12 @@ type kernelView struct {
 	mounted *mount.Mounted
 	fs      *shardfs.FS
 	shards  []*store.Shard // local devices: their space counts until the kernel has let them go
+	store   *store.Store
+	image   string // the name of its promise
 }
 
 func (w *kernelView) release() {
+	_ = w.store.Unreserve(w.image) // the next life drops what stays
 	for _, sh := range w.shards {
 		sh.Release()
 	}
@@ -91,12 +110,16 @@ func (v *views) mountKernel(ctx context.Context, r api.MountRequest, set *cache.
 		return nil, v.kernel.err
 	}
 	m := set.Manifest()
-	dir, end, err := v.kernel.image(ctx, m, owner, o.Name)
+	dir, bytes, end, err := v.kernel.image(ctx, m, owner, o.Name)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	w := &kernelView{fs: shardfs.New(shardfs.Options{Manifest: m, Reader: countedReader{set, &v.reads}, Log: v.logOf(r)})}
+	name := imagePromise + stoker.NewToken()
+	if err := v.store.Reserve(name, bytes); err != nil {
+		return nil, stoker.Errorf(stoker.KindNoSpace, "mount", r.Dataset, "a kernel view needs room for its image: %w", err)
+	}
+	w := &kernelView{store: v.store, image: name, fs: shardfs.New(shardfs.Options{Manifest: m, Reader: countedReader{set, &v.reads}, Log: v.logOf(r)})}
 	devices := make([]mount.Device, m.Shards())
 	for n := range devices {
 		devices[n] = w.local(v.store, m.Shard(uint32(n)))
@@ -144,7 +167,7 @@ func (k *kernel) try() (err error) {
 		return err
 	}
 	defer f.Close()
-	dir, end, err := k.image(context.Background(), oneByte{}, erofs.Options{Umask: 0o022}, "stoker-probe")
+	dir, _, end, err := k.image(context.Background(), oneByte{}, erofs.Options{Umask: 0o022}, "stoker-probe")
 	if err != nil {
 		return err
 	}

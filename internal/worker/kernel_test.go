@@ -3,6 +3,7 @@ package worker
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -136,6 +137,9 @@ func TestKernelViewHoldsItsShards(t *testing.T) {
 	if _, err := w.views.Mount(t.Context(), 0, api.MountRequest{Dataset: "pets", Manifest: id, Dir: dir, View: "kernel"}); err != nil {
 		t.Fatal(err)
 	}
+	if n := w.store.Usage().ReservedBytes; n < 4096 || n%4096 != 0 {
+		t.Errorf("%d bytes are promised for the image", n)
+	}
 	used := w.store.Usage().UsedBytes
 	if _, err := w.cache.Evict(t.Context(), id, false); stoker.KindOf(err) != stoker.KindHeld {
 		t.Errorf("evicted beneath a view: %v", err)
@@ -158,6 +162,37 @@ func TestKernelViewHoldsItsShards(t *testing.T) {
 	w.afterViews(t)
 	if now := w.store.Usage().UsedBytes; now > used-400_000 {
 		t.Errorf("%d bytes are used after the view, %d during it", now, used)
+	}
+	if n := w.store.Usage().ReservedBytes; n != 0 {
+		t.Errorf("%d bytes are promised after the view", n)
+	}
+	if left, err := os.ReadDir(w.views.kernel.dir); err != nil || len(left) > 0 {
+		t.Errorf("images left: %v, %v", left, err)
+	}
+}
+
+// A kernel view whose image does not fit is refused, and leaves nothing; the last
+// life's promises for images end with the next one.
+func TestImagesCount(t *testing.T) {
+	w := startWatched(t)
+	if w.views.kernel.err != nil {
+		t.Skip(w.views.kernel.err)
+	}
+	w.ufs.Put("f", []byte("x"))
+	id := w.freeze(t)
+	u := w.store.Usage()
+	if err := w.store.Reserve("all", w.store.FreeBytes(0)); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if _, err := w.views.Mount(t.Context(), 0, api.MountRequest{Dataset: "pets", Manifest: id, Dir: dir, View: "kernel"}); stoker.KindOf(err) != stoker.KindNoSpace {
+		t.Errorf("mounted without room for its image: %v", err)
+	}
+	if err := errors.Join(w.store.Unreserve("all"), w.store.Reserve(imagePromise+"old", 1<<20), w.store.Reserve("load", 1<<20), dropImagePromises(w.store)); err != nil {
+		t.Fatal(err)
+	}
+	if now := w.store.Reservations(); len(now) != 1 || now["load"] != 1<<20 {
+		t.Errorf("promised: %v; at first %+v", now, u)
 	}
 	if left, err := os.ReadDir(w.views.kernel.dir); err != nil || len(left) > 0 {
 		t.Errorf("images left: %v, %v", left, err)

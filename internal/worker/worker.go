@@ -93,6 +93,9 @@ func (w *Worker) open() (err error) {
 	if w.store, err = store.Open(store.Options{Dir: w.o.Dir, CapacityBytes: w.o.CapacityBytes, Folders: w.o.Folders, Log: w.o.Log}); err != nil {
 		return err
 	}
+	if err := dropImagePromises(w.store); err != nil {
+		return err
+	}
 	if c := w.checkSpace(); c.State != api.CheckOK {
 		w.o.Log.Warn("the cache folder has less space than was promised", "found", c.Detail, "hint", c.Hint)
 	}
