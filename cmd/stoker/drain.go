@@ -171,7 +171,7 @@ func drainRows(w io.Writer, st *api.DrainStatus) {
 	row(w, "worker", st.Worker)
 	row(w, "state", st.State)
 	if !st.Since.IsZero() {
-		row(w, "drained", "since "+when(st.Since)+" by "+st.By)
+		row(w, "asked", "at "+when(st.Since)+" by "+st.By)
 	}
 	row(w, "left", fmt.Sprintf("%s, %s of it held", api.HumanBytes(st.Bytes), api.HumanBytes(st.HeldBytes)))
 	for _, d := range st.Datasets {
