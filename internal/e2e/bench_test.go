@@ -22,13 +22,16 @@ import (
 
 // BenchmarkViews reads the same files from the local disk and from views of
 // them, of each kind, turn and turn about in one process: hot (in the page cache) and with
-// the page cache of those files dropped, large files sequentially and small
+// the page cache of those files dropped, large files sequentially, small and tiny
 // ones in random order by 8 readers. It reports medians: MB/s of both, their
 // ratio, CPU seconds per GB of reader and worker together, and READs that came
 // to the worker for each file.
 func BenchmarkViews(b *testing.B) {
-	const small, smallBytes, large, largeBytes = 5000, 100 << 10, 4, 256 << 20
-	c := up(b, 1, "4GiB", func(root string) { makeEqualFiles(b, root, small, smallBytes, large, largeBytes) })
+	const small, smallBytes, large, largeBytes, tiny, tinyBytes = 5000, 100 << 10, 4, 256 << 20, 20_000, 4 << 10
+	c := up(b, 1, "4GiB", func(root string) {
+		makeEqualFiles(b, root, small, smallBytes, large, largeBytes)
+		makeEqualFiles(b, filepath.Join(root, "tiny"), tiny, tinyBytes, 0, 0)
+	})
 	c.add()
 	c.must("preload", "data", "--wait")
 	disk := filepath.Join(c.root, "data")
@@ -48,6 +51,7 @@ func benchmarkView(b *testing.B, c *cluster, kind, disk string) {
 	}{
 		{"large/hot", "shards", 1, true}, {"large/dropped", "shards", 1, false},
 		{"small/hot", "train", 8, true}, {"small/dropped", "train", 8, false},
+		{"tiny/hot", "tiny", 8, true}, {"tiny/dropped", "tiny", 8, false},
 	} {
 		b.Run(w.name, func(b *testing.B) {
 			p := &pair{c: c, readers: w.readers, hot: w.hot}
