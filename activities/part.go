@@ -16,8 +16,9 @@ type PartInput struct {
 	Plan stoker.ID
 	Part int
 	// Copies: others have its shards, and only from them they come.
-	Copies bool  `json:",omitempty"`
-	Had    int64 `json:",omitempty"` // bytes that an earlier life of the worker had of it; see PartLoaded
+	Copies bool          `json:",omitempty"`
+	Had    int64         `json:",omitempty"` // bytes that an earlier life of the worker had of it; see PartLoaded
+	Told   api.LoadSpent `json:",omitzero"`  // what was counted of those lives; see PartLoaded
 }
 
 // PartLoaded is what loading it cost.
@@ -25,10 +26,11 @@ type PartLoaded struct {
 	UFSRequests int64 `json:",omitempty"`
 	UFSBytes    int64 `json:",omitempty"`
 	Refetched   api.Refetched
-	Failed      int   `json:",omitempty"` // objects
-	Lost        bool  `json:",omitempty"` // the worker went away
-	Had         int64 `json:",omitempty"` // Lost: bytes that it had, as far as it was heard
-	Evicted     int64 `json:",omitempty"` // of Refetched.Lost, what went although the worker lived
+	Failed      int           `json:",omitempty"` // objects
+	Lost        bool          `json:",omitempty"` // the worker went away
+	Had         int64         `json:",omitempty"` // Lost: bytes that it had, as far as it was heard
+	Told        api.LoadSpent `json:",omitzero"`  // Lost: what it had spent, as far as it was heard and stands in the sums
+	Evicted     int64         `json:",omitempty"` // of Refetched.Lost, what went although the worker lived
 }
 
 const (
@@ -49,7 +51,10 @@ func (a *Activities) LoadPart(ctx context.Context, in PartInput) (PartLoaded, er
 	if in.Part < 0 || in.Part >= len(plan.Workers) {
 		return PartLoaded{}, ToTemporal(stoker.Errorf(stoker.KindInvalid, "load", in.Plan.Short(), "no part %d", in.Part))
 	}
-	t := partTally{Last: api.LoadProgress{StartBytes: in.Had}}
+	t := partTally{Last: api.LoadProgress{StartBytes: in.Had}, Told: in.Told}
+	if in.Told.Run != "" {
+		t.Last.Earlier = &in.Told
+	}
 	if activity.HasHeartbeatDetails(ctx) {
 		var told partTally
 		if activity.GetHeartbeatDetails(ctx, &told) == nil {
@@ -128,31 +133,35 @@ func (a *Activities) stopPart(ctx context.Context, address string, in PartInput)
 
 // partTally counts one part over the lives of its worker.
 type partTally struct {
-	Before PartLoaded       // by lives that have ended
+	Before PartLoaded       // by lives of which the present one does not know
 	Last   api.LoadProgress // of the present one
+	Told   api.LoadSpent    `json:",omitzero"` // of that, what an activity before this one has counted
 }
 
-// hear takes in what the worker says. A new run of the load begins with what
-// is on its disk; what the one before had, and is not there, was lost.
+// hear takes in what the worker says. A new run of the load goes on with what the
+// runs before it spent, if the worker has kept that. Else it begins with what is on
+// its disk; what the one before had, and is not there, was lost.
 func (t *partTally) hear(p api.LoadProgress) {
 	p.Failed = nil
-	if p.Run != t.Last.Run {
+	if was := t.Last.Spent(); p.Spent().Run != was.Run {
 		had := t.had()
 		t.Before = t.sum(false)
 		t.Before.Refetched.Lost += max(0, had-p.StartBytes)
+		t.Told = api.LoadSpent{}
 	}
 	t.Last = p
 }
 
 func (t *partTally) sum(lost bool) PartLoaded {
-	s := t.Before
-	s.UFSRequests += t.Last.UFSRequests
-	s.UFSBytes += t.Last.UFSBytes
-	s.Refetched.Add(t.Last.Refetched)
-	s.Evicted += t.Last.Refetched.Lost
+	s, spent := t.Before, t.Last.Spent()
+	s.UFSRequests += spent.UFSRequests - t.Told.UFSRequests
+	s.UFSBytes += spent.UFSBytes - t.Told.UFSBytes
+	s.Refetched.Add(spent.Refetched)
+	s.Refetched.Sub(t.Told.Refetched)
+	s.Evicted += spent.Refetched.Lost - spent.Died - t.Told.Refetched.Lost + t.Told.Died
 	s.Failed = t.Last.FailedObjects
 	if s.Lost = lost; lost {
-		s.Had = t.had()
+		s.Had, s.Told = t.had(), spent
 	}
 	return s
 }

@@ -52,6 +52,11 @@ func TestLoadPart(t *testing.T) {
 	again := first
 	again.UFSBytes, again.Done = 150, true
 	restarted := api.LoadProgress{Run: "2", StartBytes: 60, UFSRequests: 1, UFSBytes: 40, FailedObjects: 2, Done: true}
+	spent := api.LoadSpent{Run: "1", UFSRequests: 2, UFSBytes: 100, Refetched: api.Refetched{Retry: 10}} // by the first
+	resumed := restarted                                                                                 // and had brought in 30 bytes more; 5+130-10 bytes were there, 60 are
+	resumed.Earlier = &api.LoadSpent{Run: "1", UFSRequests: 3, UFSBytes: 130, Refetched: api.Refetched{Retry: 10, Lost: 65}, Died: 65}
+	evicted := resumed
+	evicted.Refetched.Lost = 7
 	for name, c := range map[string]struct {
 		runs  []func(*api.Stream) bool // the last one again and again
 		in    PartInput
@@ -81,6 +86,34 @@ func TestLoadPart(t *testing.T) {
 			runs: []func(*api.Stream) bool{send(restarted)}, tries: 1, told: &partTally{Last: first},
 			want: PartLoaded{UFSRequests: 3, UFSBytes: 140, Refetched: api.Refetched{Retry: 10, Lost: 35}, Failed: 2},
 		},
+		"the worker was killed, and knows what it had spent": {
+			runs: []func(*api.Stream) bool{send(first), send(resumed)}, tries: 2,
+			want: PartLoaded{UFSRequests: 4, UFSBytes: 170, Refetched: api.Refetched{Retry: 10, Lost: 65}, Failed: 2},
+		},
+		"so was the controller": {
+			runs: []func(*api.Stream) bool{send(resumed)}, tries: 1, told: &partTally{Last: first},
+			want: PartLoaded{UFSRequests: 4, UFSBytes: 170, Refetched: api.Refetched{Retry: 10, Lost: 65}, Failed: 2},
+		},
+		"and before it had told anybody": {
+			runs: []func(*api.Stream) bool{send(resumed)}, tries: 1,
+			want: PartLoaded{UFSRequests: 4, UFSBytes: 170, Refetched: api.Refetched{Retry: 10, Lost: 65}, Failed: 2},
+		},
+		"it was away, and knows what it had spent": {
+			runs: []func(*api.Stream) bool{send(resumed)}, tries: 1, in: PartInput{Had: 95, Told: spent},
+			want: PartLoaded{UFSRequests: 2, UFSBytes: 70, Refetched: api.Refetched{Lost: 65}, Failed: 2},
+		},
+		"it was away, and what was evicted since is no death": {
+			runs: []func(*api.Stream) bool{send(evicted)}, tries: 1, in: PartInput{Had: 95, Told: spent},
+			want: PartLoaded{UFSRequests: 2, UFSBytes: 70, Refetched: api.Refetched{Lost: 72}, Failed: 2, Evicted: 7},
+		},
+		"it was away, and goes away again": {
+			runs: []func(*api.Stream) bool{func(*api.Stream) bool { return false }}, tries: lostTries, in: PartInput{Had: 95, Told: spent},
+			want: PartLoaded{Lost: true, Had: 95, Told: spent},
+		},
+		"it was away, and knows nothing": {
+			runs: []func(*api.Stream) bool{send(restarted)}, tries: 1, in: PartInput{Had: 95, Told: spent},
+			want: PartLoaded{UFSRequests: 1, UFSBytes: 40, Refetched: api.Refetched{Lost: 35}, Failed: 2},
+		},
 		"it was away, and has it all": {
 			runs: []func(*api.Stream) bool{send(restarted)}, tries: 1, in: PartInput{Had: 60},
 			want: PartLoaded{UFSRequests: 1, UFSBytes: 40, Failed: 2},
@@ -91,7 +124,7 @@ func TestLoadPart(t *testing.T) {
 		},
 		"it goes away": {
 			runs: []func(*api.Stream) bool{send(first), func(*api.Stream) bool { return false }}, tries: lostTries,
-			want: PartLoaded{UFSRequests: 2, UFSBytes: 100, Refetched: api.Refetched{Retry: 10}, Lost: true, Had: 95},
+			want: PartLoaded{UFSRequests: 2, UFSBytes: 100, Refetched: api.Refetched{Retry: 10}, Lost: true, Had: 95, Told: spent},
 		},
 		"it was never there": {
 			runs: []func(*api.Stream) bool{func(*api.Stream) bool { return false }}, tries: lostTries, in: PartInput{Had: 42},

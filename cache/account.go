@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/internal/api"
 	"stoker.dev/ufs/guard"
 )
 
@@ -15,10 +16,12 @@ import (
 // on its reservation, and what that costs is counted here.
 type account struct {
 	reservation string
+	run         string // random
 	manifest    stoker.ID
-	part        []uint32    // shards, sorted
-	start       int64       // object bytes that were here when it was opened
-	older       []stoker.ID // what is copied from; it makes room for nobody else meanwhile
+	part        []uint32       // shards, sorted
+	start       int64          // object bytes that were here when it was opened
+	older       []stoker.ID    // what is copied from; it makes room for nobody else meanwhile
+	earlier     *api.LoadSpent // what accounts of the part came to before this one; nil: nothing is known
 
 	count  guard.Count
 	bypass guard.Count  // of that, past an owner that did not answer
@@ -41,8 +44,11 @@ func (a *account) away(silent bool, most time.Duration) (first, left bool) {
 
 // accounts are the open ones. Its mutex is a leaf.
 type accounts struct {
-	mu   sync.Mutex
-	open map[string]*account // +checklocks:mu — by reservation
+	mu    sync.Mutex
+	open  map[string]*account // +checklocks:mu — by reservation
+	ended []spending          // +checklocks:mu — closed ones, the last at the end; see ledger.go
+	some  chan struct{}       // holds one when an account was opened
+	saves ledger
 }
 
 // account opens the account of a part, or finds it open.
@@ -57,8 +63,13 @@ func (s *Set) account(reservation string, part []uint32, older []stoker.ID) *acc
 	if x := a.open[reservation]; x != nil {
 		return x
 	}
-	x := &account{reservation: reservation, manifest: s.id, part: part, start: start, older: older}
+	x := &account{reservation: reservation, run: stoker.NewToken()[:8], manifest: s.id, part: part, start: start, older: older,
+		earlier: a.resumeLocked(reservation, start)}
 	a.open[reservation] = x
+	select {
+	case a.some <- struct{}{}:
+	default:
+	}
 	return x
 }
 
@@ -138,5 +149,8 @@ func (a *accounts) lose(manifest stoker.ID, bytes int64) {
 func (a *accounts) close(reservation string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if x := a.open[reservation]; x != nil {
+		a.endedLocked(spending{reservation, x.had(), x.spent()})
+	}
 	delete(a.open, reservation)
 }

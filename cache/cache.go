@@ -154,6 +154,7 @@ func New(o Options) (*Cache, error) {
 	c.accounts.open = map[string]*account{}
 	c.gone.some = make(chan struct{}, 1) // more of them are one signal
 	c.evictor.some = make(chan struct{}, 1)
+	c.accounts.some = make(chan struct{}, 1)
 	c.restored, c.started = o.Store.Reservations(), now()
 	if err := c.holds.restore(o.Store); err != nil {
 		c.end()
@@ -167,10 +168,12 @@ func New(o Options) (*Cache, error) {
 		c.end()
 		return nil, err
 	}
+	c.accounts.restore(o.Store)
 	o.Store.OnRetired(c.gone.add)
 	o.Store.OnFreed(c.refills.wake)
 	c.busy.Go(c.tendDisks)
 	c.busy.Go(c.tendRoom)
+	c.busy.Go(c.tendAccounts)
 	return c, nil
 }
 
@@ -181,6 +184,7 @@ func (c *Cache) Counters() *Counters { return &c.counters }
 func (c *Cache) Close() error {
 	c.end()
 	c.busy.Wait()
+	c.saveAccounts(c.o.Store.PutState)
 	c.evictSome() // gives back what flights handed over at the end
 	return nil
 }

@@ -35,8 +35,7 @@ type loadKey struct {
 // watches; it ends when all that can be had is here.
 type load struct {
 	*account
-	run    string // random
-	copies bool   // from other workers alone
+	copies bool // from other workers alone
 	cancel context.CancelFunc
 	done   chan struct{}
 
@@ -102,8 +101,8 @@ func (c *Cache) begin(ctx context.Context, key loadKey, copies bool) error {
 	}
 	c.askedFor(reservationName(planID, part))
 	run, cancel := context.WithCancel(c.stop)
-	l = &load{account: set.account(reservationName(planID, part), plan.Part(part), older), run: stoker.NewToken()[:8],
-		copies: copies, cancel: cancel, done: make(chan struct{}), failed: map[string]api.Failure{}, turns: plan.Turns(part, plan.Part(part)),
+	l = &load{account: set.account(reservationName(planID, part), plan.Part(part), older), copies: copies,
+		cancel: cancel, done: make(chan struct{}), failed: map[string]api.Failure{}, turns: plan.Turns(part, plan.Part(part)),
 		ended: map[uint32]bool{}, changed: make(chan struct{})}
 	for _, n := range l.part {
 		l.total += set.objectBytes(n)
@@ -181,6 +180,7 @@ func (c *Cache) openPlan(ctx context.Context, planID stoker.ID, part int) (*plan
 func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 	defer func() {
 		c.accounts.close(l.reservation)
+		c.saveAccounts(c.o.Store.PutState)
 		c.holds.loading(s.id, -1)
 		if err := c.o.Store.Unreserve(l.reservation); err != nil {
 			s.log().Error("cannot give space back", "error", err)
@@ -394,7 +394,7 @@ func (c *Cache) LoadProgress(planID stoker.ID, part int) (api.LoadProgress, erro
 		Cursor: int(l.cursor.Load()), Shards: len(l.part), Bytes: l.bytes.Load(), TotalBytes: l.total,
 		UFSRequests: l.count.Requests.Load(), UFSBytes: l.count.Bytes.Load(), CopiedBytes: l.copied.Load(),
 		WaitingSince: l.count.WaitingSince(),
-		Refetched:    api.Refetched{Retry: l.count.RetriedBytes.Load(), Hedge: l.count.HedgedBytes.Load(), Bypass: l.bypass.Bytes.Load(), Lost: l.lost.Load()},
+		Refetched:    l.refetched(), Earlier: l.earlier,
 	}
 	if !done {
 		return p, nil

@@ -88,7 +88,8 @@ func (ls *loads) running(id stoker.ID) *api.HoldingLoad {
 			out = &api.HoldingLoad{}
 		}
 		out.Bytes, out.TotalBytes = out.Bytes+l.bytes.Load(), out.TotalBytes+l.total
-		out.UFSBytes, out.UFSRequests = out.UFSBytes+l.count.Bytes.Load(), out.UFSRequests+l.count.Requests.Load()
+		spent := l.spent()
+		out.UFSBytes, out.UFSRequests = out.UFSBytes+spent.UFSBytes, out.UFSRequests+spent.UFSRequests
 		l.mu.Lock()
 		out.FailedObjects += len(l.failed)
 		l.mu.Unlock()

@@ -47,6 +47,7 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 		if err := c.GiveBack(r.Replaces, r.Part); err != nil {
 			return rep, err
 		}
+		c.accounts.carry(reservationName(r.Replaces, r.Part), reservationName(r.Plan, r.Part))
 	}
 	name := reservationName(r.Plan, r.Part)
 	c.askedFor(name)

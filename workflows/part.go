@@ -88,18 +88,18 @@ func (l *loader) part(ctx workflow.Context, in activities.PartInput) {
 	case err != nil:
 		l.fail(err)
 	case p.Lost && ctx.Err() == nil:
-		if err := l.lost(ctx, in, p.Had); err != nil {
+		if err := l.lost(ctx, in, p); err != nil {
 			l.fail(err)
 		}
 	}
 }
 
 // lost does what must be done for a part whose worker went away.
-func (l *loader) lost(ctx workflow.Context, in activities.PartInput, had int64) error {
+func (l *loader) lost(ctx workflow.Context, in activities.PartInput, p activities.PartLoaded) error {
 	until := returnBy(workflow.Now(ctx), l.in.Window, l.in.Deadline)
 	kept, err := l.mend(ctx, in, false)
 	if err != nil || kept.IsZero() {
-		l.sum.Refetched.Lost += had // nothing of it is waited for
+		l.sum.Refetched.Lost += p.Had // nothing of it is waited for
 		return err
 	}
 	var back bool
@@ -113,10 +113,10 @@ func (l *loader) lost(ctx workflow.Context, in activities.PartInput, had int64) 
 				return err
 			}
 		}
-		l.part(ctx, activities.PartInput{Plan: kept, Part: in.Part, Had: had})
+		l.part(ctx, activities.PartInput{Plan: kept, Part: in.Part, Had: p.Had, Told: p.Told})
 		return nil
 	}
-	l.sum.Refetched.Lost += had
+	l.sum.Refetched.Lost += p.Had
 	left, err := l.mend(ctx, activities.PartInput{Plan: kept, Part: in.Part}, true)
 	if err == nil && !left.IsZero() {
 		err = stoker.Errorf(stoker.KindNoSpace, "load", l.in.Plan.Short(), "a worker went away, and the others have no space for its part")

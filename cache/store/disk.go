@@ -157,8 +157,26 @@ func (d disk) writeAtomic(path string, body []byte) error {
 	if err != nil {
 		return err
 	}
-	err = d.writeAt(f, body, 0)
-	if err == nil {
+	err = d.fill(f, path, body, true)
+	if err != nil {
+		return err
+	}
+	return d.syncDir(filepath.Dir(path))
+}
+
+// replace replaces a small file: whole, if the machine goes on.
+func (d disk) replace(path string, body []byte) error {
+	f, err := d.createTemp(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return d.fill(f, path, body, false)
+}
+
+// fill writes a new file and gives it its name.
+func (d disk) fill(f *os.File, path string, body []byte, sync bool) error {
+	err := d.writeAt(f, body, 0)
+	if err == nil && sync {
 		err = d.sync(f)
 	}
 	if cerr := f.Close(); err == nil {
@@ -169,9 +187,8 @@ func (d disk) writeAtomic(path string, body []byte) error {
 	}
 	if err != nil {
 		_ = d.remove(f.Name())
-		return err
 	}
-	return d.syncDir(filepath.Dir(path))
+	return err
 }
 
 // makeFile makes a new file of that length, which begins with head.

@@ -156,13 +156,23 @@ func stateName(name string) (string, error) {
 // counts against the capacity, but is never refused for want of it: what a
 // worker knows about its data may not depend on how full it is.
 func (s *Store) PutState(name string, body []byte) error {
+	return s.putState(name, body, s.disk.writeAtomic)
+}
+
+// PutNote is PutState for what is written again and again, and may be an older one,
+// or damaged, after power loss: it waits for no disk.
+func (s *Store) PutNote(name string, body []byte) error {
+	return s.putState(name, body, s.disk.replace)
+}
+
+func (s *Store) putState(name string, body []byte, write func(path string, body []byte) error) error {
 	path, err := stateName(name)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	err = s.everywhere(func(f *folder) error { return s.disk.writeAtomic(filepath.Join(f.dir, path), body) })
+	err = s.everywhere(func(f *folder) error { return write(filepath.Join(f.dir, path), body) })
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,32 @@ import (
 	"stoker.dev"
 )
 
+// A note is a document that waits for no disk.
+func TestNotesAreNotSynced(t *testing.T) {
+	var syncs int
+	s, err := Open(Options{Dir: t.TempDir(), CapacityBytes: roomy, watch: func(c change) {
+		if strings.HasPrefix(c.op, "sync") {
+			syncs++
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	syncs = 0
+	for _, body := range []string{"old", "new"} {
+		if err := s.PutNote("note", []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if syncs != 0 {
+		t.Errorf("%d syncs", syncs)
+	}
+	s = reopen(t, s)
+	if body, err := s.GetState("note"); err != nil || string(body) != "new" {
+		t.Errorf("got %q %v", body, err)
+	}
+}
+
 func TestStateDocuments(t *testing.T) {
 	s := open(t, t.TempDir(), roomy)
 	empty := s.Usage().UsedBytes

@@ -37,6 +37,11 @@ func (r *Refetched) Add(o Refetched) {
 	r.Lost, r.Retry, r.Hedge, r.Bypass = r.Lost+o.Lost, r.Retry+o.Retry, r.Hedge+o.Hedge, r.Bypass+o.Bypass
 }
 
+// Sub takes o's counts from r.
+func (r *Refetched) Sub(o Refetched) {
+	r.Lost, r.Retry, r.Hedge, r.Bypass = r.Lost-o.Lost, r.Retry-o.Retry, r.Hedge-o.Hedge, r.Bypass-o.Bypass
+}
+
 // States of a certificate.
 const (
 	CertificateReady     = "Ready"
@@ -512,6 +517,29 @@ type LoadProgress struct {
 	Done          bool      `json:"done,omitempty"`
 	FailedObjects int       `json:"failedObjects,omitempty"`
 	Failed        []Failure `json:"failed,omitempty"` // with Done: at most 1000
+	// Earlier is what runs of the same part spent before this one, on a worker that
+	// was killed, perhaps: nil if this is the first, or nothing is known of it.
+	Earlier *LoadSpent `json:"earlier,omitempty"`
+}
+
+// LoadSpent is what one run of a load has cost, or several, one after the other.
+type LoadSpent struct {
+	Run         string    `json:"run"` // the first one
+	UFSRequests int64     `json:"ufsRequests"`
+	UFSBytes    int64     `json:"ufsBytes"`
+	Refetched   Refetched `json:"refetched"`
+	Died        int64     `json:"died"` // of Refetched.Lost, what a run had and the next one did not find
+}
+
+// Spent is what the load has cost, with the runs before it.
+func (p *LoadProgress) Spent() LoadSpent {
+	s := LoadSpent{Run: p.Run}
+	if p.Earlier != nil {
+		s = *p.Earlier
+	}
+	s.UFSRequests, s.UFSBytes = s.UFSRequests+p.UFSRequests, s.UFSBytes+p.UFSBytes
+	s.Refetched.Add(p.Refetched)
+	return s
 }
 
 // ReserveRequest is the body of PUT /v1/reservations/{plan}/{part}.

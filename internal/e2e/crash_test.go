@@ -140,6 +140,54 @@ func workerReturns(t *testing.T, at float64) {
 	c.must("verify", "data", "--deep")
 }
 
+// So does one whose controller dies with it, before that has told Temporal what it
+// heard: what the dead life cost stands in the certificate.
+func TestWorkerAndControllerDieInMidPreload(t *testing.T) {
+	var size int64
+	c := up(t, 2, "1GiB", func(root string) { size = makeFiles(t, root, 1000, 100<<10, 3, 100<<20) })
+	c.add()
+	reached, release := c.proxy.Hold(part(size, 0.6))
+	defer release()
+	done := c.preload()
+	<-reached
+	for end := time.Now().Add(20 * time.Second); c.writtenDown() < c.proxy.Bytes()-slack/2; <-time.After(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d of %d bytes are written down", c.writtenDown(), c.proxy.Bytes())
+		}
+	}
+	role := c.fullest()
+	c.kill("controller")
+	c.kill(role)
+	release()
+	c.dev("start", role, "--dir", c.dir)
+	c.dev("start", "controller", "--dir", c.dir)
+	c.ready(done(), size)
+	c.settled()
+}
+
+// writtenDown is what the workers have noted on their disks that loads have cost.
+func (c *cluster) writtenDown() (bytes int64) {
+	c.t.Helper()
+	files, err := filepath.Glob(filepath.Join(c.dir, "worker-*", "cache", "state", "accounts.json"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, f := range files {
+		var all []api.LoadSpent
+		body, err := os.ReadFile(f)
+		if err == nil {
+			err = json.Unmarshal(body, &all)
+		}
+		if err != nil {
+			c.t.Fatalf("%s: %v", f, err)
+		}
+		for _, s := range all {
+			bytes += s.UFSBytes
+		}
+	}
+	return bytes
+}
+
 // One that does not come back costs what it had on its disk, and the
 // certificate says so.
 func TestWorkerStaysAwayInMidPreload(t *testing.T) { workerStaysAway(t, 0.4) }
