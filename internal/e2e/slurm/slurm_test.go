@@ -2,6 +2,7 @@ package slurm
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -28,6 +29,7 @@ func TestSlurm(t *testing.T) {
 		{"LookAhead", lookAhead},
 		{"Polls", polls},
 		{"Container", container},
+		{"PyTorch", pytorch},
 		{"Timeline", timeline},
 		{"MissingObjects", missingObjects},
 		{"Timeout", timeout},
@@ -37,6 +39,9 @@ func TestSlurm(t *testing.T) {
 		{"CancelledClaim", cancelledClaim},
 		{"Reconciler", reconciler},
 	} {
+		if s.name == "PyTorch" && os.Getenv("STOKER_TEST_LONG") == "" {
+			continue // torch takes 300 MB
+		}
 		t.Run(s.name, func(t *testing.T) {
 			r.t = t
 			r.eventually("the nodes are idle", func() bool { return strings.TrimSpace(r.slurm("sinfo", "-h", "-o", "%T %D").out) == "idle 2" })
