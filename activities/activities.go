@@ -118,9 +118,9 @@ func (a *Activities) Workers(ctx context.Context) (live, lost []placement.Worker
 		}
 		return live, nil, nil
 	}
-	now := map[string]bool{}
+	now, at := map[string]bool{}, time.Now()
 	for _, w := range live {
-		a.seen[w.ID], now[w.ID] = seenWorker{w, time.Now()}, true
+		a.seen[w.ID], now[w.ID] = seenWorker{w, at}, true
 	}
 	for id, w := range a.seen {
 		if time.Since(w.at) > lostFor {
@@ -130,6 +130,25 @@ func (a *Activities) Workers(ctx context.Context) (live, lost []placement.Worker
 		}
 	}
 	return live, lost, nil
+}
+
+// AnyAway reports whether a worker that was live within that time is not now. One
+// that was drained was to go.
+func (a *Activities) AnyAway(within time.Duration) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var last time.Time // when the index was read
+	for _, w := range a.seen {
+		if w.at.After(last) {
+			last = w.at
+		}
+	}
+	for _, w := range a.seen {
+		if w.at.Before(last) && !w.Draining && w.CapacityBytes > 0 && time.Since(w.at) < within {
+			return true
+		}
+	}
+	return false
 }
 
 // EachWorker calls do for every address, some at a time, and returns the first

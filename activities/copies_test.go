@@ -3,6 +3,7 @@ package activities
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
@@ -175,5 +176,38 @@ func TestPlanWithoutTheDrained(t *testing.T) {
 	}
 	if p, err := c.Plan(t.Context(), PlanInput{Manifest: c.manifest}); stoker.KindOf(FromTemporal("", "", err)) != stoker.KindNoSpace {
 		t.Errorf("with its space alone: %+v, %v", p, err)
+	}
+}
+
+// Who was live and is not is away for as long as its return window; one that was
+// drained was to go, and one that holds nothing is not missed.
+func TestAnyAway(t *testing.T) {
+	c := newCluster(t, 4)
+	look := func(want bool, what string) {
+		t.Helper()
+		if _, _, err := c.Workers(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.AnyAway(time.Hour); got != want {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+	look(false, "all live")
+	c.workers[1].Draining, c.workers[2].CapacityBytes = true, 0
+	c.register(t, c.workers[1])
+	c.register(t, c.workers[2])
+	look(false, "all live yet")
+	for _, n := range []int{1, 2} {
+		if err := c.index.Leave(t.Context(), c.workers[n].Incarnation); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look(false, "one was drained, one holds nothing")
+	if err := c.index.Leave(t.Context(), c.workers[3].Incarnation); err != nil {
+		t.Fatal(err)
+	}
+	look(true, "one is away")
+	if c.AnyAway(time.Nanosecond) {
+		t.Error("its window is over, and it is away")
 	}
 }

@@ -86,6 +86,9 @@ type quiet struct{ sdklog.Logger }
 func (quiet) Debug(string, ...any) {}
 func (quiet) Info(string, ...any)  {}
 
+// ReturnWindow is ClientOptions.ReturnWindow.
+func (c *Client) ReturnWindow() time.Duration { return c.window }
+
 // Close closes the connection.
 func (c *Client) Close() { c.temporal.Close() }
 

@@ -1,6 +1,7 @@
 package workflows
 
 import (
+	"cmp"
 	"time"
 
 	"go.temporal.io/sdk/temporal"
@@ -26,6 +27,7 @@ type JobDataset struct {
 	Bytes      int64
 	ListedAt   time.Time
 	Dir        string `json:",omitempty"`
+	Replicas   int    `json:",omitempty"` // of a claim that does not say
 }
 
 // JobInput is a claim.
@@ -252,7 +254,7 @@ func (j *job) join(ctx workflow.Context) {
 			defer func() { j.joining-- }()
 			err := workflow.ExecuteActivity(briefly(ctx, time.Minute, 6), do.Join, activities.JoinInput{
 				Dataset: d.Name, Generation: d.Generation, Manifest: d.Manifest, Job: in.Job, Owner: in.Owner,
-				Run: j.run(ctx), Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep, Whole: j.whole, Deadline: in.Deadline,
+				Run: j.run(ctx), Preload: in.Preload, Replicas: cmp.Or(in.Replicas, d.Replicas), Grace: in.Grace, Deep: in.Deep, Whole: j.whole, Deadline: in.Deadline,
 				Priority: in.Priority, LimitBytes: in.LimitBytes,
 			}).Get(ctx, nil)
 			if err != nil && ctx.Err() == nil {

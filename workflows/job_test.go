@@ -168,6 +168,28 @@ func TestRefusedPreload(t *testing.T) {
 	}
 }
 
+// A claim that does not say how many replicas it wants, wants as many as each of its
+// datasets is to have.
+func TestReplicasOfAClaim(t *testing.T) {
+	for _, said := range []int{0, 1} {
+		w := newWorld(t)
+		w.at(time.Second, func() { w.news(api.JobReady, nil) })
+		in := claim(OnMissStart, never)
+		in.Preload, in.Replicas, in.Datasets[0].Replicas = true, said, 3
+		w.runJob(in)
+		want := 3
+		if said != 0 {
+			want = said
+		}
+		if j := inputsOf[activities.JoinInput](w, "Join"); len(j) != 1 || j[0].Replicas != want {
+			t.Errorf("saying %d it joins with %+v", said, j)
+		}
+		if a := inputsOf[activities.AdmitInput](w, "Admit"); len(a) > 0 && a[0].Claim.Replicas != want {
+			t.Errorf("saying %d it asks for space with %+v", said, a[0].Claim)
+		}
+	}
+}
+
 // All datasets must be there.
 func TestJobOfTwoDatasets(t *testing.T) {
 	w := newWorld(t)

@@ -88,6 +88,9 @@ func (j *job) waiting(ctx workflow.Context) activities.WaitingClaim {
 	in := &j.s.Input
 	w := activities.WaitingClaim{Job: in.Job, Owner: in.Owner, Run: runOf(ctx), Replicas: in.Replicas, Priority: in.Priority, Deadline: in.Deadline, Submitted: in.Submitted}
 	for _, d := range in.Datasets {
+		if in.Replicas == 0 {
+			w.Replicas = max(w.Replicas, d.Replicas)
+		}
 		w.Datasets = append(w.Datasets, activities.AdmitDataset{Dataset: d.Name, Manifest: d.Manifest})
 	}
 	return w

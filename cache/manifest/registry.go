@@ -23,6 +23,7 @@ type Dataset struct {
 	LastSync    *Synced       `json:"lastSync,omitempty"`  // nil = none yet since that is kept
 	Evict       string        `json:"evict,omitempty"`     // see evict.Mode; "" = auto
 	TTL         time.Duration `json:"ttl,omitempty"`       // of data that nobody holds or reads; 0 = as the workers say, less = none
+	Replicas    int           `json:"replicas,omitempty"`  // workers that are to have each shard; 0 = 1
 	Nonce       string        `json:"nonce,omitempty"`     // of the request that added it; a repetition has the same
 }
 

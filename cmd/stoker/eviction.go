@@ -2,6 +2,7 @@ package main
 
 import (
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,10 +42,20 @@ func (f *evictionFlags) parse(cmd *cobra.Command) (api.Eviction, error) {
 
 func (a *app) datasetSetCommand() *cobra.Command {
 	var rule evictionFlags
+	var replicas int
 	cmd := &cobra.Command{
-		Use: "set NAME", Short: "change how a dataset's data is evicted", Args: oneArg("a dataset's name"),
-		Long: `Changes what becomes of the dataset's data on the workers while no job, pin or
-load holds it. It is for all its generations; what is not given stays as it is.
+		Use: "set NAME", Short: "change how a dataset's data is kept: copies, eviction", Args: oneArg("a dataset's name"),
+		Long: `Changes how many workers have the dataset's data, and what becomes of it while no
+job, pin or load holds it. It is for all its generations; what is not given stays
+as it is.
+
+--replicas 2 has two workers hold each shard: for claims and preloads that do not
+say how many themselves, and for what is on the workers now. Copies that are
+missing are made among the workers, without asking the store and at their
+--copy-rate, also after a worker was lost and its return window is over; for
+data that nobody holds only where there is room without evicting anything. A
+lower number drops the copies beyond it, but never below what those want who
+hold the data, nor what a mounted view shows.
 
 --evict keep: what is there stays until its space is needed for held data; what
 does not fit beside it is read through. That is best for training, which reads
@@ -57,7 +68,8 @@ are.
 hours, and no job has let go of it within its grace; never keeps it until its
 space is needed, whatever the worker's --evict-idle says, and default goes by
 that. The workers hear of it at once, those that are away when they are back.`,
-		Example: `  stoker dataset set imagenet --evict keep
+		Example: `  stoker dataset set imagenet --replicas 2
+  stoker dataset set imagenet --evict keep
   stoker dataset set scratch --ttl 24h
   stoker dataset set scratch --ttl default --evict auto`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -72,14 +84,24 @@ that. The workers hear of it at once, those that are away when they are back.`,
 			if cmd.Flags().Changed("ttl") {
 				req.TTLSeconds = &e.TTLSeconds
 			}
-			if req == (api.EvictionRequest{}) {
-				return usagef(cmd, "nothing to set: give --evict or --ttl")
+			more := cmd.Flags().Changed("replicas")
+			switch {
+			case more && (replicas < 1 || replicas > maxReplicas):
+				return usagef(cmd, "--replicas %d: want 1 to %d", replicas, maxReplicas)
+			case !more && req == (api.EvictionRequest{}):
+				return usagef(cmd, "nothing to set: give --replicas, --evict or --ttl")
 			}
 			name, c, err := a.plainDataset(cmd, args[0])
 			if err != nil {
 				return err
 			}
-			d, err := c.SetEviction(cmd.Context(), name, req)
+			var d *api.DatasetDetail
+			if req != (api.EvictionRequest{}) {
+				d, err = c.SetEviction(cmd.Context(), name, req)
+			}
+			if err == nil && more {
+				d, err = c.SetReplicas(cmd.Context(), name, api.ReplicasRequest{Replicas: replicas})
+			}
 			if err != nil {
 				return err
 			}
@@ -87,7 +109,23 @@ that. The workers hear of it at once, those that are away when they are back.`,
 		},
 	}
 	rule.add(cmd)
+	cmd.Flags().IntVar(&replicas, "replicas", 1, "workers that hold each shard, 1 to 16")
 	return cmd
+}
+
+// copiesText says how many copies of a dataset there are to be, and what is wrong.
+func copiesText(d *api.DatasetDetail) string {
+	text := strconv.Itoa(max(1, d.Replicas))
+	switch x := d.Copies; {
+	case x == nil:
+	case x.Running && x.Bytes > 0:
+		text += ", " + api.HumanBytes(x.Bytes) + " are being copied"
+	case x.Error != nil:
+		text += ": " + x.Error.Message
+	case x.ShortBytes > 0:
+		text += ", no room for " + api.HumanBytes(x.ShortBytes)
+	}
+	return text
 }
 
 // evictionText is a rule for people.

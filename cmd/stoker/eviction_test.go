@@ -46,3 +46,35 @@ func TestEvictionOfADataset(t *testing.T) {
 		t.Errorf("%d calls", n)
 	}
 }
+
+func TestReplicasOfADataset(t *testing.T) {
+	d := api.DatasetDetail{DatasetInfo: api.DatasetInfo{Name: "data", Replicas: 2}}
+	g := newRig(t, routes{"PUT /v1/datasets/{name}/eviction": answer(d), "PUT /v1/datasets/{name}/replicas": answer(&d), "GET /v1/datasets/{name}": answer(&d)}, nil)
+	g.want(0, "dataset", "set", "data", "--replicas", "2")
+	g.want(0, "dataset", "set", "data", "--replicas", "3", "--evict", "keep")
+	for i, want := range []int{2, 3} {
+		var req api.ReplicasRequest
+		if g.body("controller PUT /v1/datasets/data/replicas", i, &req); req.Replicas != want {
+			t.Errorf("it asks for %+v", req)
+		}
+	}
+	if g.called("controller PUT /v1/datasets/data/eviction") != 1 {
+		t.Error("the eviction is set with what was not said")
+	}
+	for says, c := range map[string]*api.CopiesStatus{
+		"2":                           nil,
+		"2, 3.0 MiB are being copied": {Running: true, Bytes: 3 << 20},
+		"2: no worker answers":        {Error: &api.ErrorBody{Message: "no worker answers"}},
+		"2, no room for 1.0 MiB":      {ShortBytes: 1 << 20},
+	} {
+		d.Copies = c
+		g.stdout.b.Reset()
+		g.want(0, "dataset", "show", "data")
+		if !strings.Contains(g.stdout.String(), says) {
+			t.Errorf("no %q in\n%s", says, g.stdout.String())
+		}
+	}
+	for _, n := range []string{"0", "17", "-1", "two"} {
+		g.want(2, "dataset", "set", "data", "--replicas", n)
+	}
+}

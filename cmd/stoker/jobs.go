@@ -196,7 +196,7 @@ while it runs.`,
 			if action != "" {
 				return a.steer(cmd.Context(), ref, action)
 			}
-			if replicas < 1 || replicas > maxReplicas {
+			if replicas < 1 && cmd.Flags().Changed("replicas") || replicas > maxReplicas {
 				return usagef(cmd, "--replicas %d: want 1 to %d", replicas, maxReplicas)
 			}
 			if err := checkVerify(cmd, verify); err != nil {
@@ -222,7 +222,7 @@ while it runs.`,
 	cmd.Flags().IntVar(&priority, "priority", 0, "among loads at one store the highest is served first; -1000 to 1000")
 	cmd.Flags().DurationVar(&deadline, "deadline", 0, "by when it is wanted, from now on, such as 10m (default none)")
 	cmd.Flags().Var(&limit, "bandwidth", bandwidthWords)
-	cmd.Flags().IntVar(&replicas, "replicas", 1, "workers that hold each shard")
+	cmd.Flags().IntVar(&replicas, "replicas", 0, "workers that hold each shard (default: as 'dataset set --replicas' says, else 1)")
 	verifyFlag(cmd, &verify)
 	return cmd
 }

@@ -110,6 +110,9 @@ func (a *app) printDetail(d *api.DatasetDetail) error {
 		if d.Load != nil {
 			loadRows(w, d.Load)
 		}
+		if d.Replicas > 1 || d.Copies != nil {
+			row(w, "replicas", copiesText(d))
+		}
 		if d.Evict != "" { // a controller of an earlier release says nothing
 			row(w, "eviction", evictionText(d.Eviction))
 		}

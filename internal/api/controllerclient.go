@@ -94,6 +94,16 @@ func (c *Controller) SetEviction(ctx context.Context, name string, req EvictionR
 	return &d, err
 }
 
+// SetReplicas says how many workers are to have each shard of a dataset.
+func (c *Controller) SetReplicas(ctx context.Context, name string, req ReplicasRequest) (*DatasetDetail, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return nil, err
+	}
+	d, err := get[DatasetDetail](ctx, c.c, workTimeout, http.MethodPut, "/v1/datasets/"+seg+"/replicas", req)
+	return &d, err
+}
+
 // Drain has a worker, named by its id or the beginning of it, give up what it has.
 func (c *Controller) Drain(ctx context.Context, worker string, req Drain) (*DrainStatus, error) {
 	return c.drain(ctx, http.MethodPut, worker, req)

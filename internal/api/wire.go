@@ -129,7 +129,7 @@ type ClaimRequest struct {
 	OnMiss          string       `json:"onMiss,omitempty"`          // start|wait|fail; "" = start
 	DeadlineSeconds *float64     `json:"deadlineSeconds,omitempty"` // from submission; nil = none
 	Layout          string       `json:"layout,omitempty"`          // auto|local|spread
-	Replicas        int          `json:"replicas,omitempty"`        // 0 = 1
+	Replicas        int          `json:"replicas,omitempty"`        // 0 = as the dataset says, else 1
 	Priority        int          `json:"priority,omitempty"`        // -1000 to 1000: the highest gets space first
 	Sync            bool         `json:"sync,omitempty"`            // new generation first
 	// LimitBytesPerSecond is the most that the load may read from its stores while it
@@ -350,6 +350,9 @@ type DatasetInfo struct {
 	// SyncEverySeconds is how often it is listed again on schedule; 0 = not.
 	SyncEverySeconds float64     `json:"syncEverySeconds,omitempty"`
 	LastSync         *SyncResult `json:"lastSync,omitempty"`
+	// Replicas is how many workers are to have each shard, of claims that do not
+	// say; absent = 1.
+	Replicas int `json:"replicas,omitempty"`
 	Eviction
 }
 
@@ -388,6 +391,22 @@ type DatasetDetail struct {
 	Changes     *ChangeCounts  `json:"changes,omitempty"`   // what a sync found since the generation before
 	NextSync    time.Time      `json:"nextSync,omitzero"`   // by its schedule
 	Load        *LoadStatus    `json:"load,omitempty"`      // that runs or waits
+	Copies      *CopiesStatus  `json:"copies,omitempty"`    // how they were when they were last looked after
+}
+
+// CopiesStatus is what a repair of a dataset's copies found and did.
+type CopiesStatus struct {
+	At         time.Time  `json:"at"` // when it began
+	Running    bool       `json:"running,omitempty"`
+	Replicas   int        `json:"replicas"`             // that there are to be
+	Bytes      int64      `json:"bytes"`                // of the copies that were missing and are made
+	ShortBytes int64      `json:"shortBytes,omitempty"` // of those for which no worker has room
+	Error      *ErrorBody `json:"error,omitempty"`      // why it did not come to its end; it is tried again
+}
+
+// ReplicasRequest is the body of PUT /v1/datasets/{name}/replicas.
+type ReplicasRequest struct {
+	Replicas int `json:"replicas"` // 1 to 16
 }
 
 // Tally counts files and links, and their bytes.

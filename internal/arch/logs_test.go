@@ -24,6 +24,7 @@ var aboutTheDaemon = []string{
 	"pins are not renewed, and no lease ends: the manifest store does not say who pinned what",
 	"how datasets are evicted is not told anew",
 	"the cache folder has less space than was promised", "this worker is being drained", "this worker is drained no more", "a worker is drained", "a worker is drained no more",
+	"copies are not counted: the manifest store does not say how many there are to be",
 	"nothing is moved off workers that are drained: Temporal does not say who wants how many copies",
 	"leases are not renewed", "leases are not renewed: Temporal does not say who holds what", "Temporal does not answer; trying again",
 }

@@ -222,7 +222,7 @@ func (c *Controller) datasets(ctx context.Context, ws []worker) ([]api.DatasetIn
 func info(d *manifest.Dataset, g manifest.Generation, ws []worker) api.DatasetInfo {
 	i := api.DatasetInfo{Name: d.Name, URIs: []string{}, Owner: d.Owner, Generation: g.Number, Manifest: g.Manifest,
 		Objects: g.Objects, Bytes: g.Bytes, ListedAt: g.ListedAt, SyncEverySeconds: d.SyncEvery.Seconds(), LastSync: lastSync(d),
-		Eviction: evictionOf(d)}
+		Replicas: d.Replicas, Eviction: evictionOf(d)}
 	for _, r := range d.Roots {
 		uri := r.URI
 		if r.Folder != "" {
@@ -302,6 +302,7 @@ func (c *Controller) detail(ctx context.Context, d *resolved) (*api.DatasetDetai
 	out.Pins = shownPins(pins.InForce(time.Now()))
 	out.Holders = heldBy(ws, pins, d.Manifest)
 	c.nextSync(ctx, out)
+	c.copiesOf(ctx, out)
 	if state, ok := c.phases.get(ctx, d.Manifest); ok {
 		out.Load = c.loadStatus(ctx, state, d.Bytes, true)
 	}

@@ -110,15 +110,15 @@ func TestToMove(t *testing.T) {
 	other.status.Mounts = []api.MountInfo{{MountRequest: api.MountRequest{Manifest: number(2)}}}
 	other.status.Manifests = []api.ManifestHolding{{Manifest: number(7), Dataset: "elsewhere", Bytes: 1}}
 	sets := []workflows.DatasetState{{Manifest: number(1), Holders: []workflows.Holder{{Replicas: 3}, {}}}}
-	want := []workflows.RepairInput{
-		{Dataset: "leased", Manifest: number(1), Replicas: 3}, {Dataset: "seen", Manifest: number(2), Replicas: 1},
+	moves := []workflows.RepairInput{
+		{Dataset: "leased", Manifest: number(1), Replicas: 3}, {Dataset: "seen", Manifest: number(2), Replicas: 2},
 		{Dataset: "idle", Manifest: number(3), Replicas: 1, Spare: true, Drop: true}, {Dataset: number(6).Short(), Manifest: number(6), Replicas: 1, Spare: true, Drop: true},
 	}
-	if got := toMove([]worker{drained, other}, sets); !slices.Equal(got, want) {
+	if got := toMove([]worker{drained, other}, sets, map[stoker.ID]want{number(2): {replicas: 2}}); !slices.Equal(got, moves) {
 		t.Errorf("%+v", got)
 	}
 	drained.info.State = api.WorkerDrained
-	if got := toMove([]worker{drained, other}, sets); len(got) != 0 {
+	if got := toMove([]worker{drained, other}, sets, map[stoker.ID]want{number(2): {replicas: 2}}); len(got) != 0 {
 		t.Errorf("of one that is drained: %+v", got)
 	}
 }

@@ -118,11 +118,7 @@ func (c *Controller) tellRules(ctx context.Context) {
 
 // changeEviction enters what the request says into the registry.
 func (c *Controller) changeEviction(ctx context.Context, name string, req api.EvictionRequest) (*manifest.Dataset, error) {
-	for try := 1; ; try++ {
-		d, tag, err := c.manifests.Dataset(ctx, name)
-		if err != nil {
-			return nil, err
-		}
+	return c.changeEntry(ctx, name, func(d *manifest.Dataset) error {
 		e := evictionOf(d)
 		if req.Evict != nil {
 			e.Evict = *req.Evict
@@ -131,9 +127,23 @@ func (c *Controller) changeEviction(ctx context.Context, name string, req api.Ev
 			e.TTLSeconds = *req.TTLSeconds
 		}
 		if err := checkEviction(name, &e); err != nil {
-			return nil, err
+			return err
 		}
 		d.Evict, d.TTL = e.Evict, time.Duration(e.TTLSeconds*float64(time.Second))
+		return nil
+	})
+}
+
+// changeEntry changes a registry entry, as often as others do so in between.
+func (c *Controller) changeEntry(ctx context.Context, name string, change func(*manifest.Dataset) error) (*manifest.Dataset, error) {
+	for try := 1; ; try++ {
+		d, tag, err := c.manifests.Dataset(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if err := change(d); err != nil {
+			return nil, err
+		}
 		err = c.manifests.UpdateDataset(ctx, d, tag)
 		if stoker.KindOf(err) != stoker.KindHeld {
 			return d, err

@@ -25,11 +25,13 @@ type flowServer struct {
 	workflowservice.UnimplementedWorkflowServiceServer
 	stop chan struct{}
 
-	mu    sync.Mutex
-	jobs  map[string]workflows.JobState     // +checklocks:mu — by workflow id
-	sets  map[string]workflows.DatasetState // +checklocks:mu
-	queue *workflows.QueueState             // +checklocks:mu — nil: nobody waits
-	asks  int                               // +checklocks:mu — lists of jobs so far
+	mu       sync.Mutex
+	jobs     map[string]workflows.JobState     // +checklocks:mu — by workflow id
+	sets     map[string]workflows.DatasetState // +checklocks:mu
+	queue    *workflows.QueueState             // +checklocks:mu — nil: nobody waits
+	asks     int                               // +checklocks:mu — lists of jobs so far
+	repairs  []workflows.RepairInput           // +checklocks:mu — that were begun, in order
+	repaired map[string]workflows.RepairState  // +checklocks:mu — by workflow id; its Copying: it runs yet
 
 	signals []string      // +checklocks:mu — "release j", "renew j", ... in order
 	looks   chan struct{} // gets one for each question, while somebody listens
@@ -109,6 +111,8 @@ func (f *flowServer) QueryWorkflow(_ context.Context, r *workflowservice.QueryWo
 		state = d
 	} else if id == "queue-default" && f.queue != nil {
 		state = f.queue
+	} else if s, ok := f.repaired[id]; ok {
+		state = s
 	} else {
 		return nil, serviceerror.ToStatus(serviceerror.NewNotFound("no such workflow")).Err()
 	}

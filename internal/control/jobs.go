@@ -209,7 +209,7 @@ func (c *Controller) resolve(ctx context.Context, ref api.DatasetRef, sync bool,
 		if err != nil {
 			return nil, err
 		}
-		return &workflows.JobDataset{Name: d.Name, Generation: d.Number, Manifest: d.Manifest, Bytes: d.Bytes, ListedAt: d.ListedAt, Dir: ref.Dir}, nil
+		return &workflows.JobDataset{Name: d.Name, Generation: d.Number, Manifest: d.Manifest, Bytes: d.Bytes, ListedAt: d.ListedAt, Dir: ref.Dir, Replicas: d.entry.Replicas}, nil
 	}
 	if ref.Generation != 0 {
 		return nil, stoker.Errorf(stoker.KindInvalid, "dataset", ref.Name, "a URI has no generations: leave @%d out", ref.Generation)

@@ -173,6 +173,7 @@ func wires() map[string]wire {
 		"DELETE /v1/datasets/{name}":        {out: api.EvictReport{}},
 		"POST /v1/datasets/{name}/sync":     {in: api.SyncRequest{}, out: api.Event{}, stream: true},
 		"PUT /v1/datasets/{name}/schedule":  {in: api.ScheduleRequest{}, out: api.DatasetDetail{}},
+		"PUT /v1/datasets/{name}/replicas":  {in: api.ReplicasRequest{}, out: api.DatasetDetail{}},
 		"PUT /v1/datasets/{name}/eviction":  {in: api.EvictionRequest{}, out: api.DatasetDetail{}},
 		"POST /v1/datasets/{name}/evict":    {in: api.EvictRequest{}, out: api.EvictReport{}},
 		"POST /v1/datasets/{name}/load":     {in: api.SteerRequest{}, out: api.SteerReport{}},
