@@ -259,15 +259,20 @@ func dependency(t *testing.T, r *rig) {
 	r.released(second)
 }
 
-// While the nodes compute for others the next job's data comes; within its own
-// time nothing is fetched.
+// While the nodes compute for others the next job's data comes, the less urgent the
+// later Slurm estimates its start; within its own time nothing is fetched.
 func lookAhead(t *testing.T, r *rig) {
 	size := r.dataset("ahead", 20)
 	gate := r.at("out", "gate")
-	busy := r.submit("while ! [ -e "+gate+" ]; do sleep 0.1; done", "-N2", "--exclusive")
+	busy := r.submit("while ! [ -e "+gate+" ]; do sleep 0.1; done", "-N2", "--exclusive", "--time=2:00:00")
 	r.inState(busy, "RUNNING")
 	r.proxy.Reset()
+	reached, release := r.proxy.Hold(size / 2)
+	defer release()
 	id := r.submit("#STOKER dataset=ahead\ncat $(find $STOKER_MOUNT -type f) | wc -c", "-N2")
+	<-reached
+	r.eventually("its load yields to those of jobs that start sooner", func() bool { p := r.claim(id).Priority; return p < -60 && p > -130 })
+	release()
 	r.claimIs(id, api.JobReady)
 	if st := r.state(id); st != "PENDING" || r.proxy.Bytes() != size {
 		t.Errorf("%s with %d of %d bytes", st, r.proxy.Bytes(), size)

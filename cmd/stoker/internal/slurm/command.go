@@ -177,7 +177,7 @@ func number(s string) int {
 
 // hooks checks the flags.
 func (f *flags) hooks(cmd *cobra.Command, env Env, usage func(*cobra.Command, string, ...any) error) (*hooks, error) {
-	h := &hooks{Env: env, uid: f.uid, ttl: f.ttl, patience: f.patience, polls: polling}
+	h := &hooks{Env: env, uid: f.uid, ttl: f.ttl, patience: f.patience, polls: polling, startOf: estimatedStart}
 	h.script = f.script
 	if v := env.Getenv("STOKER_SLURM_PATIENCE"); v != "" && !cmd.Flags().Changed("patience") {
 		d, err := time.ParseDuration(v)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/user"
@@ -23,6 +24,7 @@ const (
 	setupIn     = 20 * time.Second // setup waits for a controller; then stage-in goes on waiting
 	releaseIn   = 20 * time.Second // likewise teardown; then the claim ends by --ttl or the reconciler
 	pollIn      = 5 * time.Second  // one poll of a stage-in
+	pollsALook  = 6                // polls for one look at the estimated start: a process each, so that chance decides
 	maxReason   = 400              // bytes: Slurm shows it as the job's reason
 	namedFailed = 3                // objects that a reason names
 )
@@ -45,6 +47,7 @@ type hooks struct {
 	patience time.Duration // with a controller that is away, if onmiss=start
 	root     string        // of the jobs' folders on every node
 	polls    func(context.Context) bool
+	startOf  func(ctx context.Context, id uint64) (time.Time, error) // when Slurm estimates a job to start
 }
 
 // verdict is the last word of a hook, one line on stdout that burst_buffer.lua
@@ -167,13 +170,17 @@ func (h *hooks) dataIn(ctx context.Context) error {
 // starts without an answer.
 func (h *hooks) wait(ctx context.Context, w *want) (text string, err error) {
 	heard := time.Now()
+	var p pacer
 	for {
 		st, err := h.claim(ctx, w)
 		if err == nil {
 			heard = time.Now()
 			var c *api.Controller
 			if c, err = h.Controller(); err == nil {
-				st, err = c.Watch(ctx, h.name(), func(api.JobStatus) { heard = time.Now() })
+				st, err = c.Watch(ctx, h.name(), func(st api.JobStatus) {
+					heard = time.Now()
+					p.pace(ctx, h, c, &st)
+				})
 			}
 		}
 		switch {
@@ -261,6 +268,9 @@ func (h *hooks) testDataIn(ctx context.Context) error {
 		c, err := h.Controller()
 		if err == nil {
 			st, err = c.Job(ctx, h.name())
+		}
+		if err == nil && rand.N(pollsALook) == 0 {
+			(&pacer{}).pace(ctx, h, c, st)
 		}
 		return err
 	})

@@ -83,7 +83,7 @@ func queue(ctx context.Context) (map[string]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, slurmIn)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "squeue", "--all", "--array", "--noheader", "--states=all", "--format=%A %T")
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "SQUEUE_") }) // a person's filters
+	cmd.Env = queueEnv()
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, stoker.Errorf(stoker.KindTransient, "squeue", "", "%w: nothing is released while Slurm does not answer", err)
@@ -96,6 +96,13 @@ func queue(ctx context.Context) (map[string]bool, error) {
 		}
 	}
 	return live, nil
+}
+
+// queueEnv is the environment of squeue, without a person's filters.
+func queueEnv() []string {
+	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		return strings.HasPrefix(kv, "SQUEUE_") || strings.HasPrefix(kv, "SLURM_TIME_FORMAT=")
+	})
 }
 
 // polling reports whether this Slurm polls a stage-in instead of waiting for it
