@@ -23,10 +23,10 @@ import (
 
 // statusFlags are those of status.
 type statusFlags struct {
-	watch, wide, failed bool
-	interval            time.Duration
-	after               string
-	limit               int
+	watch, wide, failed, reads bool
+	interval                   time.Duration
+	after                      string
+	limit                      int
 }
 
 const (
@@ -49,6 +49,11 @@ drawn over the whole screen until Ctrl-C (exit code 130), and leaves it as it
 was; elsewhere a block is printed when something changed, with -o json one line
 of JSON, with -o yaml one document.
 
+With --reads it shows what each worker did since it started: READ requests of its
+views, bytes that reads had from its disk, and bytes that it brought in, for reads
+and loads, from other workers and the store. What the kernel has in its page
+cache, and what kernel views have of the disk, asks no worker and is not counted.
+
 With --failed it lists the objects of a dataset that its loads could not bring
 in, and why, by path: --limit of them, from the first or behind the path --after.
 
@@ -59,10 +64,14 @@ Names that do not fit into the terminal end in an ellipsis; --wide, a pipe, and
   stoker status --watch
   stoker status train-17 --watch --interval 5s
   stoker status imagenet --failed --limit 100
+  stoker status --reads
   stoker status -o json | jq '.workers[] | {id, ufs: .reads.ufsBytes}'`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return usagef(cmd, "one job or dataset at most")
+			}
+			if f.reads && (f.watch || f.failed || len(args) > 0) {
+				return usagef(cmd, "--reads is of all workers, once: it goes without a name, --watch and --failed")
 			}
 			if cmd.Flags().Changed("interval") && (!f.watch || f.interval < leastEvery) {
 				return usagef(cmd, "--interval %v: goes with --watch, and is %v or more", f.interval, leastEvery)
@@ -75,6 +84,7 @@ Names that do not fit into the terminal end in an ellipsis; --wide, a pipe, and
 	}
 	cmd.Flags().BoolVarP(&f.watch, "watch", "w", false, "stay, and show it anew again and again")
 	cmd.Flags().DurationVar(&f.interval, "interval", 0, "with --watch: how often (default 1s on a terminal, 5s elsewhere)")
+	cmd.Flags().BoolVar(&f.reads, "reads", false, "what each worker read, from where, since it started")
 	cmd.Flags().BoolVar(&f.failed, "failed", false, "list the objects that could not be brought in")
 	cmd.Flags().StringVar(&f.after, "after", "", "with --failed: those behind this `PATH`")
 	cmd.Flags().IntVar(&f.limit, "limit", api.DefaultPage, "with --failed: how many at most")
@@ -103,6 +113,9 @@ func (a *app) status(ctx context.Context, f statusFlags, name string) error {
 		return err
 	}
 	fill(&st)
+	if f.reads {
+		return a.print(st.Workers, func(w io.Writer) { a.tables(w, f.wide, readTable(st.Workers, f.wide)) })
+	}
 	return a.print(st, func(w io.Writer) {
 		all := []*live.Table{datasetTable(st.Datasets, f.wide), jobTable(st.Jobs, f.wide), workerTable(st.Workers, f.wide)}
 		all = append(all, diskTable(st.Workers, f.wide)...)

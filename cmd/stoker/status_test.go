@@ -50,6 +50,34 @@ WORKER        STATE     USED   RESERVED  CAPACITY     %  ADDRESS
 	}
 }
 
+// What workers read, with its sum; a lost one has no figures. JSON is that of the
+// workers.
+func TestStatusReads(t *testing.T) {
+	st := someStatus()
+	st.Workers[0].Reads = &api.ReadCounters{FUSEReads: 12, LocalBytes: 5 << 20, PeerBytes: 1 << 20, UFSBytes: 3 << 20, UFSRequests: 7}
+	st.Workers = append(st.Workers, api.WorkerInfo{ID: "f123", State: "lost"}, api.WorkerInfo{ID: "f456", State: "live", Reads: &api.ReadCounters{FUSEReads: 1, UFSRequests: 1}})
+	g := newRig(t, routes{"GET /v1/status": answer(st)}, nil)
+	g.want(0, "status", "--reads")
+	want := `WORKER        STATE  READS  FROM DISK  FROM PEERS  FROM STORE  REQUESTS
+0123456789ab  live      12    5.0 MiB     1.0 MiB     3.0 MiB         7
+f123          lost       -          -           -           -         -
+f456          live       1        0 B         0 B         0 B         1
+all           -         13    5.0 MiB     1.0 MiB     3.0 MiB         8
+`
+	if got := g.stdout.String(); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	var workers []api.WorkerInfo
+	g = newRig(t, routes{"GET /v1/status": answer(st)}, nil)
+	g.json(&workers, 0, "status", "--reads")
+	if len(workers) != 3 || workers[0].Reads.LocalBytes != 5<<20 {
+		t.Errorf("%+v", workers)
+	}
+	for _, args := range [][]string{{"x"}, {"--watch"}, {"--failed"}} {
+		g.want(2, append([]string{"status", "--reads"}, args...)...)
+	}
+}
+
 // A disk that is out of service or full is seen by a person: beneath the
 // workers, within any terminal.
 func TestBadDisksAreShown(t *testing.T) {
