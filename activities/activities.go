@@ -47,8 +47,9 @@ type Options struct {
 type Joiner interface {
 	Join(ctx context.Context, in JoinInput) error
 	Leave(ctx context.Context, in LeaveInput) error
-	// Granted reports whether somebody's claim has got the space of a manifest.
-	Granted(ctx context.Context, manifest stoker.ID) (bool, error)
+	// Granted reports whether somebody's claim has got the space of a manifest, or of
+	// what is selected of it.
+	Granted(ctx context.Context, manifest stoker.ID, selected string) (bool, error)
 	// FirstWaiting is the job whose claim waits first; "" = none waits.
 	FirstWaiting(ctx context.Context) (string, error)
 	Enqueue(ctx context.Context, in EnqueueInput) error

@@ -27,6 +27,7 @@ const (
 type AdmitDataset struct {
 	Dataset  string
 	Manifest stoker.ID
+	Select   string `json:",omitempty"` // see JoinInput
 }
 
 // WaitingClaim is a claim that asks for space: for all its datasets or none.
@@ -119,8 +120,16 @@ func (a *Activities) shardsOf(ctx context.Context, datasets []AdmitDataset) (sha
 		if err != nil {
 			return nil, err
 		}
-		shards = append(shards, shardsOf(m)...)
+		chosen, err := Choose(m, d.Select)
+		for n, s := range shardsOf(m) {
+			if err == nil && chosen.hasShard(uint32(n)) {
+				shards = append(shards, s)
+			}
+		}
 		_ = m.Close() // it was only read
+		if err != nil {
+			return nil, err
+		}
 	}
 	return shards, nil
 }
@@ -144,7 +153,7 @@ func (a *Activities) tooMany(ctx context.Context, datasets []AdmitDataset, copie
 // notHeld are those datasets for which nobody has been granted space.
 func (a *Activities) notHeld(ctx context.Context, datasets []AdmitDataset) (asked []AdmitDataset, err error) {
 	for _, d := range datasets {
-		granted, err := a.o.Joiner.Granted(ctx, d.Manifest)
+		granted, err := a.o.Joiner.Granted(ctx, d.Manifest, d.Select)
 		if err != nil {
 			return nil, err
 		}

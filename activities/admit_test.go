@@ -23,7 +23,7 @@ func (j *joined) Enqueue(context.Context, EnqueueInput) error { return nil }
 func (j *joined) Dequeue(context.Context, DequeueInput) error { return nil }
 func (j *joined) Requeue(context.Context, WaitingClaim) error { return nil }
 func (j *joined) Wish(context.Context, WishInput) error       { return nil }
-func (j *joined) Granted(_ context.Context, id stoker.ID) (bool, error) {
+func (j *joined) Granted(_ context.Context, id stoker.ID, _ string) (bool, error) {
 	return j.granted[id], nil
 }
 func (j *joined) FirstWaiting(context.Context) (string, error) { return j.first, nil }
@@ -83,7 +83,7 @@ func TestAdmit(t *testing.T) {
 				x.index.Mem = placement.NewMem(time.Now)
 				x.register(t, x.workers[0])
 			}
-			a, err := x.Admit(t.Context(), AdmitInput{Head: c.head, Claim: WaitingClaim{Job: "j", Replicas: c.copies, Datasets: []AdmitDataset{{"d", x.manifest}}}})
+			a, err := x.Admit(t.Context(), AdmitInput{Head: c.head, Claim: WaitingClaim{Job: "j", Replicas: c.copies, Datasets: []AdmitDataset{{Dataset: "d", Manifest: x.manifest}}}})
 			if err != nil || a.State != c.want || !strings.Contains(a.Why, c.why) {
 				t.Fatalf("%+v, %v", a, err)
 			}

@@ -30,6 +30,7 @@ type JoinInput struct {
 	Whole      bool          `json:",omitempty"` // one of a claim that gets all its datasets or none
 	Deadline   time.Time     `json:",omitzero"`  // by which the job wants the data; zero: none
 	Priority   int           `json:",omitempty"` // of the load among others
+	Select     string        `json:",omitempty"` // of its objects, as api.Selection's key; "" = all
 	LimitBytes int64         `json:",omitempty"` // what the load may read in a second; see api.LoadWish
 }
 
@@ -139,7 +140,8 @@ type PlanInput struct {
 	Generation int
 	Manifest   stoker.ID
 	Replicas   int
-	Round      int64 // no two rounds have one plan
+	Select     string `json:",omitempty"` // see JoinInput
+	Round      int64  // no two rounds have one plan
 }
 
 // Planned is a stored plan.
@@ -178,14 +180,49 @@ func (a *Activities) plan(ctx context.Context, in PlanInput) (Planned, error) {
 	for i, w := range workers {
 		plan.Workers = append(plan.Workers, planner.PlanWorker{ID: w.ID, Address: addresses[i]})
 	}
-	shards := shardsOf(m)
-	owners, err := planner.Place(shards, workers, planner.PlaceOptions{Replicas: plan.Replicas, Has: a.havingOld(ctx, m, a.having(ctx, in.Manifest, len(shards), live, workers), live, workers)})
+	chosen, err := Choose(m, in.Select)
 	if err != nil {
 		return Planned{}, err
 	}
+	has := a.havingOld(ctx, m, a.having(ctx, in.Manifest, m.Shards(), live, workers), live, workers)
+	owners, err := placeChosen(shardsOf(m), chosen, workers, planner.PlaceOptions{Replicas: plan.Replicas, Has: has})
+	if err != nil {
+		return Planned{}, err
+	}
+	plan.Select = in.Select
 	plan.SetOwners(owners)
 	id, err := a.o.Store.PutBlob(ctx, "plans", plan.Encode())
 	return Planned{Plan: id, Parts: len(plan.Workers), Bytes: m.Bytes()}, err
+}
+
+// placeChosen places the shards that are needed; the others have no workers.
+func placeChosen(shards []planner.Shard, chosen *Chosen, workers []planner.Worker, o planner.PlaceOptions) ([][]int, error) {
+	if chosen == nil {
+		return planner.Place(shards, workers, o)
+	}
+	var some []planner.Shard
+	var has [][]int
+	for n := range shards {
+		if !chosen.hasShard(uint32(n)) {
+			continue
+		}
+		some = append(some, shards[n])
+		if n < len(o.Has) {
+			has = append(has, o.Has[n])
+		}
+	}
+	o.Has = has
+	placed, err := planner.Place(some, workers, o)
+	if err != nil {
+		return nil, err
+	}
+	owners := make([][]int, len(shards))
+	for n, at := 0, 0; n < len(shards); n++ {
+		if chosen.hasShard(uint32(n)) {
+			owners[n], at = placed[at], at+1
+		}
+	}
+	return owners, nil
 }
 
 func shardsOf(m *manifest.Manifest) []planner.Shard {

@@ -13,8 +13,9 @@ import (
 type tally struct {
 	m       *manifest.Manifest
 	present [][]byte          // by shard: bitmap; nil = nothing
-	copies  []uint16          // by shard: workers that have it whole
+	copies  []uint16          // by shard: workers that have all of it that is counted
 	want    int               // that are to have it
+	only    *Chosen           // what is counted; nil: all
 	corrupt []map[int]bool    // by shard: blocks that some worker found wrong
 	reasons map[string]reason // by path
 	sums    api.Checksums
@@ -83,7 +84,7 @@ func (t *tally) shard(worker string, s *api.ShardReport) (have []byte) {
 	if len(s.Corrupt) > 0 {
 		t.name(worker, s)
 	}
-	if full(have, blocks) {
+	if t.enough(s.Shard, have) {
 		t.copies[s.Shard]++
 	}
 	for i := range min(len(have), len(t.present[s.Shard])) {

@@ -26,6 +26,7 @@ type VerifyInput struct {
 	Plan        stoker.ID `json:",omitzero"`  // by which it was loaded
 	Deep        bool      `json:",omitempty"` // read every byte again
 	Copies      int       `json:",omitempty"` // workers that are to have each shard whole; 0 = 1
+	Select      string    `json:",omitempty"` // see JoinInput
 }
 
 // Verified is a stored certificate, in brief.
@@ -128,6 +129,12 @@ func (a *Activities) certify(ctx context.Context, in VerifyInput) (*api.Certific
 	}
 	t := newTally(m)
 	t.want = max(1, in.Copies)
+	if t.only, err = Choose(m, in.Select); err != nil {
+		return nil, nil, err
+	}
+	if err := t.only.Nothing(in.Dataset, m); err != nil {
+		return nil, nil, err
+	}
 	for i := range reports {
 		t.add(asked[i].ID, &reports[i])
 		if silent[i] && parts[i] >= 0 {
@@ -182,6 +189,21 @@ func (t *tally) has(n uint32, block int) bool {
 // whole reports whether every block of a shard is there.
 func (t *tally) whole(n uint32) bool { return full(t.present[n], int(t.m.Shard(n).Blocks)) }
 
+// enough reports whether a bitmap of a shard has all blocks that are wanted.
+func (t *tally) enough(n uint32, p []byte) bool {
+	if t.only == nil || full(p, int(t.m.Shard(n).Blocks)) {
+		return full(p, int(t.m.Shard(n).Blocks))
+	}
+	for _, mem := range t.m.Members(n, nil) {
+		for b := int(mem.FirstBlock); t.only.Has(mem.Row) && b < int(mem.FirstBlock)+manifest.BlocksOf(mem.Bytes); b++ {
+			if b/8 >= len(p) || p[b/8]&(1<<(b%8)) == 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // full reports whether a bitmap has all blocks.
 func full(p []byte, blocks int) bool {
 	if len(p) < (blocks+7)/8 {
@@ -199,6 +221,9 @@ func full(p []byte, blocks int) bool {
 // fewer notes the objects of a shard that too few workers have.
 func (t *tally) fewer(n uint32, few map[manifest.Row]int) {
 	for _, mem := range t.m.Members(n, nil) {
+		if !t.only.Has(mem.Row) {
+			continue
+		}
 		if workers, known := few[mem.Row]; !known || int(t.copies[n]) < workers {
 			few[mem.Row] = int(t.copies[n])
 		}
@@ -208,19 +233,28 @@ func (t *tally) fewer(n uint32, few map[manifest.Row]int) {
 // certificate counts objects. An extent object is in several shards.
 func (t *tally) certificate() *api.Certificate {
 	c := &api.Certificate{Objects: t.m.Objects(), Bytes: t.m.Bytes(), Failed: []api.Failure{}, Unmountable: []api.Unmountable{}}
+	if t.only != nil {
+		c.Objects, c.Bytes, c.Selection = t.only.Objects, t.only.Bytes, &t.only.Selection
+	}
 	lost := map[manifest.Row]bool{} // true: a block of it is wrong somewhere
 	few := map[manifest.Row]int{}   // on how many workers
 	missing, missingOf := int64(0), map[manifest.Row]int64{}
 	var members []manifest.Member
 	for n := range uint32(t.m.Shards()) {
+		if !t.only.hasShard(n) {
+			continue
+		}
+		if t.want > 1 && int(t.copies[n]) < t.want {
+			t.fewer(n, few)
+		}
 		if t.whole(n) {
-			if t.want > 1 && int(t.copies[n]) < t.want {
-				t.fewer(n, few)
-			}
 			continue // its files need not be looked at: there may be a billion in all
 		}
 		members = t.m.Members(n, members[:0])
 		for _, mem := range members {
+			if !t.only.Has(mem.Row) {
+				continue
+			}
 			for b, blocks := int(mem.FirstBlock), manifest.BlocksOf(mem.Bytes); b < int(mem.FirstBlock)+blocks; b++ {
 				if t.has(n, b) {
 					continue

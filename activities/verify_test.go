@@ -364,3 +364,69 @@ func TestCertificateCountsCopies(t *testing.T) {
 		t.Errorf("one of two copies of a shard: %+v, %+v", v, cert)
 	}
 }
+
+// Of a selection only the shards with its objects are planned, and only these
+// objects are counted, in one copy or in two; one that has none is an error.
+func TestSelectionIsPlannedAndCounted(t *testing.T) {
+	c := newCluster(t, 2)
+	key, err := api.Selection{Include: []string{"file-0*", "odd"}}.Key()
+	if err != nil {
+		t.Fatal(err)
+	}
+	chosen, err := Choose(c.m, key)
+	if err != nil || chosen.Objects == 0 || chosen.Objects >= c.m.Objects() {
+		t.Fatalf("%+v, %v", chosen, err)
+	}
+	p, err := c.Plan(t.Context(), PlanInput{Dataset: "d", Manifest: c.manifest, Select: key, Round: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := c.LoadPlan(t.Context(), p.Plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var here api.VerifyReport
+	for n, owners := range plan.Owners {
+		if wanted := chosen.hasShard(uint32(n)); (len(owners) == 1) != wanted {
+			t.Errorf("shard %d has the workers %v; it is wanted: %v", n, owners, wanted)
+		} else if wanted {
+			here.Shards = append(here.Shards, api.ShardReport{Shard: uint32(n)})
+		}
+	}
+	if plan.Select != key || len(here.Shards) == 0 || len(here.Shards) == c.m.Shards() {
+		t.Fatalf("the plan is for %q, %d shards", plan.Select, len(here.Shards))
+	}
+	certify := func(copies int, a, b api.VerifyReport) *api.Certificate {
+		c.workers[0].report, c.workers[1].report = a, b
+		cert, err := c.Certify(t.Context(), VerifyInput{Dataset: "d", Manifest: c.manifest, Select: key, Copies: copies})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cert.Objects != chosen.Objects || cert.Bytes != chosen.Bytes || cert.Selection == nil || !slices.Equal(cert.Selection.Include, chosen.Selection.Include) {
+			t.Errorf("%+v", cert)
+		}
+		return cert
+	}
+	if cert := certify(1, here, api.VerifyReport{}); cert.State != api.CertificateReady || cert.ResidentBytes != chosen.Bytes {
+		t.Errorf("with all of it %+v", cert)
+	}
+	_, other := c.where(t, "file-10") // in the same pack, not selected
+	partly := func() api.VerifyReport { return c.without(t, c.all(), "file-10", 0, 0, 4) }
+	if !chosen.hasShard(other[0]) {
+		t.Fatal("file-10 lies elsewhere: the test is of nothing")
+	}
+	if cert := certify(2, partly(), partly()); cert.State != api.CertificateReady {
+		t.Errorf("without others' blocks %+v", cert)
+	}
+	lacks := c.without(t, c.all(), "file-05", 0, 0, 1)
+	if cert := certify(1, lacks, api.VerifyReport{}); len(cert.Failed) != 1 || cert.Failed[0].Path != "file-05" || cert.ResidentObjects != chosen.Objects-1 {
+		t.Errorf("without a block %+v", cert)
+	}
+	if cert := certify(2, lacks, c.all()); len(cert.Failed) == 0 || cert.ResidentObjects != chosen.Objects {
+		t.Errorf("a block is there once %+v", cert)
+	}
+	_, err = c.Certify(t.Context(), VerifyInput{Dataset: "d", Manifest: c.manifest, Select: `{"paths":["none"]}`})
+	if stoker.KindOf(err) != stoker.KindNotExist || !strings.Contains(err.Error(), "matches none of 43 objects") {
+		t.Errorf("nothing selected: %v", err)
+	}
+}

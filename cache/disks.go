@@ -187,7 +187,7 @@ func (s *Set) mend(ctx context.Context, l *load, err error) error {
 			}
 			again = true
 			s.recount(l)
-			for _, p := range s.pieces(n) {
+			for _, p := range s.wanted(l, n) {
 				if err = s.loadPiece(ctx, l, n, p.from, p.to); err != nil {
 					break
 				}
@@ -205,7 +205,9 @@ func (s *Set) mend(ctx context.Context, l *load, err error) error {
 func (s *Set) recount(l *load) {
 	var sum int64
 	for _, n := range l.part {
-		sum += s.residentBytes(n, 0, int(s.man.Shard(n).Blocks))
+		for _, p := range s.wanted(l, n) {
+			sum += s.residentBytes(n, p.from, p.to)
+		}
 	}
 	l.bytes.Store(sum)
 }

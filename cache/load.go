@@ -43,6 +43,7 @@ type load struct {
 	cursor atomic.Int64
 	bytes  atomic.Int64 // object bytes resident
 	total  int64
+	only   *api.Selector // of the objects of its shards; nil: all
 
 	mu     sync.Mutex
 	failed map[string]api.Failure // +checklocks:mu — by path
@@ -89,6 +90,11 @@ func (c *Cache) begin(ctx context.Context, key loadKey, copies bool) error {
 		_ = set.Close()
 		return err
 	}
+	only, err := api.ParseSelection(plan.Select)
+	if err != nil {
+		_ = set.Close()
+		return err
+	}
 	older := set.olderIDs(ctx)
 	c.loads.mu.Lock()
 	defer c.loads.mu.Unlock()
@@ -104,8 +110,11 @@ func (c *Cache) begin(ctx context.Context, key loadKey, copies bool) error {
 	l = &load{account: set.account(reservationName(planID, part), plan.Part(part), older), copies: copies,
 		cancel: cancel, done: make(chan struct{}), failed: map[string]api.Failure{}, turns: plan.Turns(part, plan.Part(part)),
 		ended: map[uint32]bool{}, changed: make(chan struct{})}
+	if plan.Select != "" {
+		l.only = only.Selector()
+	}
 	for _, n := range l.part {
-		l.total += set.objectBytes(n)
+		l.total += set.wantedBytes(l, n)
 	}
 	c.loads.forgetEnded()
 	c.loads.all[key] = l
@@ -196,7 +205,7 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 	g, run := errgroup.WithContext(ctx)
 	g.SetLimit(c.o.Streams)
 	for _, n := range s.inOrder(l.turns) {
-		pieces := s.pieces(n)
+		pieces := s.wanted(l, n)
 		if len(pieces) == 0 || run.Err() != nil {
 			continue
 		}
@@ -248,10 +257,46 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 type piece struct{ from, to int }
 
 // pieces cuts a shard into the runs that flights bring in.
-func (s *Set) pieces(n uint32) []piece {
+func (s *Set) pieces(n uint32) []piece { return cut(s.man.Members(n, nil)) }
+
+// wanted are the pieces that a load brings of a shard.
+func (s *Set) wanted(l *load, n uint32) (out []piece) {
+	members := s.man.Members(n, nil)
+	if l.only == nil {
+		return cut(members)
+	}
+	for len(members) > 0 {
+		some := 0
+		for some < len(members) && l.only.Has(s.man.Path(members[some].Row)) {
+			some++
+		}
+		out = append(out, cut(members[:some])...)
+		members = members[min(some+1, len(members)):]
+	}
+	return out
+}
+
+// wantedBytes are the object bytes of a shard that a load brings.
+func (s *Set) wantedBytes(l *load, n uint32) (sum int64) {
+	if l.only == nil {
+		return s.objectBytes(n)
+	}
+	for _, m := range s.man.Members(n, nil) {
+		if l.only.Has(s.man.Path(m.Row)) {
+			sum += m.Bytes
+		}
+	}
+	return sum
+}
+
+// cut makes pieces of members that follow each other.
+func cut(members []manifest.Member) []piece {
 	var out []piece
 	cur, objects := piece{}, 0
-	for _, m := range s.man.Members(n, nil) {
+	for i, m := range members {
+		if i == 0 {
+			cur = piece{int(m.FirstBlock), int(m.FirstBlock)}
+		}
 		end := int(m.FirstBlock) + manifest.BlocksOf(m.Bytes)
 		for b := int(m.FirstBlock); b < end; b = cur.to {
 			if cur.to-cur.from >= pieceBlocks || objects == pieceObjects {

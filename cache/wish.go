@@ -78,9 +78,12 @@ func ownedPart(p *planner.Plan, worker string, bytes func(n uint32) int64) float
 	}
 	var own, all int64
 	for n, owners := range p.Owners {
+		if len(owners) == 0 {
+			continue // it is not of the plan
+		}
 		b := bytes(uint32(n))
 		all += b
-		if len(owners) > 0 && p.Workers[owners[0]].ID == worker {
+		if p.Workers[owners[0]].ID == worker {
 			own += b
 		}
 	}

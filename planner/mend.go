@@ -29,7 +29,7 @@ type MendOptions struct {
 // error here: the worker may come back.
 func Mend(p *Plan, shards []Shard, o MendOptions) Mending {
 	next := &Plan{Dataset: p.Dataset, Generation: p.Generation, Manifest: p.Manifest, Replicas: p.Replicas, Round: o.Round,
-		Workers: slices.Clone(p.Workers), Owners: slices.Clone(p.Owners), Nodes: p.Nodes}
+		Workers: slices.Clone(p.Workers), Owners: slices.Clone(p.Owners), Nodes: p.Nodes, Select: p.Select}
 	number := make([]uint16, len(o.Workers)) // in the plan
 	for i, w := range o.Workers {
 		at := slices.IndexFunc(next.Workers, func(q PlanWorker) bool { return q.ID == w.ID })

@@ -20,6 +20,7 @@ type Plan struct {
 	Workers    []PlanWorker
 	Owners     [][]uint16 // for each shard its workers, the owner first
 	Mended     []uint32   // sorted; nil: all shards
+	Select     string     // of the objects, as api.Selection has it; "": all
 	Nodes      []uint16   // workers that have to hold every shard, sorted: nobody takes over for them; nil: none
 }
 
@@ -65,14 +66,17 @@ func (p *Plan) Encode() []byte {
 		for _, n := range p.Mended {
 			b = binary.AppendUvarint(b, uint64(n))
 		}
-	case p.Nodes != nil:
+	case p.Nodes != nil || p.Select != "":
 		b = binary.AppendUvarint(b, 0)
 	}
-	if p.Nodes != nil {
+	if p.Nodes != nil || p.Select != "" {
 		b = binary.AppendUvarint(b, uint64(len(p.Nodes)))
 		for _, w := range p.Nodes {
 			b = binary.AppendUvarint(b, uint64(w))
 		}
+	}
+	if p.Select != "" {
+		str(p.Select)
 	}
 	return binary.LittleEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
 }
@@ -142,6 +146,10 @@ func DecodePlan(b []byte) (*Plan, error) {
 	if len(d.b) > 0 && !d.bad {
 		p.Nodes = d.nodes(workers)
 	}
+	if len(d.b) > 0 && !d.bad {
+		p.Select = d.str()
+		d.bad = d.bad || p.Select == ""
+	}
 	if d.bad || len(d.b) != 0 {
 		return corrupt("breaks off or has too much")
 	}
@@ -177,8 +185,8 @@ const ownersAtOnce = 1 << 16
 // nodes reads the workers that have to hold every shard.
 func (d *decoder) nodes(workers int) []uint16 {
 	count := d.num(min(uint64(workers), uint64(len(d.b))))
-	if count == 0 { // then none of it is written
-		d.bad = true
+	if count == 0 { // then none of it is written, but before a selection
+		d.bad = d.bad || len(d.b) == 0
 		return nil
 	}
 	out := make([]uint16, count)

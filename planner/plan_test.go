@@ -41,7 +41,13 @@ func TestPlanRoundTrip(t *testing.T) {
 	local.Nodes = []uint16{1, 4}
 	localMended, _ := somePlan(r, 5, 50, 5)
 	localMended.Nodes, localMended.Mended = []uint16{0}, []uint32{3}
+	some, _ := somePlan(r, 5, 50, 1)
+	some.Select = `{"paths":["train"]}`
+	someLocal, _ := somePlan(r, 5, 50, 1)
+	someLocal.Select, someLocal.Nodes, someLocal.Mended = "x", []uint16{2}, []uint32{1}
 	for name, p := range map[string]*Plan{
+		"selected":         some,
+		"selected, mended": someLocal,
 		"on nodes":         local,
 		"mended on nodes":  localMended,
 		"large":            big,

@@ -114,3 +114,78 @@ func TestJoinWhoseCopiesWait(t *testing.T) {
 	w.runDataset()
 	w.wantTold("two", api.JobReady, "")
 }
+
+// Claims of other objects are served by loads of their own, one after the other,
+// the one of the highest rank first; those of the same objects share one. What does not fit
+// fails who wants it, and no other.
+func TestJoinWithOtherObjects(t *testing.T) {
+	w := newWorld(t)
+	w.takes["LoadPart"] = 10 * time.Minute
+	w.plan = func(int) error {
+		if p := inputsOf[activities.PlanInput](w, "Plan"); p[len(p)-1].Select == "large" {
+			return noSpace()
+		}
+		return nil
+	}
+	choosing := func(job, what string, priority int) activities.JoinInput {
+		in := wishing(job, 0, priority)
+		in.Select = what
+		return in
+	}
+	w.at(0, func() { w.joinAs(choosing("train", "train", 0)) })
+	w.at(time.Minute, func() {
+		w.joinAs(choosing("all", "", 0))
+		w.joinAs(choosing("val", "val", 5))
+		w.joinAs(choosing("large", "large", 9))
+		w.joinAs(choosing("train2", "train", 0))
+	})
+	jobs := []string{"train", "train2", "val", "all"}
+	w.at(3*time.Hour, func() {
+		for _, j := range append(jobs, "large") {
+			w.leaveAs(j)
+		}
+	})
+	w.runDataset()
+	for _, j := range jobs {
+		w.wantTold(j, api.JobReady, "")
+	}
+	w.wantTold("large", api.JobFailed, "nospace")
+	var planned, verified []string
+	for _, p := range inputsOf[activities.PlanInput](w, "Plan") {
+		planned = append(planned, p.Select)
+	}
+	for _, v := range inputsOf[activities.VerifyInput](w, "Verify") {
+		verified = append(verified, v.Select)
+	}
+	if !slices.Equal(slices.Compact(planned), []string{"train", "large", "val", ""}) || !slices.Equal(verified, []string{"train", "val", ""}) {
+		t.Errorf("planned %q, counted %q", planned, verified)
+	}
+}
+
+// Jobs whose objects do not fit now keep others from nothing, and are tried again.
+func TestJoinWhoseObjectsWait(t *testing.T) {
+	w := newWorld(t)
+	full := true
+	w.plan = func(int) error {
+		if p := inputsOf[activities.PlanInput](w, "Plan"); full && p[len(p)-1].Select != "small" {
+			return noSpace()
+		}
+		return nil
+	}
+	for _, what := range []string{"a", "b", "small"} {
+		in := joining(what)
+		in.Select, in.Priority = what, len(what)*-1
+		w.at(0, func() { w.joinAs(in) })
+	}
+	w.at(5*time.Minute, func() {
+		w.wantTold("small", api.JobReady, "")
+		if n := w.count("Plan"); n > 100 {
+			t.Errorf("it was planned %d times in five minutes", n)
+		}
+		full = false
+	})
+	w.at(time.Hour, func() { w.leaveAs("a"); w.leaveAs("b"); w.leaveAs("small") })
+	w.runDataset()
+	w.wantTold("a", api.JobReady, "")
+	w.wantTold("b", api.JobReady, "")
+}

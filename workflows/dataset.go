@@ -37,6 +37,8 @@ type Holder struct {
 	Deadline        time.Time     `json:",omitzero"`  // see JoinInput
 	Priority        int           `json:",omitempty"` // likewise
 	LimitBytes      int64         `json:",omitempty"` // likewise
+	Select          string        `json:",omitempty"` // likewise
+	Refused         bool          `json:",omitempty"` // it did not fit when it was tried last
 }
 
 // wholeVersion guards what an older release does not tell: where one took the
@@ -57,6 +59,7 @@ type DatasetState struct {
 	Plan       stoker.ID `json:",omitzero"` // of the last round
 	Parts      int       `json:",omitempty"`
 	Copies     int       `json:",omitempty"` // of each shard, that it brings
+	Select     string    `json:",omitempty"` // of its objects, that it brings; "" = all
 	Why        string    `json:",omitempty"` // Queued: what is missing
 	Holders    []Holder
 	PausedBy   string `json:",omitempty"` // who wants no load now; "" = nobody
@@ -202,7 +205,7 @@ func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, e
 		d.s.Holders = slices.Delete(d.s.Holders, i, i+1) // an earlier run of the job that could not leave
 	}
 	h := Holder{Job: in.Job, Owner: in.Owner, Run: in.Run, Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep,
-		Priority: in.Priority, LimitBytes: in.LimitBytes}
+		Priority: in.Priority, LimitBytes: in.LimitBytes, Select: in.Select}
 	if in.Preload && !in.Deadline.IsZero() && workflow.GetVersion(ctx, wishVersion, workflow.DefaultVersion, 1) != workflow.DefaultVersion {
 		h.Deadline = in.Deadline
 	}

@@ -28,6 +28,7 @@ type JobDataset struct {
 	ListedAt   time.Time
 	Dir        string `json:",omitempty"`
 	Replicas   int    `json:",omitempty"` // of a claim that does not say
+	Select     string `json:",omitempty"` // of its objects, which Bytes counts; see api.Selection
 }
 
 // JobInput is a claim.
@@ -255,7 +256,7 @@ func (j *job) join(ctx workflow.Context) {
 			err := workflow.ExecuteActivity(briefly(ctx, time.Minute, 6), do.Join, activities.JoinInput{
 				Dataset: d.Name, Generation: d.Generation, Manifest: d.Manifest, Job: in.Job, Owner: in.Owner,
 				Run: j.run(ctx), Preload: in.Preload, Replicas: cmp.Or(in.Replicas, d.Replicas), Grace: in.Grace, Deep: in.Deep, Whole: j.whole, Deadline: in.Deadline,
-				Priority: in.Priority, LimitBytes: in.LimitBytes,
+				Priority: in.Priority, LimitBytes: in.LimitBytes, Select: d.Select,
 			}).Get(ctx, nil)
 			if err != nil && ctx.Err() == nil {
 				j.s.Outcomes[i], j.changed = Outcome{State: api.JobFailed, Error: errorBody(err)}, true

@@ -71,7 +71,7 @@ func (d *dataset) settle(ctx workflow.Context, jobs []string, o Outcome) {
 }
 
 // refuse tells those who only preload that it does not fit; the others queue.
-// Who asked for fewer copies is tried next, and at once.
+// Who asked for fewer copies, or other objects, is tried next, and at once.
 func (d *dataset) refuse(ctx workflow.Context, err error) {
 	body := errorBody(err)
 	d.s.State, d.s.Why = api.JobQueued, body.Message
@@ -82,8 +82,17 @@ func (d *dataset) refuse(ctx workflow.Context, err error) {
 			d.tell(ctx, job, Outcome{State: api.JobFailed, Error: body})
 		}
 	}
-	if slices.ContainsFunc(d.s.Holders, func(h Holder) bool { return h.Leased && !h.Served && !d.wanted(ctx, &h) }) {
+	for _, job := range refused {
+		if i := d.find(job); i >= 0 {
+			d.s.Holders[i].Refused = true
+		}
+	}
+	if slices.ContainsFunc(d.s.Holders, func(h Holder) bool { return h.Leased && !h.Served && !h.Refused && !d.wanted(ctx, &h) }) {
 		d.s.State, d.s.Why = api.JobPlanned, ""
+		return
+	}
+	for i := range d.s.Holders {
+		d.s.Holders[i].Refused = false
 	}
 }
 
@@ -100,7 +109,8 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 	d := r.d
 	d.s.State, d.s.Why = api.JobPlanned, ""
 	in := activities.PlanInput{Dataset: d.s.Dataset, Generation: d.s.Generation, Manifest: d.s.Manifest, Round: workflow.Now(ctx).UnixNano()}
-	in.Replicas = d.nextCopies(ctx)
+	in.Replicas, in.Select = d.next(ctx)
+	d.s.Select = in.Select
 	d.s.Copies = max(1, in.Replicas)
 	var p activities.Planned
 	if err := workflow.ExecuteActivity(working(ctx, 0, 6), do.Plan, in).Get(ctx, &p); err != nil {
@@ -139,6 +149,7 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 
 func (r *round) count(ctx workflow.Context, p activities.Planned) (v activities.Verified, err error) {
 	r.serving, r.verify.Plan = r.d.unserved(ctx, r.d.met), p.Plan
+	r.verify.Select = r.d.s.Select
 	if r.verify.Copies = 0; r.d.byCopies(ctx) {
 		r.verify.Copies = r.d.s.Copies
 	}
@@ -181,7 +192,7 @@ func (r *round) serveNewcomers(ctx workflow.Context, reading workflow.Future) {
 	d := r.d
 	newcomers := func() (jobs []string) {
 		for _, h := range d.s.Holders {
-			if h.Leased && !h.Served && !h.Deep && h.Replicas <= 1 {
+			if h.Leased && !h.Served && !h.Deep && h.Replicas <= 1 && h.Select == d.s.Select {
 				jobs = append(jobs, h.Job)
 			}
 		}
@@ -189,7 +200,7 @@ func (r *round) serveNewcomers(ctx workflow.Context, reading workflow.Future) {
 	}
 	for workflow.Await(ctx, func() bool { return reading.IsReady() || len(newcomers()) > 0 }) == nil && !reading.IsReady() {
 		jobs := newcomers()
-		in := activities.VerifyInput{Dataset: d.s.Dataset, Generation: d.s.Generation, Manifest: d.s.Manifest, Started: workflow.Now(ctx)}
+		in := activities.VerifyInput{Dataset: d.s.Dataset, Generation: d.s.Generation, Manifest: d.s.Manifest, Select: d.s.Select, Started: workflow.Now(ctx)}
 		var v activities.Verified
 		err := workflow.ExecuteActivity(working(ctx, 0, 3), do.Verify, in).Get(ctx, &v)
 		if err != nil || v.State != api.CertificateReady {

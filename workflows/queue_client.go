@@ -73,10 +73,10 @@ func (c *Client) FirstWaiting(ctx context.Context) (string, error) {
 
 // Granted reports whether somebody's claim has got the space of a manifest: it is
 // loaded, or held.
-func (c *Client) Granted(ctx context.Context, manifest stoker.ID) (bool, error) {
+func (c *Client) Granted(ctx context.Context, manifest stoker.ID, selected string) (bool, error) {
 	s, err := c.DatasetState(ctx, manifest)
 	if stoker.KindOf(err) == stoker.KindNotExist {
 		return false, nil
 	}
-	return err == nil && len(s.Holders) > 0 && (s.State == api.JobWarming || s.State == api.JobReady), err
+	return err == nil && len(s.Holders) > 0 && (s.State == api.JobWarming || s.State == api.JobReady) && (s.Select == "" || s.Select == selected), err
 }

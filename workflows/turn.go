@@ -91,7 +91,7 @@ func (j *job) waiting(ctx workflow.Context) activities.WaitingClaim {
 		if in.Replicas == 0 {
 			w.Replicas = max(w.Replicas, d.Replicas)
 		}
-		w.Datasets = append(w.Datasets, activities.AdmitDataset{Dataset: d.Name, Manifest: d.Manifest})
+		w.Datasets = append(w.Datasets, activities.AdmitDataset{Dataset: d.Name, Manifest: d.Manifest, Select: d.Select})
 	}
 	return w
 }

@@ -42,6 +42,7 @@ type claimFlags struct {
 
 func (a *app) claimCommand() *cobra.Command {
 	var f claimFlags
+	var sel api.Selection
 	var req api.ClaimRequest
 	cmd := &cobra.Command{
 		Use:   "claim --job-id ID --dataset NAME|URI[@GEN]...",
@@ -56,12 +57,16 @@ the claim of a later --submitted replaces that of an earlier one. After its
 release a claim may be made anew; the data stays for the --grace of the
 controller or of the claim unless its space is needed.
 
-Exit code 75 says that nobody answers now: run it again.`,
+Exit code 75 says that nobody answers now: run it again.` + selectionWords,
 		Example: `  stoker claim --job-id "$SLURM_JOB_ID" --submitted "$SUBMIT_TIME" --dataset imagenet
   stoker claim --job-id 17 --dataset imagenet --dataset labels@3 --on-miss fail --deadline 30m --ttl 48h`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.read(cmd, &req); err != nil {
+				return err
+			}
+			var err error
+			if req.Selection, err = selected(cmd, &sel); err != nil {
 				return err
 			}
 			return hook(a.hookClaim(cmd.Context(), req))
@@ -71,6 +76,7 @@ Exit code 75 says that nobody answers now: run it again.`,
 	fs.StringVar(&req.Job, "job-id", "", "id of the job in its scheduler")
 	fs.StringVar(&f.submitted, "submitted", "", "when the scheduler got the job: RFC 3339, or seconds since 1970")
 	fs.StringArrayVar(&f.datasets, "dataset", nil, "dataset that the job reads; may be repeated")
+	selectionFlags(cmd, &sel)
 	fs.StringVar(&req.OnMiss, "on-miss", "start", "without the data at the deadline: start, wait or fail")
 	fs.DurationVar(&f.deadline, "deadline", 0, "from submission on, such as 90s or 10m (default none)")
 	fs.IntVar(&req.Priority, "priority", 0, priorityWords)

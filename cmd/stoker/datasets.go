@@ -207,6 +207,7 @@ func (a *app) noteAge(name string, generation int, listed time.Time) {
 
 func (a *app) verifyCommand() *cobra.Command {
 	var deep bool
+	var sel api.Selection
 	cmd := &cobra.Command{
 		Use:   "verify DATASET[@GEN]",
 		Short: "compare what the workers truly have on disk with the manifest",
@@ -217,8 +218,9 @@ if something is missing, 6 if a worker had wrong bytes, whose files are named; t
 are out of use since, and 'stoker preload' brings them in again.
 
 A URI that was preloaded without a name may be given instead; so it may to evict
-and 'dataset show'.`,
+and 'dataset show'.` + selectionWords,
 		Example: `  stoker verify imagenet
+  stoker verify imagenet --path train --exclude '*.tmp'
   stoker verify imagenet --deep -o json | jq '.failed, .wrong'`,
 		Args: oneArg("a dataset's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -230,8 +232,11 @@ and 'dataset show'.`,
 			if err != nil {
 				return err
 			}
+			if _, err := selected(cmd, &sel); err != nil {
+				return err
+			}
 			p := newProgress(a.console, "verifying", "")
-			cert, err := c.Verify(cmd.Context(), refName(ref), deep, p.Event)
+			cert, err := c.Verify(cmd.Context(), refName(ref), deep, sel, p.Event)
 			p.Done()
 			if err != nil {
 				return err
@@ -250,6 +255,7 @@ and 'dataset show'.`,
 		},
 	}
 	cmd.Flags().BoolVar(&deep, "deep", false, "read every byte again")
+	selectionFlags(cmd, &sel)
 	return cmd
 }
 

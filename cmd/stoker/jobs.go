@@ -157,6 +157,7 @@ const maxReplicas = 16
 func (a *app) preloadCommand() *cobra.Command {
 	var wait, sync bool
 	var steer steering
+	var sel api.Selection
 	var replicas, priority int
 	var limit bandwidth
 	var deadline time.Duration
@@ -177,10 +178,12 @@ dataset, and the load goes on only if a job needs it.
 set no limit or a higher one. Of loads at one store the one with the highest
 --priority is served first, then that with the earliest --deadline, which also
 bounds how long a lost worker is waited for. 'stoker change JOB' changes all three
-while it runs.`,
+while it runs.` + selectionWords + `
+The certificate counts those, and names the selection.`,
 		Example: `  stoker preload imagenet --wait
   stoker preload imagenet --wait -o json | jq .residentBytes
   stoker preload imagenet --replicas 2 --verify deep
+  stoker preload imagenet --path train --exclude '*.tmp' --wait
   stoker preload imagenet --bandwidth 200MiB/s --priority -10
   stoker preload imagenet --pause`,
 		Args: oneArg("a dataset's name, or a URI"),
@@ -207,6 +210,9 @@ while it runs.`,
 			}
 			req := api.ClaimRequest{Job: stoker.NewToken()[:12], Datasets: []api.DatasetRef{ref}, Preload: true, Replicas: replicas, Sync: sync, Verify: verify,
 				Priority: priority, LimitBytesPerSecond: int64(limit)}
+			if req.Selection, err = selected(cmd, &sel); err != nil {
+				return err
+			}
 			if cmd.Flags().Changed("deadline") {
 				seconds := deadline.Seconds()
 				req.DeadlineSeconds = &seconds
@@ -219,6 +225,7 @@ while it runs.`,
 	cmd.Flags().BoolVar(&steer.pause, "pause", false, "stop a running load for now")
 	cmd.Flags().BoolVar(&steer.resume, "resume", false, "go on with a paused load")
 	cmd.Flags().BoolVar(&steer.stop, "stop", false, "drop your preloads of the dataset")
+	selectionFlags(cmd, &sel)
 	cmd.Flags().IntVar(&priority, "priority", 0, "among loads at one store the highest is served first; -1000 to 1000")
 	cmd.Flags().DurationVar(&deadline, "deadline", 0, "by when it is wanted, from now on, such as 10m (default none)")
 	cmd.Flags().Var(&limit, "bandwidth", bandwidthWords)

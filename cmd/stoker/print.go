@@ -154,6 +154,12 @@ func (a *app) printCertificate(c *api.Certificate) error {
 		row(w, "dataset", refName(api.DatasetRef{Name: c.Dataset, Generation: c.Generation}))
 		row(w, "manifest", c.Manifest)
 		row(w, "state", c.State)
+		if c.Selection != nil {
+			row(w, "selection", selectionLine(c.Selection))
+		}
+		if c.Replicas > 1 {
+			row(w, "replicas", c.Replicas)
+		}
 		row(w, "objects", fmt.Sprintf("%d of %d resident", c.ResidentObjects, c.Objects))
 		row(w, "bytes", fmt.Sprintf("%s of %s resident", api.HumanBytes(c.ResidentBytes), api.HumanBytes(c.Bytes)))
 		row(w, "fetched", fmt.Sprintf("%s in %d requests", api.HumanBytes(c.UFSBytes), c.UFSRequests))

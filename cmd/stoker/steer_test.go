@@ -98,3 +98,27 @@ func TestChange(t *testing.T) {
 	}
 	g.want(2, "preload", "data", "--pause", "--bandwidth", "1GB/s")
 }
+
+// A selection is sent as it was written; one that is wrong is not.
+func TestSelectionFlags(t *testing.T) {
+	cert := api.Event{Certificate: &api.Certificate{State: api.CertificateReady, Selection: &api.Selection{Paths: []string{"train"}, Exclude: []string{"*.tmp"}}}}
+	g := newRig(t, routes{"POST /v1/jobs": events(lines(job(api.JobPlanned))...), "POST /v1/datasets/{name}/verify": events(cert)}, nil)
+	sel := []string{"--path", "train", "--exclude", "*.tmp", "--exclude", "*,b"}
+	g.want(0, append([]string{"preload", "data"}, sel...)...)
+	g.want(0, append([]string{"claim", "--job-id", "j", "--dataset", "data"}, sel...)...)
+	for i := range 2 {
+		var req api.ClaimRequest
+		g.body("controller POST /v1/jobs", i, &req)
+		if s := req.Selection; s == nil || strings.Join(s.Paths, " ") != "train" || strings.Join(s.Exclude, " ") != "*.tmp *,b" {
+			t.Errorf("sent %+v", req.Selection)
+		}
+	}
+	g.want(0, append([]string{"verify", "data"}, sel...)...)
+	if g.called("controller POST /v1/datasets/data/verify?deep=false&exclude=%2A.tmp&exclude=%2A%2Cb&path=train") != 1 || !strings.Contains(g.stdout.String(), "--path train --exclude *.tmp") {
+		t.Errorf("calls %v, it says\n%s", g.calls, g.stdout.String())
+	}
+	for _, command := range [][]string{{"preload", "data"}, {"verify", "data"}, {"claim", "--job-id", "j", "--dataset", "data"}} {
+		g.want(2, append(command, "--include", "[")...)
+	}
+	g.want(2, "preload", "data", "--pause", "--path", "x")
+}

@@ -38,6 +38,7 @@ type submission struct {
 func (a *app) submitCommand() *cobra.Command {
 	s := &submission{a: a}
 	var datasets []string
+	var sel api.Selection
 	var deadline, grace time.Duration
 	cmd := &cobra.Command{
 		Use:   "submit --dataset NAME|URI[@GEN][=DIR]... -- CMD...",
@@ -54,7 +55,8 @@ fail gives up (exit code 9 for the deadline).
 Of several datasets the job gets all or none: while they do not all fit it waits
 in the queue of the cluster, and holds nothing. 'stoker jobs' shows its place,
 'stoker status JOB' what it waits for. What can never fit is refused at once
-(exit code 8).`,
+(exit code 8).` + selectionWords + `
+All of a dataset is mounted: what was not taken is read from the store.`,
 		Example: `  stoker submit --dataset imagenet -- python train.py
   stoker submit --dataset imagenet=/data --dataset labels@3 --deadline 10m --on-miss fail -- ./train.sh
   stoker submit --dataset s3://bucket/prefix -- sh -c 'ls "$STOKER_MOUNT"'`,
@@ -79,6 +81,9 @@ in the queue of the cluster, and holds nothing. 'stoker jobs' shows its place,
 			if err := s.checkFlags(cmd, deadline); err != nil {
 				return err
 			}
+			if s.req.Selection, err = selected(cmd, &sel); err != nil {
+				return err
+			}
 			if err := checkVerify(cmd, s.req.Verify); err != nil {
 				return err
 			}
@@ -101,6 +106,7 @@ in the queue of the cluster, and holds nothing. 'stoker jobs' shows its place,
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&datasets, "dataset", nil, "dataset that the job reads, where it is mounted behind =; may be repeated")
+	selectionFlags(cmd, &sel)
 	f.StringVar(&s.req.OnMiss, "on-miss", "start", "without the data at the deadline: start, wait or fail")
 	f.DurationVar(&deadline, "deadline", 0, "from now on, such as 90s or 10m (default none)")
 	f.IntVar(&s.req.Priority, "priority", 0, priorityWords)

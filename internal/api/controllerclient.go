@@ -174,12 +174,13 @@ func (c *Controller) Dataset(ctx context.Context, name string) (*DatasetDetail, 
 }
 
 // Verify compares what workers have with the manifest.
-func (c *Controller) Verify(ctx context.Context, name string, deep bool, each func(Event)) (*Certificate, error) {
+func (c *Controller) Verify(ctx context.Context, name string, deep bool, s Selection, each func(Event)) (*Certificate, error) {
 	seg, err := segment("dataset", name)
 	if err != nil {
 		return nil, err
 	}
-	path := "/v1/datasets/" + seg + "/verify?deep=" + strconv.FormatBool(deep)
+	q := url.Values{"deep": {strconv.FormatBool(deep)}, "path": s.Paths, "include": s.Include, "exclude": s.Exclude}
+	path := "/v1/datasets/" + seg + "/verify?" + q.Encode()
 	e, err := c.c.stream(ctx, http.MethodPost, path, nil, each, func(e Event) bool { return e.Certificate != nil })
 	return e.Certificate, err
 }

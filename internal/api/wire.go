@@ -63,6 +63,8 @@ type Certificate struct {
 	UFSRequests     int64     `json:"ufsRequests"`
 	UFSBytes        int64     `json:"ufsBytes"`
 	Refetched       Refetched `json:"refetched"`
+	// Selection is what is counted; absent = all objects.
+	Selection *Selection `json:"selection,omitempty"`
 	// Replicas: so many workers have each shard whole; absent = it was asked for one.
 	Replicas    int           `json:"replicas,omitempty"`
 	Seconds     float64       `json:"seconds"`
@@ -132,6 +134,8 @@ type ClaimRequest struct {
 	Replicas        int          `json:"replicas,omitempty"`        // 0 = as the dataset says, else 1
 	Priority        int          `json:"priority,omitempty"`        // -1000 to 1000: the highest gets space first
 	Sync            bool         `json:"sync,omitempty"`            // new generation first
+	// Selection is what the claim wants of each of its datasets; absent = all.
+	Selection *Selection `json:"selection,omitempty"`
 	// LimitBytesPerSecond is the most that the load may read from its stores while it
 	// is for this claim alone; 0 = no limit.
 	LimitBytesPerSecond int64  `json:"limitBytesPerSecond,omitempty"`
@@ -183,7 +187,8 @@ type JobDataset struct {
 	Bytes         int64        `json:"bytes"`
 	ResidentBytes int64        `json:"residentBytes"`
 	Certificate   *Certificate `json:"certificate,omitempty"`
-	Load          *LoadStatus  `json:"load,omitempty"` // that runs for it
+	Load          *LoadStatus  `json:"load,omitempty"`      // that runs for it
+	Selection     *Selection   `json:"selection,omitempty"` // of its objects; absent = all
 }
 
 // LoadStatus is a load that runs, or waits to. What is resident is counted on

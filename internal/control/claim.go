@@ -112,6 +112,14 @@ func (c *Controller) repeat(ctx context.Context, req *api.ClaimRequest, there wo
 	same := slices.EqualFunc(there.Input.Datasets, req.Datasets, func(d workflows.JobDataset, ref api.DatasetRef) bool {
 		return d.Name == ref.Name && (ref.Generation == 0 || ref.Generation == d.Generation)
 	})
+	key := ""
+	if req.Selection != nil {
+		var err error
+		if key, err = req.Selection.Key(); err != nil {
+			return nil, err
+		}
+	}
+	same = same && !slices.ContainsFunc(there.Input.Datasets, func(d workflows.JobDataset) bool { return d.Select != key })
 	if !same {
 		return nil, stoker.Errorf(stoker.KindHeld, "job", req.Job, "has claimed other datasets: 'stoker release %s' first", req.Job)
 	}

@@ -324,8 +324,13 @@ func (c *Controller) verify(w http.ResponseWriter, r *http.Request) error {
 	if err != nil && r.URL.Query().Has("deep") {
 		return stoker.Errorf(stoker.KindInvalid, "verify", d.Name, "deep=%q: want true or false", r.URL.Query().Get("deep"))
 	}
+	q := r.URL.Query()
+	key, err := api.Selection{Paths: q["path"], Include: q["include"], Exclude: q["exclude"]}.Key()
+	if err != nil {
+		return err
+	}
 	stream := api.NewStream(w)
-	in := activities.VerifyInput{Dataset: d.Name, Generation: d.Number, Manifest: d.Manifest, Deep: deep}
+	in := activities.VerifyInput{Dataset: d.Name, Generation: d.Number, Manifest: d.Manifest, Deep: deep, Select: key}
 	tell := func() {}
 	if deep {
 		tell = c.tellChecks(r.Context(), d.Manifest, stream)

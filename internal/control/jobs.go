@@ -112,7 +112,7 @@ func taken(by workflows.JobInput) error {
 
 // sameClaim reports whether a running job is what was asked for.
 func sameClaim(a, b workflows.JobInput) bool {
-	return a.Nonce == b.Nonce && slices.EqualFunc(a.Datasets, b.Datasets, func(x, y workflows.JobDataset) bool { return x.Manifest == y.Manifest })
+	return a.Nonce == b.Nonce && slices.EqualFunc(a.Datasets, b.Datasets, func(x, y workflows.JobDataset) bool { return x.Manifest == y.Manifest && x.Select == y.Select })
 }
 
 // start resolves what a claim names and begins its workflow.
@@ -124,6 +124,9 @@ func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted
 	}
 	for _, ref := range req.Datasets {
 		d, err := c.resolve(ctx, ref, req.Sync, stream)
+		if err == nil {
+			err = c.choose(ctx, d, req.Selection)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -154,6 +157,38 @@ func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted
 		return nil, err
 	}
 	return c.jobStatus(ctx, s, inBrief)
+}
+
+// choose makes a claim one of some of a dataset's objects.
+func (c *Controller) choose(ctx context.Context, d *workflows.JobDataset, s *api.Selection) (err error) {
+	if s == nil || s.Empty() {
+		return nil
+	}
+	if d.Select, err = s.Key(); err != nil {
+		return err
+	}
+	m, err := c.manifests.Load(ctx, d.Manifest)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = m.Close() }() // it was only read
+	chosen, err := activities.Choose(m, d.Select)
+	if err == nil {
+		err = chosen.Nothing(d.Name, m)
+	}
+	if err == nil {
+		d.Bytes = chosen.Bytes
+	}
+	return err
+}
+
+// selection is what a key says; nil: all.
+func selection(key string) *api.Selection {
+	s, err := api.ParseSelection(key)
+	if key == "" || err != nil {
+		return nil
+	}
+	return &s
 }
 
 // begun is a job of which no more is known than what it claims.
@@ -244,7 +279,7 @@ func (c *Controller) jobStatus(ctx context.Context, s workflows.JobState, how de
 		st.Deadline = in.Deadline
 	}
 	for i, d := range in.Datasets {
-		out := api.JobDataset{DatasetRef: api.DatasetRef{Name: d.Name, Generation: d.Generation, Dir: d.Dir}, Manifest: d.Manifest, ListedAt: d.ListedAt, Bytes: d.Bytes}
+		out := api.JobDataset{DatasetRef: api.DatasetRef{Name: d.Name, Generation: d.Generation, Dir: d.Dir}, Manifest: d.Manifest, ListedAt: d.ListedAt, Bytes: d.Bytes, Selection: selection(d.Select)}
 		if err := c.outcome(ctx, &s, i, &out, st, how); err != nil {
 			return nil, err
 		}
@@ -289,9 +324,15 @@ func (c *Controller) outcome(ctx context.Context, s *workflows.JobState, i int, 
 	if !ok {
 		return ctx.Err() // it has not begun, or just ended, or Temporal is busy: what the job knows is shown
 	}
+	if s.Input.Datasets[i].Select != d.Select { // the load that runs is for others: this one's comes next
+		d.State, d.Select = api.JobPlanned, s.Input.Datasets[i].Select
+	}
 	load := c.loadStatus(ctx, d, out.Bytes, how != inBrief)
 	if load == nil {
 		return nil
+	}
+	if d.Select != "" {
+		ofSelection(load, int64(max(1, d.Copies)))
 	}
 	if out.ResidentBytes = load.ResidentBytes; how != inBrief {
 		out.Load = load
@@ -338,6 +379,24 @@ func (c *Controller) loadStatus(ctx context.Context, d workflows.DatasetState, b
 	}
 	st.Objects, st.ResidentObjects = all, min(all, st.ResidentObjects+empty)
 	return st
+}
+
+// ofSelection counts what the loads still have to bring: what else is resident of
+// the manifest says nothing of a selection. Its objects are not counted.
+func ofSelection(st *api.LoadStatus, copies int64) {
+	var left int64
+	begun := false
+	for _, w := range st.Workers {
+		left += w.LoadBytes - w.LoadedBytes
+		begun = begun || w.LoadBytes > 0
+	}
+	st.Objects, st.ResidentObjects = 0, 0
+	if st.ResidentBytes = max(0, st.Bytes-left/copies); !begun {
+		st.ResidentBytes = 0
+	}
+	if st.ETASeconds = unknownETA; st.BytesPerSec > 0 {
+		st.ETASeconds = float64(st.Bytes-st.ResidentBytes) / st.BytesPerSec
+	}
 }
 
 // objects counts a manifest's objects, and those that are in no shard.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -124,4 +125,61 @@ func (c *cluster) passing(bytes int64) func() time.Duration {
 		release()
 		return time.Since(began)
 	}
+}
+
+// Of a selection only its objects are fetched, reserved, counted and verified, each
+// byte once, whatever joins; one of nothing is an error; a job with another one has
+// its own certificate.
+func TestSelections(t *testing.T) {
+	var train, val int64
+	c := up(t, 2, "512MiB", func(root string) {
+		train = makeFiles(t, filepath.Join(root, "train"), 400, 64<<10, 2, 24<<20)
+		val = makeFiles(t, filepath.Join(root, "val"), 200, 64<<10, 1, 20<<20)
+	})
+	c.add()
+	if r := c.stoker("preload", "data", "--path", "tests", "--wait"); r.code != 3 || !strings.Contains(r.stderr, "matches none of 603 objects") {
+		t.Errorf("nothing selected: exit %d\n%s", r.code, r.stderr)
+	}
+	if r := c.stoker("preload", "data", "--include", "[", "--wait"); r.code != 2 {
+		t.Errorf("a bad pattern: exit %d\n%s", r.code, r.stderr)
+	}
+	reached, release := c.proxy.Hold(train / 3)
+	defer release()
+	first := c.preload("--path", "train")
+	<-reached
+	second := c.preload("--path", "val/", "--exclude", "*.none")
+	c.eventually("both wait", func() bool { return len(c.warming()) == 2 })
+	release()
+	for wait, want := range map[*func() api.Certificate]int64{&first: train, &second: val} {
+		if cert := (*wait)(); cert.State != api.CertificateReady || cert.Bytes != want || cert.ResidentBytes != want || cert.UFSBytes != want || cert.Selection == nil {
+			t.Errorf("%d bytes are selected: %+v", want, cert)
+		}
+	}
+	if got := c.proxy.Bytes(); got != train+val {
+		t.Errorf("the S3 side sent %d bytes for %d and %d", got, train, val)
+	}
+	c.must("evict", "data")
+	before := c.proxy.Bytes()
+	cert := c.certificate(c.must("preload", "data", "--path", "train", "--exclude", "*.tar", "--wait", "-o", "json"))
+	if got := c.proxy.Bytes() - before; got != cert.Bytes || cert.Objects != 400 || cert.Bytes >= train {
+		t.Errorf("the S3 side sent %d bytes for %+v", got, cert)
+	}
+	for key := range c.proxy.BytesByKey() {
+		if !strings.Contains(key, "/train/") && !strings.Contains(key, "/val/") {
+			t.Errorf("%s was fetched", key)
+		}
+	}
+	if v := c.certificate(c.must("verify", "data", "--path", "train", "--exclude", "*.tar", "-o", "json")); v.State != api.CertificateReady || v.Objects != 400 {
+		t.Errorf("verified: %+v", v)
+	}
+	if r := c.stoker("verify", "data"); r.code != 4 {
+		t.Errorf("all of it verifies with exit %d", r.code)
+	}
+	if r := c.stoker("submit", "--dataset", "data", "--path", "val", "--on-miss", "fail", "--", "sh", "-c", `test $(find "$STOKER_MOUNT" -type f | wc -l) = 603`); r.code != 0 {
+		t.Errorf("a job of a selection: exit %d\n%s", r.code, r.stderr)
+	}
+	if got := c.proxy.Bytes() - before; got != cert.Bytes+val {
+		t.Errorf("the S3 side sent %d bytes, want %d", got, cert.Bytes+val)
+	}
+	c.settled()
 }
