@@ -38,6 +38,8 @@ type WaitingClaim struct {
 	Priority        int       `json:",omitempty"`
 	Deadline        time.Time `json:",omitzero"` // zero: none
 	Submitted       time.Time
+	Nodes           []string `json:",omitempty"` // see LocalClaim
+	Auto            bool     `json:",omitempty"` // likewise
 }
 
 // AdmitInput asks for a claim. Head says that it is the first of those that wait.
@@ -52,6 +54,7 @@ type Admission struct {
 	NeedBytes int64  `json:",omitempty"`
 	FreeBytes int64  `json:",omitempty"` // what all workers could take now
 	Why       string `json:",omitempty"` // if not now
+	Spread    bool   `json:",omitempty"` // its nodes have no room for all of it: it fits on all workers
 }
 
 // Admit tells whether all datasets of a claim fit at once. It reserves nothing:
@@ -66,6 +69,15 @@ func (a *Activities) admit(ctx context.Context, in AdmitInput) (out Admission, e
 	copies := max(1, in.Claim.Replicas)
 	live, lost, err := a.Workers(ctx)
 	if err != nil {
+		return out, err
+	}
+	if len(in.Claim.Nodes) > 0 {
+		if out, err := a.admitLocal(ctx, &in.Claim, live, lost); err != nil || !in.Claim.Auto || out.State == AdmitNow {
+			return a.afterOthers(ctx, in, out, err)
+		}
+		in.Claim.Nodes = nil
+		out, err = a.admit(ctx, in)
+		out.Spread = true
 		return out, err
 	}
 	if copies > 1 { // what others hold of it they may hold in fewer copies
@@ -101,16 +113,20 @@ func (a *Activities) admit(ctx context.Context, in AdmitInput) (out Admission, e
 		out.State, out.Why = AdmitWait, fmt.Sprintf("needs %s, %s free; %s", api.HumanBytes(out.NeedBytes), api.HumanBytes(out.FreeBytes), why)
 		return out, nil
 	}
-	if out.State = AdmitNow; !in.Head {
-		first, err := a.o.Joiner.FirstWaiting(ctx)
-		if err != nil {
-			return out, err
-		}
-		if first != "" && first != in.Claim.Job {
-			out.State, out.Why = AdmitWait, "needs "+api.HumanBytes(out.NeedBytes)+"; job "+first+" waits for space already"
-		}
+	out.State = AdmitNow
+	return a.afterOthers(ctx, in, out, nil)
+}
+
+// afterOthers lets a claim that fits wait behind those that wait already.
+func (a *Activities) afterOthers(ctx context.Context, in AdmitInput, out Admission, err error) (Admission, error) {
+	if err != nil || out.State != AdmitNow || in.Head {
+		return out, err
 	}
-	return out, nil
+	first, err := a.o.Joiner.FirstWaiting(ctx)
+	if err == nil && first != "" && first != in.Claim.Job {
+		out.State, out.Why = AdmitWait, "needs "+api.HumanBytes(out.NeedBytes)+"; job "+first+" waits for space already"
+	}
+	return out, err
 }
 
 // shardsOf are those of several datasets.
@@ -179,6 +195,15 @@ func (a *Activities) rooms(ctx context.Context, live []placement.Worker, asked [
 		all[i] = &st
 		return nil
 	})
+	names := map[stoker.ID]string{} // a worker that has nothing of it yet knows the holder alone
+	for _, st := range all {
+		if st == nil {
+			continue
+		}
+		for _, h := range st.Manifests {
+			names[h.Manifest] = cmp.Or(names[h.Manifest], h.Dataset)
+		}
+	}
 	held := map[string][]string{} // holders by dataset
 	for i, st := range all {
 		if st == nil || st.Drain != nil || live[i].CapacityBytes == 0 {
@@ -193,7 +218,7 @@ func (a *Activities) rooms(ctx context.Context, live []placement.Worker, asked [
 				free += h.Bytes
 				continue
 			}
-			name := cmp.Or(h.Dataset, h.Manifest.Short())
+			name := cmp.Or(names[h.Manifest], h.Manifest.Short())
 			for _, who := range h.Holders {
 				if !slices.Contains(held[name], who) {
 					held[name] = append(held[name], who)

@@ -32,6 +32,8 @@ type JoinInput struct {
 	Priority   int           `json:",omitempty"` // of the load among others
 	Select     string        `json:",omitempty"` // of its objects, as api.Selection's key; "" = all
 	LimitBytes int64         `json:",omitempty"` // what the load may read in a second; see api.LoadWish
+	Nodes      []string      `json:",omitempty"` // workers that are to have all of it; see LocalClaim
+	Auto       bool          `json:",omitempty"` // likewise
 }
 
 // WishInput changes what a job that has joined wishes; see JoinInput.
@@ -142,6 +144,9 @@ type PlanInput struct {
 	Replicas   int
 	Select     string `json:",omitempty"` // see JoinInput
 	Round      int64  // no two rounds have one plan
+	// Locals are the claims that a plan is for which puts every shard on their
+	// nodes; none: it spreads the shards.
+	Locals []LocalClaim `json:",omitempty"`
 }
 
 // Planned is a stored plan.
@@ -149,6 +154,8 @@ type Planned struct {
 	Plan  stoker.ID
 	Parts int
 	Bytes int64 // of the dataset
+	// Unfit are the Locals that it is not for. If none is left, there is no plan.
+	Unfit []Unfit `json:",omitempty"`
 }
 
 // Plan places the shards of a manifest on the live workers and stores the
@@ -168,6 +175,9 @@ func (a *Activities) plan(ctx context.Context, in PlanInput) (Planned, error) {
 	live, _, err := a.Workers(ctx)
 	if err != nil {
 		return Planned{}, err
+	}
+	if len(in.Locals) > 0 {
+		return a.planLocal(ctx, in, m, live)
 	}
 	plan := &planner.Plan{Dataset: in.Dataset, Generation: in.Generation, Manifest: in.Manifest, Replicas: max(1, in.Replicas), Round: in.Round}
 	workers, addresses, err := a.candidates(ctx, live, in.Manifest)
@@ -197,8 +207,16 @@ func (a *Activities) plan(ctx context.Context, in PlanInput) (Planned, error) {
 
 // placeChosen places the shards that are needed; the others have no workers.
 func placeChosen(shards []planner.Shard, chosen *Chosen, workers []planner.Worker, o planner.PlaceOptions) ([][]int, error) {
+	return eachChosen(shards, chosen, o.Has, func(some []planner.Shard, has [][]int) ([][]int, error) {
+		o.Has = has
+		return planner.Place(some, workers, o)
+	})
+}
+
+// eachChosen has the shards placed that are needed, with what workers have of them.
+func eachChosen(shards []planner.Shard, chosen *Chosen, old [][]int, place func(some []planner.Shard, has [][]int) ([][]int, error)) ([][]int, error) {
 	if chosen == nil {
-		return planner.Place(shards, workers, o)
+		return place(shards, old)
 	}
 	var some []planner.Shard
 	var has [][]int
@@ -207,12 +225,11 @@ func placeChosen(shards []planner.Shard, chosen *Chosen, workers []planner.Worke
 			continue
 		}
 		some = append(some, shards[n])
-		if n < len(o.Has) {
-			has = append(has, o.Has[n])
+		if n < len(old) {
+			has = append(has, old[n])
 		}
 	}
-	o.Has = has
-	placed, err := planner.Place(some, workers, o)
+	placed, err := place(some, has)
 	if err != nil {
 		return nil, err
 	}
@@ -325,6 +342,7 @@ type ReserveInput struct {
 	Leases   []api.Lease `json:",omitempty"`
 	Spare    bool        `json:",omitempty"` // see api.ReserveRequest
 	Replaces stoker.ID   `json:",omitzero"`  // plan whose promises this one takes over
+	Parts    []int       `json:",omitempty"` // of the plan, that are meant; none: all
 }
 
 // Reserve asks every worker of the plan for its part: all or nothing.
@@ -335,6 +353,9 @@ func (a *Activities) Reserve(ctx context.Context, in ReserveInput) error {
 		return ToTemporal(err)
 	}
 	err = a.eachPart(ctx, plan, func(ctx context.Context, part int, w *api.WorkerClient) error {
+		if len(in.Parts) > 0 && !slices.Contains(in.Parts, part) {
+			return nil
+		}
 		_, err := w.Reserve(ctx, api.ReserveRequest{Plan: in.Plan, Part: part, Leases: in.Leases, Spare: in.Spare, Replaces: in.Replaces})
 		return err
 	})

@@ -23,7 +23,8 @@ type MendInput struct {
 type Mended struct {
 	Moved stoker.ID `json:",omitzero"` // plan by which others load what it had not begun
 	Parts []int     `json:",omitempty"`
-	Kept  stoker.ID `json:",omitzero"` // plan by which it goes on when it comes back
+	Kept  stoker.ID `json:",omitzero"`  // plan by which it goes on when it comes back
+	Node  string    `json:",omitempty"` // the worker, if the data has to be on it: nobody takes over for it
 }
 
 // Mend gives the shards of a lost worker to live ones. Without All only those
@@ -56,6 +57,9 @@ func (a *Activities) mend(ctx context.Context, in MendInput) (Mended, error) {
 	}
 	mending := planner.Mend(plan, shardsOf(m), o)
 	var out Mended
+	if slices.Contains(plan.Nodes, uint16(in.Part)) {
+		out.Node = plan.Workers[in.Part].ID
+	}
 	if mending.Moved != nil {
 		if out.Moved, err = a.o.Store.PutBlob(ctx, "plans", mending.Moved.Encode()); err != nil {
 			return Mended{}, err

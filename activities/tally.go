@@ -21,6 +21,7 @@ type tally struct {
 	sums    api.Checksums
 	workers []api.CertificateWorker
 	wrong   map[api.WrongFile]bool
+	nodes   onNodes
 
 	gone       int64 // see Verified
 	away       []int
@@ -47,6 +48,7 @@ func (t *tally) add(worker string, r *api.VerifyReport) {
 			w.Shards, w.Blocks, w.Bytes = w.Shards+1, w.Blocks+blocks, w.Bytes+bytes
 		}
 	}
+	w.Whole = w.Bytes == t.m.Bytes()
 	if w.Blocks > 0 || w.WrongBlocks > 0 {
 		t.workers = append(t.workers, w)
 		slices.SortFunc(t.workers, func(a, b api.CertificateWorker) int { return cmp.Compare(a.Worker, b.Worker) })
@@ -87,6 +89,7 @@ func (t *tally) shard(worker string, s *api.ShardReport) (have []byte) {
 	if t.enough(s.Shard, have) {
 		t.copies[s.Shard]++
 	}
+	t.nodes.add(worker, s.Shard, have, blocks)
 	for i := range min(len(have), len(t.present[s.Shard])) {
 		t.present[s.Shard][i] |= have[i]
 	}

@@ -77,6 +77,9 @@ func (a *Activities) Verify(ctx context.Context, in VerifyInput) (Verified, erro
 
 // missing says what a certificate lacks.
 func missing(c *api.Certificate) string {
+	if c.ResidentObjects == c.Objects && len(c.Nodes) > 0 {
+		return fmt.Sprintf("%d of %d objects are not on each of %d nodes", len(c.Failed), c.Objects, len(c.Nodes))
+	}
 	if c.ResidentObjects < c.Objects {
 		return fmt.Sprintf("%d of %d objects are not resident", c.Objects-c.ResidentObjects, c.Objects)
 	}
@@ -127,6 +130,10 @@ func (a *Activities) certify(ctx context.Context, in VerifyInput) (*api.Certific
 	if err != nil {
 		return nil, nil, err
 	}
+	nodes, err := a.nodesOfPlan(ctx, in.Plan)
+	if err != nil {
+		return nil, nil, err
+	}
 	t := newTally(m)
 	t.want = max(1, in.Copies)
 	if t.only, err = Choose(m, in.Select); err != nil {
@@ -135,6 +142,7 @@ func (a *Activities) certify(ctx context.Context, in VerifyInput) (*api.Certific
 	if err := t.only.Nothing(in.Dataset, m); err != nil {
 		return nil, nil, err
 	}
+	t.nodes.want(nodes)
 	for i := range reports {
 		t.add(asked[i].ID, &reports[i])
 		if silent[i] && parts[i] >= 0 {
@@ -145,6 +153,9 @@ func (a *Activities) certify(ctx context.Context, in VerifyInput) (*api.Certific
 	c.Dataset, c.Generation, c.Manifest, c.Deep = in.Dataset, in.Generation, in.Manifest, in.Deep
 	if in.Copies > 1 {
 		c.Replicas = in.Copies
+	}
+	if len(nodes) > 0 {
+		c.Layout, c.Nodes = "local", nodes
 	}
 	c.UFSRequests, c.UFSBytes, c.Refetched = in.UFSRequests, in.UFSBytes, in.Refetched
 	c.Seconds = time.Since(began).Seconds()
@@ -280,6 +291,13 @@ func (t *tally) certificate() *api.Certificate {
 				Reason: fmt.Sprintf("whole on %d of %d workers", workers, t.want)})
 		}
 	}
+	t.nodes.lacks(t.m, t.only, func(row manifest.Row, node string) {
+		_, known := few[row]
+		if _, gone := lost[row]; !gone && !known {
+			few[row] = 0
+			c.Failed = append(c.Failed, t.lackedBy(row, node))
+		}
+	})
 	slices.SortFunc(c.Failed, func(a, b api.Failure) int { return cmp.Compare(a.Path, b.Path) })
 	for _, u := range t.m.Unmountable() {
 		c.Unmountable = append(c.Unmountable, api.Unmountable{Key: api.EscapePath(u.Key), Reason: u.Reason})
@@ -294,6 +312,15 @@ func (t *tally) certificate() *api.Certificate {
 // blockBytes is how many bytes of its object block b of a shard has.
 func blockBytes(mem manifest.Member, b int) int64 {
 	return min(mem.Bytes-int64(b-int(mem.FirstBlock))*stoker.BlockBytes, stoker.BlockBytes)
+}
+
+// lackedBy is an object that is resident, and not on a node that has to have it.
+func (t *tally) lackedBy(row manifest.Row, node string) api.Failure {
+	f := api.Failure{Path: api.EscapePath(t.m.Path(row)), Kind: stoker.KindTransient.String(), Reason: "not on worker " + node + ", which has to have all"}
+	if r, known := t.reasons[f.Path]; known {
+		f.Kind, f.Reason = r.kind, f.Reason+": "+r.text
+	}
+	return f
 }
 
 func (t *tally) failure(row manifest.Row, wrong bool) api.Failure {

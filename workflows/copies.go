@@ -48,7 +48,7 @@ func (d *dataset) next(ctx workflow.Context) (copies int, selected string) {
 		return rank(a.Priority, a.Deadline) > rank(b.Priority, b.Deadline)
 	}
 	for i := range d.s.Holders {
-		if h := &d.s.Holders[i]; h.Leased && !h.Served && (first == nil || before(h, first)) {
+		if h := &d.s.Holders[i]; h.Leased && !h.Served && !h.local() && (first == nil || before(h, first)) {
 			first = h
 		}
 	}
@@ -60,12 +60,18 @@ func (d *dataset) next(ctx workflow.Context) (copies int, selected string) {
 
 // met reports whether what is loaded is what a holder wants.
 func (d *dataset) met(ctx workflow.Context, h *Holder) bool {
+	if h.local() {
+		return h.Select == d.s.Select && d.onNodes(h)
+	}
 	return !d.byCopies(ctx) || h.copies() <= d.s.Copies && h.Select == d.s.Select
 }
 
 // wanted reports whether a holder wants as much as is loaded: where that cannot be
 // had, nor can what the holder wants.
 func (d *dataset) wanted(ctx workflow.Context, h *Holder) bool {
+	if h.local() || len(d.s.Nodes) > 0 {
+		return h.local() && len(d.s.Nodes) > 0 && h.Select == d.s.Select && d.onNodes(h)
+	}
 	return !d.byCopies(ctx) || h.copies() >= d.s.Copies && h.Select == d.s.Select
 }
 
@@ -76,7 +82,7 @@ func (r *round) judge(ctx workflow.Context) {
 	most := func() (first *Holder) {
 		for i := range d.s.Holders {
 			h := &d.s.Holders[i]
-			if h.Leased && !h.Served && h.Preload && h.Select == d.s.Select && h.copies() > fits && (first == nil || h.copies() > first.copies()) {
+			if h.Leased && !h.Served && h.Preload && !h.local() && h.Select == d.s.Select && h.copies() > fits && (first == nil || h.copies() > first.copies()) {
 				first = h
 			}
 		}

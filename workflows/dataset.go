@@ -39,6 +39,9 @@ type Holder struct {
 	LimitBytes      int64         `json:",omitempty"` // likewise
 	Select          string        `json:",omitempty"` // likewise
 	Refused         bool          `json:",omitempty"` // it did not fit when it was tried last
+	Nodes           []string      `json:",omitempty"` // likewise
+	Auto            bool          `json:",omitempty"` // likewise
+	Spread          bool          `json:",omitempty"` // Auto: its nodes have no room
 }
 
 // wholeVersion guards what an older release does not tell: where one took the
@@ -60,6 +63,7 @@ type DatasetState struct {
 	Parts      int       `json:",omitempty"`
 	Copies     int       `json:",omitempty"` // of each shard, that it brings
 	Select     string    `json:",omitempty"` // of its objects, that it brings; "" = all
+	Nodes      []string  `json:",omitempty"` // workers that it brings all of the data to, sorted; none: shards are spread
 	Why        string    `json:",omitempty"` // Queued: what is missing
 	Holders    []Holder
 	PausedBy   string `json:",omitempty"` // who wants no load now; "" = nobody
@@ -214,6 +218,9 @@ func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, e
 		if h.Whole = v != workflow.DefaultVersion; v >= 2 {
 			h.Deadline = in.Deadline
 		}
+	}
+	if len(in.Nodes) > 0 && workflow.GetVersion(ctx, layoutVersion, workflow.DefaultVersion, 1) != workflow.DefaultVersion {
+		h.Nodes, h.Auto = in.Nodes, in.Auto
 	}
 	d.s.Holders = append(d.s.Holders, h)
 	d.resume()

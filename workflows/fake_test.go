@@ -43,6 +43,7 @@ type world struct {
 
 	parts  int // of each plan
 	plan   func(n int) error
+	unfit  func(in activities.PlanInput) []activities.Unfit
 	space  func(n int, in activities.ReserveInput) error
 	load   func(n int, in activities.PartInput) (activities.PartLoaded, error)
 	mend   func(n int, in activities.MendInput) (activities.Mended, error)
@@ -94,7 +95,14 @@ func newWorld(t testing.TB) *world {
 
 func (w *world) serve() {
 	serve(w, "Plan", func(n int, in activities.PlanInput) (activities.Planned, error) {
-		return activities.Planned{Plan: id(byte(n)), Parts: w.parts, Bytes: 1 << 30}, w.plan(n)
+		p := activities.Planned{Plan: id(byte(n)), Parts: w.parts, Bytes: 1 << 30}
+		if w.unfit != nil {
+			p.Unfit = w.unfit(in)
+		}
+		if len(in.Locals) > 0 && len(in.Locals) == len(p.Unfit) {
+			p.Plan, p.Parts = stoker.ID{}, 0
+		}
+		return p, w.plan(n)
 	})
 	serve(w, "Reserve", func(n int, in activities.ReserveInput) (struct{}, error) { return struct{}{}, w.space(n, in) })
 	serve(w, "LoadPart", func(n int, in activities.PartInput) (activities.PartLoaded, error) { return w.load(n, in) })

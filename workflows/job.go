@@ -54,6 +54,10 @@ type JobInput struct {
 	Priority int `json:",omitempty"`
 	// LimitBytes is what the loads of its datasets may read in a second; see api.LoadWish.
 	LimitBytes int64 `json:",omitempty"`
+	// Nodes are workers that are to have all of the data; none: it is spread. Auto:
+	// spread will do if they have no room.
+	Nodes []string `json:",omitempty"`
+	Auto  bool     `json:",omitempty"`
 }
 
 func (in *JobInput) names() (names []string) {
@@ -257,12 +261,21 @@ func (j *job) join(ctx workflow.Context) {
 				Dataset: d.Name, Generation: d.Generation, Manifest: d.Manifest, Job: in.Job, Owner: in.Owner,
 				Run: j.run(ctx), Preload: in.Preload, Replicas: cmp.Or(in.Replicas, d.Replicas), Grace: in.Grace, Deep: in.Deep, Whole: j.whole, Deadline: in.Deadline,
 				Priority: in.Priority, LimitBytes: in.LimitBytes, Select: d.Select,
+				Nodes: j.nodes(), Auto: in.Auto,
 			}).Get(ctx, nil)
 			if err != nil && ctx.Err() == nil {
 				j.s.Outcomes[i], j.changed = Outcome{State: api.JobFailed, Error: errorBody(err)}, true
 			}
 		})
 	}
+}
+
+// nodes are those that are to have all of the data.
+func (j *job) nodes() []string {
+	if j.spread {
+		return nil
+	}
+	return j.s.Input.Nodes
 }
 
 // leave lets go, whatever became of the job. It goes on until it is done.

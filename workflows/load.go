@@ -39,6 +39,10 @@ func (d *dataset) load(ctx workflow.Context) {
 		switch {
 		case ctx.Err() != nil:
 			d.s.State = api.JobPlanned
+		case err == nil && r.nobody:
+			if r.unfit != nil {
+				d.s.State, d.s.Why = api.JobQueued, r.unfit.Message
+			}
 		case isKind(err, stoker.KindNoSpace):
 			d.refuse(ctx, err)
 		case err != nil:
@@ -73,6 +77,10 @@ func (d *dataset) settle(ctx workflow.Context, jobs []string, o Outcome) {
 // refuse tells those who only preload that it does not fit; the others queue.
 // Who asked for fewer copies, or other objects, is tried next, and at once.
 func (d *dataset) refuse(ctx workflow.Context, err error) {
+	if d.spread(ctx) { // the others are tried without them
+		d.s.State, d.s.Why = api.JobPlanned, ""
+		return
+	}
 	body := errorBody(err)
 	d.s.State, d.s.Why = api.JobQueued, body.Message
 	d.hint(ctx, Outcome{State: api.JobQueued, Error: body}, d.wanted)
@@ -101,20 +109,23 @@ func (d *dataset) refuse(ctx workflow.Context, err error) {
 type round struct {
 	d       *dataset
 	verify  activities.VerifyInput
-	serving []string // whose leases stood before the count began
-	evicted int64    // bytes that went in mid-load, and are counted as lost
+	serving []string       // whose leases stood before the count began
+	evicted int64          // bytes that went in mid-load, and are counted as lost
+	nobody  bool           // it has no plan: the nodes of none of its claims can have the data
+	unfit   *api.ErrorBody // why that of the last one is that does not fit
 }
 
 func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 	d := r.d
 	d.s.State, d.s.Why = api.JobPlanned, ""
 	in := activities.PlanInput{Dataset: d.s.Dataset, Generation: d.s.Generation, Manifest: d.s.Manifest, Round: workflow.Now(ctx).UnixNano()}
-	in.Replicas, in.Select = d.next(ctx)
-	d.s.Select = in.Select
-	d.s.Copies = max(1, in.Replicas)
+	r.begin(ctx, &in)
 	var p activities.Planned
 	if err := workflow.ExecuteActivity(working(ctx, 0, 6), do.Plan, in).Get(ctx, &p); err != nil {
 		return v, err
+	}
+	if r.nobody = !r.planned(ctx, &in, &p); r.nobody {
+		return v, nil
 	}
 	reserve := activities.ReserveInput{Plan: p.Plan} // the holders' leases stand since they joined
 	if err := workflow.ExecuteActivity(working(ctx, 0, 2), do.Reserve, reserve).Get(ctx, nil); err != nil {
@@ -192,7 +203,7 @@ func (r *round) serveNewcomers(ctx workflow.Context, reading workflow.Future) {
 	d := r.d
 	newcomers := func() (jobs []string) {
 		for _, h := range d.s.Holders {
-			if h.Leased && !h.Served && !h.Deep && h.Replicas <= 1 && h.Select == d.s.Select {
+			if h.Leased && !h.Served && !h.Deep && h.Replicas <= 1 && !h.local() && h.Select == d.s.Select {
 				jobs = append(jobs, h.Job)
 			}
 		}

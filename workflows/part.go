@@ -97,7 +97,8 @@ func (l *loader) part(ctx workflow.Context, in activities.PartInput) {
 // lost does what must be done for a part whose worker went away.
 func (l *loader) lost(ctx workflow.Context, in activities.PartInput, p activities.PartLoaded) error {
 	until := returnBy(workflow.Now(ctx), l.in.Window, l.in.Deadline)
-	kept, err := l.mend(ctx, in, false)
+	m, err := l.mend(ctx, in, false)
+	kept := m.Kept
 	if err != nil || kept.IsZero() {
 		l.sum.Refetched.Lost += p.Had // nothing of it is waited for
 		return err
@@ -109,16 +110,20 @@ func (l *loader) lost(ctx workflow.Context, in activities.PartInput, p activitie
 	}
 	if back {
 		if kept != in.Plan { // of that it has kept the promise
-			if err := l.reserve(ctx, kept, in.Plan); err != nil {
+			// Others that have the same shards go on by the plan that they began with.
+			if err := l.reserve(ctx, kept, in.Plan, in.Part); err != nil {
 				return err
 			}
 		}
 		l.part(ctx, activities.PartInput{Plan: kept, Part: in.Part, Had: p.Had, Told: p.Told})
 		return nil
 	}
+	if m.Node != "" { // what was only there others have counted as read past it
+		return stoker.Errorf(stoker.KindTransient, "load", l.in.Plan.Short(), "worker %s has to have all of the data, went away and did not come back: start it", m.Node)
+	}
 	l.sum.Refetched.Lost += p.Had
-	left, err := l.mend(ctx, activities.PartInput{Plan: kept, Part: in.Part}, true)
-	if err == nil && !left.IsZero() {
+	m, err = l.mend(ctx, activities.PartInput{Plan: kept, Part: in.Part}, true)
+	if err == nil && !m.Kept.IsZero() {
 		err = stoker.Errorf(stoker.KindNoSpace, "load", l.in.Plan.Short(), "a worker went away, and the others have no space for its part")
 	}
 	return err
@@ -130,31 +135,31 @@ const waitVersion = "mend-waits"
 
 // mend moves shards of a part to other workers and starts their loads. It
 // returns the plan of those that did not move.
-func (l *loader) mend(ctx workflow.Context, in activities.PartInput, all bool) (kept stoker.ID, err error) {
+func (l *loader) mend(ctx workflow.Context, in activities.PartInput, all bool) (m activities.Mended, err error) {
 	if l.mends++; l.mends > maxMends {
-		return kept, stoker.Errorf(stoker.KindTransient, "load", l.in.Plan.Short(), "workers go away again and again")
+		return m, stoker.Errorf(stoker.KindTransient, "load", l.in.Plan.Short(), "workers go away again and again")
 	}
-	var m activities.Mended
 	err = workflow.ExecuteActivity(working(ctx, 0, 6), do.Mend, activities.MendInput{
 		Plan: in.Plan, Part: in.Part, All: all, Round: workflow.Now(ctx).UnixNano(),
 	}).Get(ctx, &m)
 	if err != nil || len(m.Parts) == 0 {
-		return m.Kept, err
+		return m, err
 	}
 	err = l.reserve(ctx, m.Moved, stoker.ID{})
 	if isKind(err, stoker.KindNoSpace) && workflow.GetVersion(ctx, waitVersion, workflow.DefaultVersion, 1) != workflow.DefaultVersion {
-		return in.Plan, nil // none of it moves
+		m.Kept = in.Plan // none of it moves
+		return m, nil
 	}
 	if err != nil {
-		return m.Kept, err
+		return m, err
 	}
 	for _, part := range m.Parts {
 		l.start(ctx, activities.PartInput{Plan: m.Moved, Part: part})
 	}
-	return m.Kept, nil
+	return m, nil
 }
 
-func (l *loader) reserve(ctx workflow.Context, plan, replaces stoker.ID) error {
+func (l *loader) reserve(ctx workflow.Context, plan, replaces stoker.ID, parts ...int) error {
 	l.mended = append(l.mended, plan)
-	return workflow.ExecuteActivity(working(ctx, 0, 3), do.Reserve, activities.ReserveInput{Plan: plan, Replaces: replaces}).Get(ctx, nil)
+	return workflow.ExecuteActivity(working(ctx, 0, 3), do.Reserve, activities.ReserveInput{Plan: plan, Replaces: replaces, Parts: parts}).Get(ctx, nil)
 }

@@ -59,12 +59,12 @@ func TestLostWorker(t *testing.T) {
 		"it comes back for what it had begun": {
 			first: activities.Mended{Moved: moved, Parts: []int{2}, Kept: kept}, back: true,
 			loads:    []activities.PartInput{{Plan: moved, Part: 2}, {Plan: kept, Part: 1, Had: 70}},
-			reserves: []activities.ReserveInput{{Plan: moved}, {Plan: kept, Replaces: id(1)}},
+			reserves: []activities.ReserveInput{{Plan: moved}, {Plan: kept, Replaces: id(1), Parts: []int{1}}},
 		},
 		"it comes back, and all waited": {
 			first: activities.Mended{Kept: kept}, back: true,
 			loads:    []activities.PartInput{{Plan: kept, Part: 1, Had: 70}},
-			reserves: []activities.ReserveInput{{Plan: kept, Replaces: id(1)}},
+			reserves: []activities.ReserveInput{{Plan: kept, Replaces: id(1), Parts: []int{1}}},
 		},
 		"it stays away: the rest moves then": {
 			first: activities.Mended{Kept: kept}, second: activities.Mended{Moved: last, Parts: []int{0}},
@@ -72,6 +72,7 @@ func TestLostWorker(t *testing.T) {
 			reserves: []activities.ReserveInput{{Plan: last}},
 			lost:     70,
 		},
+		"a node stays away: nobody takes over for it": {first: activities.Mended{Kept: kept, Node: "w1"}, kind: "transient"},
 		"it stays away, and nobody has space": {
 			first: activities.Mended{Kept: kept}, second: activities.Mended{Kept: id(61)},
 			kind: "nospace", lost: 70,

@@ -24,6 +24,7 @@ type turns struct {
 	whole   bool
 	try     int
 	joining int
+	spread  bool // its nodes have no room for all of its datasets
 	granted map[stoker.ID]bool
 	refused *api.ErrorBody // by one of them
 }
@@ -62,6 +63,7 @@ func (j *job) takeTurns(ctx workflow.Context) {
 			j.never(a)
 			return
 		case a.State == activities.AdmitNow:
+			j.spread = a.Spread
 			j.join(ctx)
 			if j.settles(ctx) {
 				if j.s.Queued {
@@ -86,7 +88,8 @@ func (j *job) takeTurns(ctx workflow.Context) {
 
 func (j *job) waiting(ctx workflow.Context) activities.WaitingClaim {
 	in := &j.s.Input
-	w := activities.WaitingClaim{Job: in.Job, Owner: in.Owner, Run: runOf(ctx), Replicas: in.Replicas, Priority: in.Priority, Deadline: in.Deadline, Submitted: in.Submitted}
+	w := activities.WaitingClaim{Job: in.Job, Owner: in.Owner, Run: runOf(ctx), Replicas: in.Replicas, Priority: in.Priority, Deadline: in.Deadline, Submitted: in.Submitted,
+		Nodes: in.Nodes, Auto: in.Auto}
 	for _, d := range in.Datasets {
 		if in.Replicas == 0 {
 			w.Replicas = max(w.Replicas, d.Replicas)

@@ -26,6 +26,7 @@ type Worker struct {
 	UsedBytes     int64              `json:"usedBytes"`
 	ReservedBytes int64              `json:"reservedBytes"`
 	Draining      bool               `json:"draining,omitempty"` // takes nothing new
+	Node          string             `json:"node,omitempty"`     // its node, as its scheduler calls it; "" = of an earlier release
 }
 
 // Holder is a live incarnation that has a shard.

@@ -26,7 +26,7 @@ func (s *submission) checkFlags(cmd *cobra.Command, deadline time.Duration) erro
 		want        []string
 	}{
 		{"on-miss", s.req.OnMiss, []string{"start", "wait", "fail"}},
-		{"layout", s.req.Layout, []string{"auto", "spread"}},
+		{"layout", s.req.Layout, layouts},
 		{"view", s.view, viewKinds()},
 	} {
 		if !slices.Contains(f.want, f.value) {

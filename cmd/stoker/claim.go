@@ -56,9 +56,12 @@ found as it is and lives for --ttl from then on. Schedulers use job ids again:
 the claim of a later --submitted replaces that of an earlier one. After its
 release a claim may be made anew; the data stays for the --grace of the
 controller or of the claim unless its space is needed.
+` + layoutHelp + `
+Name the --nodes once the scheduler has chosen them.
 
 Exit code 75 says that nobody answers now: run it again.` + selectionWords,
 		Example: `  stoker claim --job-id "$SLURM_JOB_ID" --submitted "$SUBMIT_TIME" --dataset imagenet
+  stoker claim --job-id 18 --dataset imagenet --layout local --nodes n1,n2
   stoker claim --job-id 17 --dataset imagenet --dataset labels@3 --on-miss fail --deadline 30m --ttl 48h`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -81,7 +84,8 @@ Exit code 75 says that nobody answers now: run it again.` + selectionWords,
 	fs.DurationVar(&f.deadline, "deadline", 0, "from submission on, such as 90s or 10m (default none)")
 	fs.IntVar(&req.Priority, "priority", 0, priorityWords)
 	fs.BoolVar(&req.Sync, "sync", false, "list the datasets again first")
-	fs.StringVar(&req.Layout, "layout", "auto", "auto or spread")
+	fs.StringVar(&req.Layout, "layout", "auto", "auto, local or spread")
+	fs.StringSliceVar(&req.Nodes, "nodes", nil, nodesWords)
 	verifyFlag(cmd, &req.Verify)
 	fs.DurationVar(&f.ttl, "ttl", 24*time.Hour, "how long it lives if it is neither repeated nor released")
 	fs.DurationVar(&f.grace, "grace", 0, "how long after its release the data is evicted only after what nobody wanted (default the controller's)")
@@ -109,8 +113,6 @@ func (f *claimFlags) read(cmd *cobra.Command, req *api.ClaimRequest) error {
 		return usagef(cmd, "--dataset is needed")
 	case !slices.Contains([]string{"start", "wait", "fail"}, req.OnMiss):
 		return usagef(cmd, "--on-miss %q: want start or wait or fail", req.OnMiss)
-	case !slices.Contains([]string{"auto", "spread"}, req.Layout):
-		return usagef(cmd, "--layout %q: want auto or spread", req.Layout)
 	case f.deadline < 0:
 		return usagef(cmd, "--deadline %v: want 0 or more", f.deadline)
 	case f.ttl < minTTL || f.ttl > maxTTL:
@@ -119,6 +121,9 @@ func (f *claimFlags) read(cmd *cobra.Command, req *api.ClaimRequest) error {
 		return usagef(cmd, "--grace %v: want 0 to %v", f.grace, maxGrace)
 	}
 	if err := checkJobID(req.Job); err != nil {
+		return err
+	}
+	if err := checkLayout(cmd, req, false); err != nil {
 		return err
 	}
 	if err := checkVerify(cmd, req.Verify); err != nil {

@@ -81,7 +81,7 @@ func TestClaimUsage(t *testing.T) {
 		{"--job-id", "17", "--dataset", "data", "--on-miss", "panic"}, {"--job-id", "17", "--dataset", "data", "--ttl", "0s"},
 		{"--job-id", "17", "--dataset", "data", "--ttl", "1000h"}, {"--job-id", "17", "--dataset", "data", "--deadline", "-1s"},
 		{"--job-id", "17", "--dataset", "data", "--submitted", "yesterday"}, {"--job-id", "17", "--dataset", "data", "--submitted", "0"},
-		{"--job-id", "17", "--dataset", "data", "--grace", "25h"}, {"--job-id", "17", "--dataset", "data", "--layout", "local"},
+		{"--job-id", "17", "--dataset", "data", "--grace", "25h"}, {"--job-id", "17", "--dataset", "data", "--layout", "local"}, {"--job-id", "17", "--dataset", "data", "--nodes", "n1", "--layout", "spread"}, {"--job-id", "17", "--dataset", "data", "--nodes", "n1,,n2"}, {"--job-id", "17", "--dataset", "data", "--layout", "near"},
 		{"17", "--job-id", "17", "--dataset", "data"},
 	} {
 		g := newRig(t, routes{}, nil)

@@ -34,10 +34,11 @@ func (a *app) completions(root *cobra.Command) {
 	}
 	a.flagWords(root, "", "output", "table", "json", "yaml")
 	a.flagWords(root, "submit", "on-miss", "start", "wait", "fail")
-	a.flagWords(root, "submit", "layout", "auto", "spread")
+	a.flagWords(root, "submit", "layout", layouts...)
 	a.flagWords(root, "submit", "view", viewKinds()...)
 	a.flagWords(root, "claim", "on-miss", "start", "wait", "fail")
-	a.flagWords(root, "claim", "layout", "auto", "spread")
+	a.flagWords(root, "claim", "layout", layouts...)
+	a.flagWords(root, "preload", "layout", layouts...)
 	a.flagWords(root, "mount", "view", viewKinds()...)
 	for _, path := range []string{"dataset add", "dataset set"} {
 		a.flagWords(root, path, "evict", evictModes...)

@@ -66,7 +66,9 @@ func (g *rig) serve(what string, rs routes) string {
 		return path
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/version", func(w http.ResponseWriter, _ *http.Request) { api.WriteJSON(w, 200, api.VersionInfo{Role: what}) })
+	mux.HandleFunc("GET /v1/version", func(w http.ResponseWriter, _ *http.Request) {
+		api.WriteJSON(w, 200, api.VersionInfo{Role: what, ID: "id of the " + what})
+	})
 	for pattern, h := range rs {
 		mux.HandleFunc(pattern, h)
 	}

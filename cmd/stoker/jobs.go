@@ -155,13 +155,12 @@ the store for the rest.`,
 const maxReplicas = 16
 
 func (a *app) preloadCommand() *cobra.Command {
-	var wait, sync bool
+	var wait bool
 	var steer steering
 	var sel api.Selection
-	var replicas, priority int
+	req := api.ClaimRequest{Job: stoker.NewToken()[:12], Preload: true}
 	var limit bandwidth
 	var deadline time.Duration
-	var verify string
 	cmd := &cobra.Command{
 		Use:   "preload DATASET[@GEN]|URI",
 		Short: "bring a dataset onto the workers, and leave it there evictable",
@@ -179,12 +178,15 @@ set no limit or a higher one. Of loads at one store the one with the highest
 --priority is served first, then that with the earliest --deadline, which also
 bounds how long a lost worker is waited for. 'stoker change JOB' changes all three
 while it runs.` + selectionWords + `
-The certificate counts those, and names the selection.`,
+The certificate counts those, and names the selection.
+` + layoutHelp + `
+Of a preload without --nodes, auto is spread, and local is on all workers.`,
 		Example: `  stoker preload imagenet --wait
   stoker preload imagenet --wait -o json | jq .residentBytes
   stoker preload imagenet --replicas 2 --verify deep
   stoker preload imagenet --path train --exclude '*.tmp' --wait
   stoker preload imagenet --bandwidth 200MiB/s --priority -10
+  stoker preload imagenet --layout local --nodes n1,n2 --wait
   stoker preload imagenet --pause`,
 		Args: oneArg("a dataset's name, or a URI"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -199,17 +201,19 @@ The certificate counts those, and names the selection.`,
 			if action != "" {
 				return a.steer(cmd.Context(), ref, action)
 			}
-			if replicas < 1 && cmd.Flags().Changed("replicas") || replicas > maxReplicas {
-				return usagef(cmd, "--replicas %d: want 1 to %d", replicas, maxReplicas)
+			if req.Replicas < 1 && cmd.Flags().Changed("replicas") || req.Replicas > maxReplicas {
+				return usagef(cmd, "--replicas %d: want 1 to %d", req.Replicas, maxReplicas)
 			}
-			if err := checkVerify(cmd, verify); err != nil {
+			if err := checkLayout(cmd, &req, true); err != nil {
 				return err
 			}
-			if err := checkPriority(cmd, priority); err != nil {
+			if err := checkVerify(cmd, req.Verify); err != nil {
 				return err
 			}
-			req := api.ClaimRequest{Job: stoker.NewToken()[:12], Datasets: []api.DatasetRef{ref}, Preload: true, Replicas: replicas, Sync: sync, Verify: verify,
-				Priority: priority, LimitBytesPerSecond: int64(limit)}
+			if err := checkPriority(cmd, req.Priority); err != nil {
+				return err
+			}
+			req.Datasets, req.LimitBytesPerSecond = []api.DatasetRef{ref}, int64(limit)
 			if req.Selection, err = selected(cmd, &sel); err != nil {
 				return err
 			}
@@ -221,16 +225,18 @@ The certificate counts those, and names the selection.`,
 		},
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait for the certificate and print it")
-	cmd.Flags().BoolVar(&sync, "sync", false, "list the dataset again first")
+	cmd.Flags().BoolVar(&req.Sync, "sync", false, "list the dataset again first")
 	cmd.Flags().BoolVar(&steer.pause, "pause", false, "stop a running load for now")
 	cmd.Flags().BoolVar(&steer.resume, "resume", false, "go on with a paused load")
 	cmd.Flags().BoolVar(&steer.stop, "stop", false, "drop your preloads of the dataset")
 	selectionFlags(cmd, &sel)
-	cmd.Flags().IntVar(&priority, "priority", 0, "among loads at one store the highest is served first; -1000 to 1000")
+	cmd.Flags().IntVar(&req.Priority, "priority", 0, "among loads at one store the highest is served first; -1000 to 1000")
 	cmd.Flags().DurationVar(&deadline, "deadline", 0, "by when it is wanted, from now on, such as 10m (default none)")
 	cmd.Flags().Var(&limit, "bandwidth", bandwidthWords)
-	cmd.Flags().IntVar(&replicas, "replicas", 0, "workers that hold each shard (default: as 'dataset set --replicas' says, else 1)")
-	verifyFlag(cmd, &verify)
+	cmd.Flags().IntVar(&req.Replicas, "replicas", 0, "workers that hold each shard (default: as 'dataset set --replicas' says, else 1)")
+	cmd.Flags().StringVar(&req.Layout, "layout", "auto", "auto, local (all of it on each of --nodes) or spread")
+	cmd.Flags().StringSliceVar(&req.Nodes, "nodes", nil, nodesWords+" (default all workers)")
+	verifyFlag(cmd, &req.Verify)
 	return cmd
 }
 

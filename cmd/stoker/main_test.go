@@ -96,7 +96,7 @@ func TestUsage(t *testing.T) {
 		"dataset show", "mount", "mount a", "mount a b c", "umount", "umount a b", "mount a . --view x", "mount a . --umask 9", "mount a . --umask 1777", "mount a . --uid -1",
 		"mount a . --gid 4294967295", "submit", "submit -- true", "submit --dataset a", "submit --dataset a --", "submit --dataset a true", "submit --dataset a x -- true",
 		"submit --dataset a --deadline soon -- true", "submit --dataset a --job-id -x -- true", "submit --dataset a --job-id a/b -- true", "submit --dataset a --dataset a@2 -- true",
-		"submit --dataset s3://b/x --dataset x -- true", "submit --dataset a=rel -- true", "submit --dataset A -- true", "submit --dataset a --on-miss later -- true", "submit --dataset a --layout local -- true", "submit --dataset a --view fast -- true",
+		"submit --dataset s3://b/x --dataset x -- true", "submit --dataset a=rel -- true", "submit --dataset A -- true", "submit --dataset a --on-miss later -- true", "submit --dataset a --layout near -- true", "submit --dataset a --view fast -- true",
 		"submit --dataset a --deadline -1s -- true", "submit --dataset a --priority 1001 -- true", "claim --job-id 1 --dataset a --priority -1001", "preload a --replicas 17", "preload Data", "dataset add Data s3://b", "dataset show a/b", "workers drain", "dataset show a --changes=x", "dataset show a --changes=0", "dataset show a --changes=1..", "dataset show a@2 --changes=1..3", "dataset show a --changes 1",
 		"status --watch --interval 0s", "status --interval 0s", "--token-file /none jobs", "--controller ftp://x jobs", "--controller x jobs", "--socket rel umount .",
 	} {

@@ -154,6 +154,9 @@ func (a *app) printCertificate(c *api.Certificate) error {
 		row(w, "dataset", refName(api.DatasetRef{Name: c.Dataset, Generation: c.Generation}))
 		row(w, "manifest", c.Manifest)
 		row(w, "state", c.State)
+		if c.Layout != "" {
+			row(w, "layout", c.Layout+" on "+nodeList(c.Nodes))
+		}
 		if c.Selection != nil {
 			row(w, "selection", selectionLine(c.Selection))
 		}
@@ -187,6 +190,9 @@ func checksums(c *api.Certificate) string {
 
 func workerHas(x api.CertificateWorker) string {
 	line := fmt.Sprintf("%s: %s in %d blocks of %d shards", live.ShortID(x.Worker), api.HumanBytes(x.Bytes), x.Blocks, x.Shards)
+	if x.Whole {
+		line += ", all of it"
+	}
 	if x.WrongBlocks > 0 {
 		line += fmt.Sprintf(", %d wrong", x.WrongBlocks)
 	}

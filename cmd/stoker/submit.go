@@ -56,7 +56,8 @@ Of several datasets the job gets all or none: while they do not all fit it waits
 in the queue of the cluster, and holds nothing. 'stoker jobs' shows its place,
 'stoker status JOB' what it waits for. What can never fit is refused at once
 (exit code 8).` + selectionWords + `
-All of a dataset is mounted: what was not taken is read from the store.`,
+All of a dataset is mounted: what was not taken is read from the store.
+` + layoutHelp + ` The job's node is this one.`,
 		Example: `  stoker submit --dataset imagenet -- python train.py
   stoker submit --dataset imagenet=/data --dataset labels@3 --deadline 10m --on-miss fail -- ./train.sh
   stoker submit --dataset s3://bucket/prefix -- sh -c 'ls "$STOKER_MOUNT"'`,
@@ -112,7 +113,7 @@ All of a dataset is mounted: what was not taken is read from the store.`,
 	f.IntVar(&s.req.Priority, "priority", 0, priorityWords)
 	f.DurationVar(&grace, "grace", 0, "how long after its end the data is evicted only after what nobody wanted (default the controller's)")
 	f.BoolVar(&s.req.Sync, "sync", false, "list the datasets again first")
-	f.StringVar(&s.req.Layout, "layout", "auto", "auto or spread")
+	f.StringVar(&s.req.Layout, "layout", "auto", "auto, local (all of it on this node) or spread")
 	verifyFlag(cmd, &s.req.Verify)
 	f.StringVar(&s.req.Job, "job-id", "", "id of the job (default a generated one)")
 	f.StringVar(&s.view, "view", "auto", viewWords)
@@ -133,8 +134,12 @@ func (s *submission) run(ctx context.Context) error {
 	if s.n, err = s.a.node(); err != nil {
 		return err
 	}
-	if _, err := s.n.Version(ctx); err != nil {
+	here, err := s.n.Version(ctx)
+	if err != nil {
 		return err // nothing could be mounted here: say so before anything is claimed
+	}
+	if s.req.Layout != "spread" {
+		s.req.Nodes = []string{here.ID}
 	}
 	s.a.console.Line("job %s", s.req.Job)
 	st, err := s.a.claim(ctx, s.c, s.req)

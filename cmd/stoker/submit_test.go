@@ -85,6 +85,19 @@ func TestSubmitRunsTheCommand(t *testing.T) {
 	g.tidy("my.job")
 }
 
+// A job's node is the one that it runs on, unless its data is to be spread.
+func TestSubmitNamesItsNode(t *testing.T) {
+	for _, layout := range []string{"auto", "local", "spread"} {
+		g := submitRig(t, job(api.JobReady))
+		g.want(0, "submit", "--dataset", "data", "--layout", layout, "--", "true")
+		var claim api.ClaimRequest
+		g.body("controller POST /v1/jobs", 0, &claim)
+		if here := slices.Equal(claim.Nodes, []string{"id of the node"}); here != (layout != "spread") || claim.Layout != layout {
+			t.Errorf("--layout %s: %q on %v", layout, claim.Layout, claim.Nodes)
+		}
+	}
+}
+
 // Without a deadline none is sent; 0 is one.
 func TestSubmitDeadline(t *testing.T) {
 	for arg, want := range map[string]float64{"": -1, "0": 0, "0s": 0, "1h": 3600} {

@@ -53,7 +53,7 @@ func jobTable(jobs []api.JobLine, wide bool) *live.Table {
 func workerTable(workers []api.WorkerInfo, wide bool) *live.Table {
 	columns := []live.Column{left("WORKER"), left("STATE"), number("USED"), number("RESERVED"), number("CAPACITY"), number("%"), cut("ADDRESS")}
 	if wide {
-		columns = append(columns, number("PID"), number("UFS"), number("PEERS"), left("SOCKET"))
+		columns = append(columns, number("PID"), number("UFS"), number("PEERS"), left("SOCKET"), left("NODE"))
 	}
 	t := table(columns...)
 	for _, w := range workers {
@@ -70,7 +70,7 @@ func workerTable(workers []api.WorkerInfo, wide bool) *live.Table {
 			full = percentOf(w.UsedBytes, w.CapacityBytes)
 		}
 		t.Row(id, live.State(w.State), api.HumanBytes(w.UsedBytes), api.HumanBytes(w.ReservedBytes), api.HumanBytes(w.CapacityBytes),
-			full, address, w.PID, ufs, peers, w.Socket)
+			full, address, w.PID, ufs, peers, w.Socket, w.Node)
 	}
 	return t
 }

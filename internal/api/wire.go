@@ -65,6 +65,10 @@ type Certificate struct {
 	Refetched       Refetched `json:"refetched"`
 	// Selection is what is counted; absent = all objects.
 	Selection *Selection `json:"selection,omitempty"`
+	// Layout is local if each worker of Nodes has every byte, or was to have it;
+	// absent = spread.
+	Layout string   `json:"layout,omitempty"`
+	Nodes  []string `json:"nodes,omitempty"` // ids of workers, sorted
 	// Replicas: so many workers have each shard whole; absent = it was asked for one.
 	Replicas    int           `json:"replicas,omitempty"`
 	Seconds     float64       `json:"seconds"`
@@ -93,7 +97,8 @@ type CertificateWorker struct {
 	Worker      string `json:"worker"`
 	Shards      int    `json:"shards"` // of which it has at least a block
 	Blocks      int64  `json:"blocks"`
-	Bytes       int64  `json:"bytes"` // of objects
+	Bytes       int64  `json:"bytes"`           // of objects
+	Whole       bool   `json:"whole,omitempty"` // it has every byte
 	WrongBlocks int    `json:"wrongBlocks,omitempty"`
 }
 
@@ -130,7 +135,8 @@ type ClaimRequest struct {
 	Datasets        []DatasetRef `json:"datasets"`
 	OnMiss          string       `json:"onMiss,omitempty"`          // start|wait|fail; "" = start
 	DeadlineSeconds *float64     `json:"deadlineSeconds,omitempty"` // from submission; nil = none
-	Layout          string       `json:"layout,omitempty"`          // auto|local|spread
+	Layout          string       `json:"layout,omitempty"`          // auto|local|spread; "" = spread
+	Nodes           []string     `json:"nodes,omitempty"`           // of the job, for local and auto: ids of workers, or their nodes' names
 	Replicas        int          `json:"replicas,omitempty"`        // 0 = as the dataset says, else 1
 	Priority        int          `json:"priority,omitempty"`        // -1000 to 1000: the highest gets space first
 	Sync            bool         `json:"sync,omitempty"`            // new generation first
@@ -236,6 +242,8 @@ type JobStatus struct {
 	ETASeconds    float64      `json:"etaSeconds"` // -1 = unknown
 	BytesPerSec   float64      `json:"bytesPerSecond"`
 	Submitted     time.Time    `json:"submitted"`
+	Layout        string       `json:"layout,omitempty"`      // local or auto, as it was asked for; absent = spread
+	Nodes         []string     `json:"nodes,omitempty"`       // of it: ids of workers
 	WaitingSince  time.Time    `json:"waitingSince,omitzero"` // since then the UFS does not answer a load that runs for it
 	// Check is how far a deep verification is that the job waits for: all is
 	// resident then.
@@ -299,6 +307,7 @@ type CertificateLine struct {
 // WorkerInfo is one element of `stoker workers -o json`.
 type WorkerInfo struct {
 	ID            string             `json:"id"`
+	Node          string             `json:"node,omitempty"` // its node, as its scheduler calls it
 	Incarnation   stoker.Incarnation `json:"incarnation"`
 	Address       string             `json:"address"` // base URL of its TCP API
 	Socket        string             `json:"socket"`  // path of its Unix socket
@@ -772,4 +781,5 @@ type ReadCounters struct {
 	UFSBytes    int64 `json:"ufsBytes"`
 	UFSRequests int64 `json:"ufsRequests"`
 	FUSEReads   int64 `json:"fuseReads"`
+	ServedBytes int64 `json:"servedBytes,omitempty"` // to other workers
 }

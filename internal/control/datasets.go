@@ -361,7 +361,7 @@ func (c *Controller) tellChecks(ctx context.Context, id stoker.ID, stream *api.S
 			case <-tick.C:
 			}
 			var st api.LoadStatus
-			if c.loads.status(ctx, id, 1, 0, &st) && st.Check != nil && ctx.Err() == nil {
+			if c.loads.status(ctx, id, nil, 1, 0, &st) && st.Check != nil && ctx.Err() == nil {
 				_ = stream.Send(api.Event{Check: st.Check}) // whoever has gone ends the request
 			}
 		}

@@ -44,8 +44,6 @@ func checkClaim(req *api.ClaimRequest) error {
 		return bad("claims %d datasets: want 1 to %d", len(req.Datasets), maxDatasets)
 	case !slices.Contains([]string{workflows.OnMissStart, workflows.OnMissWait, workflows.OnMissFail}, req.OnMiss):
 		return bad("on a miss %q: want start, wait or fail", req.OnMiss)
-	case req.Layout != "" && req.Layout != "auto" && req.Layout != "spread":
-		return bad("layout %q: want auto or spread", req.Layout)
 	case req.Replicas < 0 || req.Replicas > maxReplicas:
 		return bad("%d replicas: want 1 to %d", req.Replicas, maxReplicas)
 	case req.Priority < -maxPriority || req.Priority > maxPriority:
@@ -56,6 +54,9 @@ func checkClaim(req *api.ClaimRequest) error {
 		return bad("verify %q: want deep, or nothing", req.Verify)
 	case req.DeadlineSeconds != nil && (*req.DeadlineSeconds < 0 || math.IsNaN(*req.DeadlineSeconds) || *req.DeadlineSeconds > 1e9):
 		return bad("a deadline of %v seconds", *req.DeadlineSeconds)
+	}
+	if err := checkLayout(req); err != nil {
+		return err
 	}
 	return checkTimes(req)
 }
@@ -121,6 +122,9 @@ func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted
 		TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Grace: c.grace(req), Deep: req.Verify == api.VerifyDeep, Priority: req.Priority, LimitBytes: req.LimitBytesPerSecond}
 	if req.DeadlineSeconds != nil {
 		in.Deadline = submitted.Add(time.Duration(*req.DeadlineSeconds * float64(time.Second)))
+	}
+	if err := c.layout(ctx, req, &in); err != nil {
+		return nil, err
 	}
 	for _, ref := range req.Datasets {
 		d, err := c.resolve(ctx, ref, req.Sync, stream)
@@ -275,6 +279,11 @@ const (
 func (c *Controller) jobStatus(ctx context.Context, s workflows.JobState, how detail) (*api.JobStatus, error) {
 	in := s.Input
 	st := &api.JobStatus{Job: in.Job, State: s.State, Owner: in.Owner, Datasets: []api.JobDataset{}, Submitted: in.Submitted, Error: s.Error, ETASeconds: unknownETA, Priority: in.Priority}
+	if len(in.Nodes) > 0 {
+		if st.Layout, st.Nodes = layoutLocal, in.Nodes; in.Auto {
+			st.Layout = layoutAuto
+		}
+	}
 	if lifetime(st, &s); s.State == api.JobPlanned {
 		st.Deadline = in.Deadline
 	}
@@ -369,7 +378,7 @@ func (c *Controller) loadStatus(ctx context.Context, d workflows.DatasetState, b
 	st := &api.LoadStatus{State: d.State, Bytes: bytes, ETASeconds: unknownETA, PausedBy: d.PausedBy, Workers: []api.LoadWorker{},
 		LimitBytesPerSecond: d.Wish().LimitBytesPerSecond}
 	copies := int64(max(1, d.Copies))
-	if d.State != api.JobWarming || !c.loads.status(ctx, d.Manifest, copies, bytes, st) || !objects {
+	if d.State != api.JobWarming || !c.loads.status(ctx, d.Manifest, d.Nodes, copies, bytes, st) || !objects {
 		return st
 	}
 	all, empty, err := c.objects(ctx, d.Manifest)

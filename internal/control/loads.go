@@ -50,9 +50,12 @@ type workerHolding struct {
 	api.ManifestHolding
 }
 
-func (s *sample) bytes() (sum int64) {
+// bytes is what some workers have together; nil: all.
+func (s *sample) bytes(of []string) (sum int64) {
 	for _, h := range s.held {
-		sum += h.Bytes
+		if of == nil || slices.Contains(of, h.worker) {
+			sum += h.Bytes
+		}
 	}
 	return sum
 }
@@ -91,8 +94,9 @@ func (l *loads) progress(ctx context.Context, id stoker.ID) (first, last sample,
 	return p.samples[0], p.samples[len(p.samples)-1], true
 }
 
-// status makes what users see of a load. copies is how often each byte is wanted.
-func (l *loads) status(ctx context.Context, id stoker.ID, copies, bytes int64, st *api.LoadStatus) bool {
+// status makes what users see of a load. copies is how often each byte is wanted,
+// nodes are the workers that have to have all of them; nil: whichever.
+func (l *loads) status(ctx context.Context, id stoker.ID, nodes []string, copies, bytes int64, st *api.LoadStatus) bool {
 	first, last, ok := l.progress(ctx, id)
 	if !ok {
 		return false
@@ -112,7 +116,9 @@ func (l *loads) status(ctx context.Context, id stoker.ID, copies, bytes int64, s
 		}
 		w := loadWorker(h)
 		w.BytesPerSec = rate(before, h.Bytes)
-		objects += h.Objects
+		if nodes == nil || slices.Contains(nodes, h.worker) {
+			objects += h.Objects
+		}
 		st.Workers = append(st.Workers, w)
 		st.FailedObjects += w.FailedObjects
 		if t := h.WaitingSince; !t.IsZero() && (st.WaitingSince.IsZero() || t.Before(st.WaitingSince)) {
@@ -125,8 +131,8 @@ func (l *loads) status(ctx context.Context, id stoker.ID, copies, bytes int64, s
 			st.Check.Bytes, st.Check.TotalBytes = st.Check.Bytes+c.Bytes, st.Check.TotalBytes+c.TotalBytes
 		}
 	}
-	st.Bytes, st.ResidentBytes = bytes, min(bytes, last.bytes()/copies)
-	st.BytesPerSec = rate(first.bytes(), last.bytes()) / float64(copies)
+	st.Bytes, st.ResidentBytes = bytes, min(bytes, last.bytes(nodes)/copies)
+	st.BytesPerSec = rate(first.bytes(nodes), last.bytes(nodes)) / float64(copies)
 	st.ResidentObjects = objects / copies
 	if st.ETASeconds = unknownETA; st.BytesPerSec > 0 {
 		st.ETASeconds = float64(st.Bytes-st.ResidentBytes) / st.BytesPerSec

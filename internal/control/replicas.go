@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"net/http"
+	"slices"
 	"time"
 
 	"stoker.dev"
@@ -66,7 +67,7 @@ func (c *Controller) dropSurplus(ctx context.Context, d *manifest.Dataset) error
 		return err
 	}
 	for _, g := range d.Generations {
-		if residentBytes(ws, g.Manifest) == 0 {
+		if residentBytes(ws, g.Manifest) == 0 || heldOnNodes(sets, g.Manifest) {
 			continue
 		}
 		in := workflows.RepairInput{Dataset: d.Name, Generation: g.Number, Manifest: g.Manifest, Replicas: max(1, wanted[g.Manifest].replicas), Spare: !held(ws, g.Manifest), Surplus: true}
@@ -75,6 +76,14 @@ func (c *Controller) dropSurplus(ctx context.Context, d *manifest.Dataset) error
 		}
 	}
 	return nil
+}
+
+// heldOnNodes reports whether somebody who holds a manifest has all of it on certain
+// workers: however many copies that makes, none is one too many.
+func heldOnNodes(sets []workflows.DatasetState, id stoker.ID) bool {
+	return slices.ContainsFunc(sets, func(s workflows.DatasetState) bool {
+		return s.Manifest == id && slices.ContainsFunc(s.Holders, func(h workflows.Holder) bool { return len(h.Nodes) > 0 && !h.Spread })
+	})
 }
 
 // repairNow begins a repair, after the one that runs.

@@ -32,7 +32,7 @@ func (c *Controller) workers(ctx context.Context) ([]worker, error) {
 	}
 	err = c.acts.EachWorker(ctx, addresses, func(ctx context.Context, i int, wc *api.WorkerClient) error {
 		w := live[i]
-		out[i].info = api.WorkerInfo{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address, Socket: w.Socket, PID: w.PID,
+		out[i].info = api.WorkerInfo{ID: w.ID, Node: w.Node, Incarnation: w.Incarnation, Address: w.Address, Socket: w.Socket, PID: w.PID,
 			State: api.WorkerLive, CapacityBytes: w.CapacityBytes, UsedBytes: w.UsedBytes, ReservedBytes: w.ReservedBytes}
 		ctx, cancel := context.WithTimeout(ctx, askWorker)
 		defer cancel()
@@ -51,7 +51,7 @@ func (c *Controller) workers(ctx context.Context) ([]worker, error) {
 		return nil, err
 	}
 	for _, w := range lost {
-		out = append(out, worker{info: api.WorkerInfo{ID: w.ID, Incarnation: w.Incarnation, Address: w.Address, Socket: w.Socket, PID: w.PID,
+		out = append(out, worker{info: api.WorkerInfo{ID: w.ID, Node: w.Node, Incarnation: w.Incarnation, Address: w.Address, Socket: w.Socket, PID: w.PID,
 			State: api.WorkerLost, CapacityBytes: w.CapacityBytes, UsedBytes: w.UsedBytes, ReservedBytes: w.ReservedBytes}})
 	}
 	slices.SortFunc(out, func(a, b worker) int { return strings.Compare(a.info.ID, b.info.ID) })

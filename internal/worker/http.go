@@ -93,7 +93,7 @@ func (w *Worker) status(rw http.ResponseWriter, r *http.Request) error {
 		WorkerInfo: info, Mounts: mounts, Leases: w.cache.Leases(), Manifests: held,
 		Reads: api.ReadCounters{
 			LocalBytes: c.LocalBytes.Load(), PeerBytes: c.PeerBytes.Load(),
-			UFSBytes: c.UFS.Bytes.Load(), UFSRequests: c.UFS.Requests.Load(), FUSEReads: fuseReads,
+			UFSBytes: c.UFS.Bytes.Load(), UFSRequests: c.UFS.Requests.Load(), FUSEReads: fuseReads, ServedBytes: c.ServedBytes.Load(),
 		},
 	})
 	return nil

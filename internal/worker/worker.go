@@ -50,6 +50,7 @@ type Options struct {
 	AllowFiles    []string        // folders that file:// datasets may lie in; none = no file://
 	Limits        budget.Limits   // of the whole cluster, for each endpoint; none = no limits
 	Claims        budget.Table    // where those are shared out; nil = this worker has them for itself
+	Node          string          // what the scheduler calls this node; "" = the host's name
 	Version       string
 	Log           *slog.Logger
 }
@@ -79,6 +80,13 @@ func Open(o Options) (*Worker, error) {
 	}
 	if o.MemoryBytes <= 0 {
 		o.MemoryBytes = AutoMemory()
+	}
+	if o.Node == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return nil, stoker.Errorf(stoker.KindInvalid, "worker", "", "the host has no name: set --node-name: %w", err)
+		}
+		o.Node = host
 	}
 	w := &Worker{o: o, incarnation: stoker.NewIncarnation()}
 	if err := w.open(); err != nil {
@@ -281,7 +289,7 @@ func (w *Worker) self() placement.Worker {
 	return placement.Worker{
 		ID: w.store.WorkerID(), Incarnation: w.incarnation, Address: w.address, Socket: w.o.Socket, PID: os.Getpid(),
 		CapacityBytes: u.CapacityBytes, UsedBytes: u.UsedBytes, ReservedBytes: u.ReservedBytes,
-		Draining: w.cache.Draining() != nil,
+		Node: w.o.Node, Draining: w.cache.Draining() != nil,
 	}
 }
 
@@ -297,7 +305,7 @@ func (w *Worker) info(ctx context.Context) (api.WorkerInfo, error) {
 		return api.WorkerInfo{}, err
 	}
 	return api.WorkerInfo{
-		ID: s.ID, Incarnation: s.Incarnation, Address: s.Address, Socket: s.Socket, PID: s.PID, State: state,
+		ID: s.ID, Node: s.Node, Incarnation: s.Incarnation, Address: s.Address, Socket: s.Socket, PID: s.PID, State: state,
 		CapacityBytes: s.CapacityBytes, UsedBytes: s.UsedBytes, ReservedBytes: s.ReservedBytes, FreeableBytes: free,
 		Disks: w.disks(), UFS: w.uses(), Drain: w.cache.Draining(),
 	}, nil
