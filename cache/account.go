@@ -23,6 +23,7 @@ type account struct {
 	older       []stoker.ID    // what is copied from; it makes room for nobody else meanwhile
 	earlier     *api.LoadSpent // what accounts of the part came to before this one; nil: nothing is known
 
+	pulled pulled
 	count  guard.Count
 	bypass guard.Count  // of that, past an owner that did not answer
 	copied atomic.Int64 // bytes of older generations

@@ -69,6 +69,9 @@ type why struct {
 // caller has become a waiter and must leave.
 func (s *Set) joinFlight(n uint32, from, to int, w why) *flight {
 	c := s.c
+	if w.prio == guard.Demand {
+		s.ask(n)
+	}
 	c.fills.mu.Lock()
 	defer c.fills.mu.Unlock()
 	first, end, there := s.gapLocked(n, from, to)

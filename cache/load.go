@@ -204,7 +204,12 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 	c.holds.touch(c.o.Store, s.id)
 	g, run := errgroup.WithContext(ctx)
 	g.SetLimit(c.o.Streams)
-	for _, n := range s.inOrder(l.turns) {
+	order, p := s.inOrder(l.turns), &l.pulled
+	if !slices.Equal(order, l.turns) {
+		p = new(pulled) // space is short: the order is what it takes
+	}
+	turns := newTurns(order, p)
+	for n, more := turns.next(); more; n, more = turns.next() {
 		pieces := s.wanted(l, n)
 		if len(pieces) == 0 || run.Err() != nil {
 			continue

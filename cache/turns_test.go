@@ -1,0 +1,128 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"stoker.dev/internal/api"
+	"stoker.dev/ufs"
+)
+
+// heldFS notes whose bytes are asked for, in order, and answers when it is opened.
+type heldFS struct {
+	ufs.FS
+	open chan struct{}
+
+	mu   sync.Mutex
+	keys []string // +checklocks:mu
+	more *sync.Cond
+}
+
+func (f *heldFS) Open(ctx context.Context, key string, v ufs.Version, off, n int64) (io.ReadCloser, error) {
+	f.mu.Lock()
+	f.keys = append(f.keys, key)
+	f.more.Broadcast()
+	f.mu.Unlock()
+	select {
+	case <-f.open:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return f.FS.Open(ctx, key, v, off, n)
+}
+
+// until waits until what was asked for is as wanted, and returns it.
+func (f *heldFS) until(is func(keys []string) bool) []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for !is(f.keys) {
+		f.more.Wait()
+	}
+	return slices.Clone(f.keys)
+}
+
+// A job that reads while its data is loaded: the object that it waits for goes first,
+// nothing of it is fetched twice, and the rest of its shard comes before shards that
+// were not begun.
+func TestReadsPullTheirShardForward(t *testing.T) {
+	c := newCluster(t, 1, 512<<20)
+	for i := range 8 {
+		c.ufs.Put(fmt.Sprintf("o/%d", i), bytes.Repeat([]byte{byte(i)}, 40<<20))
+	}
+	id := c.freeze()
+	plan := c.plan(id)
+	fs := &heldFS{FS: c.ufs, open: make(chan struct{})}
+	fs.more = sync.NewCond(&fs.mu)
+	c.openUFS = func() ufs.FS { return fs }
+	n := c.nodes[0].cache
+	s, err := n.Open(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	row, _ := s.man.LookupPath("o/7")
+	last := s.man.ShardOf(row, 0)
+	shardOf := func(key string) uint32 {
+		r, _ := s.man.LookupPath(key)
+		return s.man.ShardOf(r, 0)
+	}
+	if _, err := n.Reserve(t.Context(), api.ReserveRequest{Plan: plan}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Load(t.Context(), plan, 0); err != nil {
+		t.Fatal(err)
+	}
+	before := fs.until(func(keys []string) bool { return len(keys) >= 16 }) // its streams
+	begun := map[uint32]bool{last: true}
+	for _, k := range before {
+		if shardOf(k) == last {
+			t.Fatalf("the last shard is begun before anybody reads it: %v", before)
+		}
+		begun[shardOf(k)] = true
+	}
+	if len(begun) == s.man.Shards() {
+		t.Fatalf("of %d shards all are begun", s.man.Shards())
+	}
+	read := make(chan error, 1)
+	go func() {
+		_, err := s.ReadAt(context.Background(), row, make([]byte, 10), 30<<20)
+		read <- err
+	}()
+	for range time.Tick(time.Millisecond) { // until it waits
+		a := s.accountOf(last)
+		a.pulled.mu.Lock()
+		waits := slices.Contains(a.pulled.next, last) && n.waiting() > 16
+		a.pulled.mu.Unlock()
+		if waits {
+			break
+		}
+	}
+	close(fs.open)
+	if err := <-read; err != nil {
+		t.Fatal(err)
+	}
+	var p api.LoadProgress
+	if err := n.WatchLoad(t.Context(), plan, 0, 1e6, func(x api.LoadProgress) error { p = x; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if p.UFSBytes != 8*40<<20 || p.Bytes != p.UFSBytes {
+		t.Errorf("%+v", p)
+	}
+	keys := fs.until(func([]string) bool { return true })
+	other := slices.IndexFunc(keys, func(k string) bool { return !begun[shardOf(k)] })
+	ahead := 0 // the read's own request is one of them
+	for _, k := range keys[:other] {
+		if shardOf(k) == last {
+			ahead++
+		}
+	}
+	if read := slices.Index(keys, "o/7"); read < 0 || read > 16+8 || ahead < 2 {
+		t.Errorf("the read is request %d; %d of its shard come before those of shards that were not begun: %v", read, ahead, keys)
+	}
+}
