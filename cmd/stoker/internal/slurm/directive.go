@@ -166,8 +166,8 @@ func (w *want) set(key, value string) error {
 		}
 		w.onMiss = value
 	case "layout":
-		if value != "auto" && value != "spread" {
-			return errors.New("layout=" + shown(value) + ": want auto or spread")
+		if value != "auto" && value != layoutLocal && value != layoutSpread {
+			return errors.New("layout=" + shown(value) + ": want auto, local or spread")
 		}
 		w.layout = value
 	case "replicas":

@@ -105,6 +105,11 @@ func (h *hooks) claim(ctx context.Context, w *want) (*api.JobStatus, error) {
 	if err != nil {
 		return nil, err
 	}
+	return h.made(ctx, c, req)
+}
+
+// made makes or repeats a claim of the job.
+func (h *hooks) made(ctx context.Context, c *api.Controller, req api.ClaimRequest) (*api.JobStatus, error) {
 	st, err := c.Claim(ctx, req, nil)
 	if stoker.KindOf(err) == stoker.KindDenied && req.For != "" { // the hook is no admin: then the claim is its own
 		req.For = ""
@@ -299,7 +304,7 @@ func (h *hooks) paths(file string) error {
 // preRun claims once more, now that the job has its nodes: a claim that was lost
 // since is made anew, one that could not be made while the controller was away is
 // made now. Data that is no longer there sends a job back that cannot start
-// without.
+// without. With layout=local it is copied to the nodes now.
 func (h *hooks) preRun(ctx context.Context) error {
 	w, err := readScript(h.script)
 	if err != nil {
@@ -310,9 +315,16 @@ func (h *hooks) preRun(ctx context.Context) error {
 		if err != nil {
 			return h.verdict(nil, "starts without a claim: "+reason(err))
 		}
-		return h.verdict(nil, "claimed")
+		if w.layout != layoutLocal {
+			return h.verdict(nil, "claimed")
+		}
+		text, err := h.toNodes(ctx, w)
+		return h.verdict(err, text)
 	}
 	text, err := h.wait(ctx, w)
+	if err == nil && w.layout == layoutLocal {
+		text, err = h.toNodes(ctx, w)
+	}
 	return h.verdict(err, text)
 }
 
@@ -348,15 +360,18 @@ func (h *hooks) release(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if at, ok := h.submitted(); ok {
-		err = c.ReleaseSubmitted(ctx, h.name(), at)
-	} else {
-		err = c.Release(ctx, h.name())
+	var all error
+	for _, name := range []string{h.name() + nodesSuffix, h.name()} {
+		if at, ok := h.submitted(); ok {
+			err = c.ReleaseSubmitted(ctx, name, at)
+		} else {
+			err = c.Release(ctx, name)
+		}
+		if err != nil && stoker.KindOf(err) != stoker.KindNotExist && all == nil {
+			all = err
+		}
 	}
-	if stoker.KindOf(err) == stoker.KindNotExist && err != nil {
-		return nil
-	}
-	return err
+	return all
 }
 
 // places are where a job's datasets are on each of its nodes.

@@ -45,7 +45,7 @@ func (h *hooks) reconcile(ctx context.Context) error {
 			continue
 		}
 		st, err := c.Job(ctx, l.Job)
-		if err == nil && live[id] && h.meant(ctx, id) {
+		if id = ownerOf(id); err == nil && live[id] && h.meant(ctx, id) {
 			kept++
 			err = h.repeat(ctx, c, st)
 		} else if err == nil {

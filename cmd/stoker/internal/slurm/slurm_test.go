@@ -3,10 +3,15 @@ package slurm
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -52,7 +57,7 @@ func TestDirectivesThatAreRefused(t *testing.T) {
 		"#STOKER dataset=a deadline=5":                 "want a time",
 		"#STOKER dataset=a deadline=-5m":               "want a time",
 		"#STOKER dataset=a onmiss=hope":                "want start, wait or fail",
-		"#STOKER dataset=a layout=local":               "want auto or spread",
+		"#STOKER dataset=a layout=near":                "want auto, local or spread",
 		"#STOKER dataset=a replicas=0":                 "want 1 to 16",
 		"#STOKER dataset=a sampler=pytorch":            `"sampler" is not known`,
 		"#STOKER dataset=a pin=2h":                     `"pin" is not known`,
@@ -168,4 +173,73 @@ func nobody(out io.Writer, script string) *hooks {
 			Controller: func() (*api.Controller, error) {
 				return api.NewController(api.ClientOptions{URL: "unix:///no/such/socket"})
 			}}}
+}
+
+// With layout=local the data is spread while the job has no nodes; once it has them
+// it is claimed for these, by a claim of its own that ends with the job's. A job that
+// starts without its data does not wait for the copies.
+func TestLocalOnceTheNodesAreChosen(t *testing.T) {
+	bin := t.TempDir()
+	for name, body := range map[string]string{
+		"squeue":   `[ "$*" = "--noheader --jobs=7 --format=%N" ] && echo "n[1-2]"`,
+		"scontrol": `[ "$*" = "show hostnames n[1-2]" ] && printf 'n1\nn2\n'`,
+	} {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+body+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	for onMiss, watched := range map[string]bool{"start": false, "wait": true} {
+		var mu sync.Mutex
+		var claims []api.ClaimRequest
+		var asked []string
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			defer mu.Unlock()
+			asked = append(asked, r.Method+" "+strings.TrimPrefix(r.URL.Path, "/v1/jobs"))
+			switch r.Method {
+			case http.MethodPost:
+				var req api.ClaimRequest
+				if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+					t.Error(err)
+				}
+				claims = append(claims, req)
+				_ = json.NewEncoder(w).Encode(api.Event{Job: &api.JobStatus{Job: req.Job, State: api.JobPlanned}})
+			case http.MethodDelete:
+				w.WriteHeader(http.StatusNoContent)
+			default:
+				_ = json.NewEncoder(w).Encode(api.Event{Job: &api.JobStatus{Job: "j", State: api.JobReady}})
+			}
+		}))
+		script := filepath.Join(bin, "script")
+		if err := os.WriteFile(script, []byte("#STOKER dataset=a layout=local onmiss="+onMiss+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		h := nobody(&out, script)
+		h.patience = time.Minute
+		h.Controller = func() (*api.Controller, error) { return api.NewController(api.ClientOptions{URL: srv.URL}) }
+		if err := h.preRun(t.Context()); err != nil || !strings.HasPrefix(out.String(), "stoker-verdict ok") {
+			t.Errorf("onmiss=%s: %q, %v", onMiss, out.String(), err)
+		}
+		if err := h.release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		srv.Close()
+		if len(claims) != 2 || claims[0].Layout != "spread" || len(claims[0].Nodes) != 0 || claims[1].Layout != "local" || !slices.Equal(claims[1].Nodes, []string{"n1", "n2"}) ||
+			claims[1].Job != "slurm-c-7+nodes" || claims[1].TTLSeconds == 0 || !claims[1].Submitted.Equal(claims[0].Submitted) {
+			t.Errorf("onmiss=%s: claimed %+v", onMiss, claims)
+		}
+		if got := slices.Contains(asked, "GET /slurm-c-7+nodes/watch") || slices.Contains(asked, "GET /slurm-c-7+nodes"); got != watched {
+			t.Errorf("onmiss=%s: the copies are waited for: %v (%v)", onMiss, got, asked)
+		}
+		for _, want := range []string{"DELETE /slurm-c-7", "DELETE /slurm-c-7+nodes"} {
+			if !slices.Contains(asked, want) {
+				t.Errorf("onmiss=%s: no %s: %v", onMiss, want, asked)
+			}
+		}
+	}
+	if ownerOf("7+nodes") != "7" || ownerOf("7") != "7" {
+		t.Error("the reconciler does not find the job of a claim")
+	}
 }
