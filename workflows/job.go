@@ -318,7 +318,7 @@ func (j *job) step() {
 	case j.released:
 		j.s.Cancelled = !all && j.s.State == api.JobPlanned
 		j.end(api.JobReleased, nil)
-	case failed >= 0 && (in.Preload || in.OnMiss != OnMissStart):
+	case failed >= 0 && (in.Preload || in.OnMiss != OnMissStart && !j.started): // what runs is not stopped
 		j.end(api.JobFailed, j.s.Outcomes[failed].Error)
 	case failed >= 0:
 		j.s.State, j.s.Error = api.JobDegraded, j.s.Outcomes[failed].Error
@@ -329,7 +329,7 @@ func (j *job) step() {
 		if j.started {
 			j.s.State = api.JobLeased
 		}
-	case !all && j.late && in.OnMiss == OnMissFail:
+	case !all && j.late && in.OnMiss == OnMissFail && !j.started:
 		j.end(api.JobFailed, api.ErrorOf(stoker.Errorf(stoker.KindDeadline, "job", in.Job, "its data was not ready at the deadline, %s after submission",
 			in.Deadline.Sub(in.Submitted).Round(time.Millisecond))))
 	case !all && j.late && in.OnMiss == OnMissStart:

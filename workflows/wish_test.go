@@ -141,3 +141,33 @@ func TestChangedPlaceInTheQueue(t *testing.T) {
 		t.Errorf("in this order: %v", got)
 	}
 }
+
+// A command that began before its data was there is ended neither by the deadline nor
+// by an object that cannot be had: the claim goes on, as it would without on-miss fail.
+func TestStartedEarly(t *testing.T) {
+	for outcome, want := range map[string]string{api.JobReady: api.JobLeased, api.JobFailed: api.JobDegraded} {
+		t.Run(outcome, func(t *testing.T) {
+			w := newWorld(t)
+			states := map[time.Duration]*JobState{3 * time.Minute: {}, 5 * time.Minute: {}}
+			for at, s := range states {
+				w.at(at, func() { w.query(s) })
+			}
+			w.at(time.Minute, func() { w.SignalWorkflow(startedSignal, nil) })
+			w.at(4*time.Minute, func() {
+				o := Outcome{State: outcome}
+				if outcome == api.JobFailed {
+					o.Error = &api.ErrorBody{Kind: "incomplete", Message: "1 of 9 objects are not resident"}
+				}
+				w.SignalWorkflow(newsSignal, news{Manifest: id(1), Outcome: o})
+			})
+			w.at(10*time.Minute, func() { w.SignalWorkflow(releaseSignal, nil) })
+			w.SetStartTime(start)
+			w.ExecuteWorkflow(Job, JobInput{Cluster: "c", Job: "j", Owner: "ann", OnMiss: OnMissFail, Submitted: start, Deadline: start.Add(2 * time.Minute),
+				Datasets: []JobDataset{{Name: "d", Generation: 1, Manifest: id(1)}}})
+			w.finished()
+			if a, b := states[3*time.Minute].State, states[5*time.Minute].State; a != api.JobPlanned || b != want {
+				t.Errorf("after the deadline it is %s, then %s, want %s", a, b, want)
+			}
+		})
+	}
+}

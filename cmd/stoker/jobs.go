@@ -113,11 +113,29 @@ func claiming(c *console, req api.ClaimRequest) *progress {
 
 // watch follows a job until it is settled, over restarts of the controller.
 func (a *app) watch(ctx context.Context, c *api.Controller, job string) (*api.JobStatus, error) {
+	return a.watchUntil(ctx, c, job, func(*api.JobStatus) bool { return false })
+}
+
+// watchUntil is watch that ends when there is enough, too.
+func (a *app) watchUntil(ctx context.Context, c *api.Controller, job string, enough func(*api.JobStatus) bool) (*api.JobStatus, error) {
 	p := newProgress(a.console, "waiting for the job", askDoctor)
 	defer p.Done()
 	seen, told := false, false
 	for {
-		st, err := c.Watch(ctx, job, func(st api.JobStatus) { seen, told = true, false; p.Job(st) })
+		var early *api.JobStatus
+		watching, end := context.WithCancel(ctx)
+		st, err := c.Watch(watching, job, func(st api.JobStatus) {
+			seen, told = true, false
+			p.Job(st)
+			if early == nil && enough(&st) {
+				early = &st
+				end()
+			}
+		})
+		end()
+		if early != nil && err != nil && ctx.Err() == nil {
+			return early, nil
+		}
 		if err == nil || ctx.Err() != nil || stoker.KindOf(err) != stoker.KindTransient || !seen {
 			return st, errors.Join(err, ctx.Err())
 		}

@@ -29,6 +29,7 @@ type submission struct {
 	n     *api.Node
 	req   api.ClaimRequest
 	view  string
+	ready readyAt
 	argv  []string
 	undo  []func(context.Context) // the last first
 	mount string                  // STOKER_MOUNT
@@ -52,6 +53,10 @@ If the data is not there by the --deadline, or cannot be had, --on-miss decides:
 start runs the command anyway, reading the rest from the store; wait waits on;
 fail gives up (exit code 9 for the deadline).
 
+With --ready-at the command begins before all of its data is there: the load goes
+on, and what the command reads goes first. auto begins when the load, at its
+present rate, stays ahead of a command that reads everything once at --read-rate.
+
 Of several datasets the job gets all or none: while they do not all fit it waits
 in the queue of the cluster, and holds nothing. 'stoker jobs' shows its place,
 'stoker status JOB' what it waits for. What can never fit is refused at once
@@ -60,6 +65,7 @@ All of a dataset is mounted: what was not taken is read from the store.
 ` + layoutHelp + ` The job's node is this one.`,
 		Example: `  stoker submit --dataset imagenet -- python train.py
   stoker submit --dataset imagenet=/data --dataset labels@3 --deadline 10m --on-miss fail -- ./train.sh
+  stoker submit --dataset imagenet --ready-at auto --read-rate 800MB/s -- python train.py
   stoker submit --dataset s3://bucket/prefix -- sh -c 'ls "$STOKER_MOUNT"'`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 || cmd.ArgsLenAtDash() != 0 {
@@ -88,6 +94,9 @@ All of a dataset is mounted: what was not taken is read from the store.
 			if err := checkVerify(cmd, s.req.Verify); err != nil {
 				return err
 			}
+			if err := s.ready.check(cmd, s.req.Verify); err != nil {
+				return err
+			}
 			if err := checkPriority(cmd, s.req.Priority); err != nil {
 				return err
 			}
@@ -108,6 +117,7 @@ All of a dataset is mounted: what was not taken is read from the store.
 	f := cmd.Flags()
 	f.StringArrayVar(&datasets, "dataset", nil, "dataset that the job reads, where it is mounted behind =; may be repeated")
 	selectionFlags(cmd, &sel)
+	s.ready.flags(cmd)
 	f.StringVar(&s.req.OnMiss, "on-miss", "start", "without the data at the deadline: start, wait or fail")
 	f.DurationVar(&deadline, "deadline", 0, "from now on, such as 90s or 10m (default none)")
 	f.IntVar(&s.req.Priority, "priority", 0, priorityWords)
@@ -156,7 +166,7 @@ func (s *submission) run(ctx context.Context) error {
 	for _, d := range st.Datasets {
 		s.a.noteAge(d.Name, d.Generation, d.ListedAt)
 	}
-	if st, err = s.a.watch(ctx, s.c, s.req.Job); err != nil {
+	if st, err = s.a.watchUntil(ctx, s.c, s.req.Job, s.ready.enough); err != nil {
 		if ctx.Err() != nil {
 			return errInterrupted
 		}
@@ -190,6 +200,8 @@ func (s *submission) settled(st *api.JobStatus) error {
 		return jobError(st)
 	case api.JobReleased, api.JobGrace:
 		return cancelledEarly(st.Job)
+	case api.JobWarming:
+		s.a.console.Note("starting with %d %% of the data here: the rest is on its way, and what is read goes first", percent(st.ResidentBytes, st.Bytes))
 	case api.JobDegraded:
 		if st.Error != nil {
 			s.a.console.Note("starting without all of the data: %s", st.Error.Message)

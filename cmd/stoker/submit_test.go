@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"os"
@@ -458,4 +459,62 @@ func TestSubmitSaysThatItsClaimHasEnded(t *testing.T) {
 	if code := a.run(t.Context(), []string{"submit", "--dataset", "data", "--job-id", "j", "--", "sh", "-c", `while [ ! -e "$0" ]; do sleep 0.02; done; exit 4`, end}); code != 4 {
 		t.Errorf("exit %d", code)
 	}
+}
+
+// With --ready-at the command begins while the rest is loaded: at a part of the
+// bytes, or when the load stays ahead of what is read.
+func TestSubmitBeginsEarly(t *testing.T) {
+	warming := func(percent int64, rate float64) api.JobStatus {
+		st := job(api.JobWarming)
+		st.Bytes, st.ResidentBytes, st.BytesPerSec = 1000<<20, percent*10<<20, rate
+		return st
+	}
+	for name, c := range map[string]struct {
+		args []string
+		seen []api.JobStatus
+		want string // percent that are there when it begins; "" = it waits for all
+	}{
+		"all":                   {nil, []api.JobStatus{warming(99, 1e9)}, ""},
+		"a part":                {[]string{"--ready-at", "30%"}, []api.JobStatus{warming(10, 1e9), warming(29, 1e9), warming(31, 1e9), warming(60, 1e9)}, "31 %"},
+		"waits in the queue":    {[]string{"--ready-at", "1"}, []api.JobStatus{job(api.JobQueued)}, ""},
+		"half the rate":         {[]string{"--ready-at", "auto", "--read-rate", "100MB/s"}, []api.JobStatus{warming(49, 50e6), warming(51, 50e6)}, "51 %"},
+		"faster than it reads":  {[]string{"--ready-at", "auto", "--read-rate", "100MB/s"}, []api.JobStatus{warming(1, 0), warming(2, 101e6)}, "2 %"},
+		"nothing moves at once": {[]string{"--ready-at", "auto", "--read-rate", "100MB/s"}, []api.JobStatus{warming(90, 0)}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			controller, node := submitRoutes(job(api.JobReady))
+			controller["GET /v1/jobs/{job}/watch"] = func(w http.ResponseWriter, r *http.Request) {
+				for i := range c.seen {
+					w.Write(append(encode(t, api.Event{Job: &c.seen[i]}), '\n')) //nolint:errcheck // a test's
+					w.(http.Flusher).Flush()
+				}
+				if c.want != "" { // it goes away by itself
+					<-r.Context().Done()
+					return
+				}
+				end := job(api.JobReady)
+				w.Write(append(encode(t, api.Event{Job: &end}), '\n')) //nolint:errcheck // likewise
+			}
+			g := newRig(t, controller, node)
+			t.Setenv("TMPDIR", g.dir)
+			g.want(0, slices.Concat([]string{"submit", "--dataset", "data", "--job-id", "j"}, c.args, []string{"--", "true"})...)
+			said := strings.Contains(g.stderr.String(), "starting with "+c.want)
+			if said != (c.want != "") {
+				t.Errorf("it says %s", g.stderr.String())
+			}
+			g.tidy("j")
+		})
+	}
+	g := newRig(t, nil, nil)
+	for _, args := range [][]string{{"--ready-at", "0"}, {"--ready-at", "100"}, {"--ready-at", "soon"}, {"--ready-at", "auto"}, {"--read-rate", "1GB/s"}, {"--ready-at", "5", "--verify", "deep"}} {
+		g.want(2, slices.Concat([]string{"submit", "--dataset", "data"}, args, []string{"--", "true"})...)
+	}
+}
+
+func encode(t *testing.T, v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Error(err)
+	}
+	return b
 }

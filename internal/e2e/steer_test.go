@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -180,6 +181,35 @@ func TestSelections(t *testing.T) {
 	}
 	if got := c.proxy.Bytes() - before; got != cert.Bytes+val {
 		t.Errorf("the S3 side sent %d bytes, want %d", got, cert.Bytes+val)
+	}
+	c.settled()
+}
+
+// A job that begins with a part of its data reads all of it, right, while the rest
+// is loaded; each byte comes once, and its claim is Leased when all is there.
+func TestReadyAtAPart(t *testing.T) {
+	var size int64
+	c := up(t, 2, "512MiB", func(root string) { size = makeFiles(t, root, 300, 64<<10, 4, 24<<20) })
+	c.add()
+	reached, release := c.proxy.Hold(size / 2)
+	defer release()
+	cmd, out := c.background("submit", "--dataset", "data", "--job-id", "early", "--ready-at", "10", "--on-miss", "fail", "--deadline", "1h", "--", "sh", "-c",
+		`touch "`+c.dir+`/begun"; cat $(find "$STOKER_MOUNT" -type f) | wc -c; while test ! -e "`+c.dir+`/end"; do sleep 0.1; done`)
+	<-reached
+	c.eventually("the command runs before its data is there", func() bool { _, err := os.Stat(filepath.Join(c.dir, "begun")); return err == nil })
+	if got := c.proxy.Bytes(); got >= size {
+		t.Errorf("all %d bytes came before", got)
+	}
+	release()
+	c.inState("early", api.JobLeased)
+	if err := os.WriteFile(filepath.Join(c.dir, "end"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil || !strings.Contains(out.String(), strconv.FormatInt(size, 10)) {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if got := c.proxy.Bytes(); got != size {
+		t.Errorf("the S3 side sent %d bytes, the dataset has %d", got, size)
 	}
 	c.settled()
 }
