@@ -392,7 +392,7 @@ func (c *Cache) Holdings(ctx context.Context) ([]api.ManifestHolding, error) {
 	c.holds.mu.Lock()
 	var out []api.ManifestHolding
 	for id, k := range c.holds.known {
-		out = append(out, api.ManifestHolding{Manifest: id, Dataset: k.Dataset, Holders: c.holds.holdersLocked(id), WaitingSince: c.accounts.waiting(id), Check: c.checks.of(id)})
+		out = append(out, api.ManifestHolding{Manifest: id, Dataset: k.Dataset, Holders: c.holds.holdersLocked(id), WaitingSince: c.accounts.waiting(id), Check: c.checks.of(id), Plan: k.Plan})
 	}
 	c.holds.mu.Unlock()
 	for i := range out {

@@ -166,6 +166,17 @@ func (j *Journal) newest(ctx context.Context, names []string, now time.Time) (be
 	return began, batches
 }
 
+// Forget removes the batches of journals that nobody goes on with any more.
+func Forget(ctx context.Context, store ufs.Objects) error {
+	names, err := store.List(ctx, listings)
+	for _, name := range names {
+		if at, _, ok := batchOf(name); !ok || time.Since(time.Unix(0, at)) > forgotten {
+			err = errors.Join(err, store.Delete(ctx, name))
+		}
+	}
+	return err
+}
+
 // batchOf takes a batch's name apart.
 func batchOf(name string) (began int64, n int, ok bool) {
 	at, number, ok := strings.Cut(name[strings.LastIndexByte(name, '/')+1:], "-")

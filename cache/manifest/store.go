@@ -38,13 +38,17 @@ func (s *Store) Journal(name string, o listing.JournalOptions) *listing.Journal 
 	return listing.NewJournal(s.objects, name, o)
 }
 
-func manifestName(id stoker.ID) string { return "manifests/" + id.String() }
+func manifestName(id stoker.ID) string { return NameOf(KindManifests, id) }
 
 // Put stores a finished manifest and removes its file. One that is there
 // already is the same. The file is mapped, not read into the heap.
 func (s *Store) Put(ctx context.Context, b *Built) error {
 	m, err := Open(b.Path)
 	if err != nil {
+		return err
+	}
+	if err := s.touch(ctx, manifestName(b.ID)); err != nil {
+		_ = m.Close()
 		return err
 	}
 	_, err = s.objects.PutIfAbsent(ctx, manifestName(b.ID), m.m)
@@ -175,7 +179,10 @@ func (s *Store) copyTo(ctx context.Context, f *os.File, id stoker.ID) error {
 // certificates.
 func (s *Store) PutBlob(ctx context.Context, kind string, body []byte) (stoker.ID, error) {
 	id := stoker.ID(sha256.Sum256(body))
-	_, err := s.objects.PutIfAbsent(ctx, kind+"/"+id.String(), body)
+	if err := s.touch(ctx, NameOf(kind, id)); err != nil {
+		return id, err
+	}
+	_, err := s.objects.PutIfAbsent(ctx, NameOf(kind, id), body)
 	if err != nil && stoker.KindOf(err) != stoker.KindHeld {
 		return id, err
 	}

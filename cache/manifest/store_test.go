@@ -17,7 +17,7 @@ import (
 	"stoker.dev/ufs/folder"
 )
 
-// shared is a manifest store whose reads are counted, and can be held up.
+// shared is a manifest store whose reads of objects are counted, and can be held up.
 type shared struct {
 	ufs.Objects
 	gets atomic.Int32
@@ -25,6 +25,9 @@ type shared struct {
 }
 
 func (s *shared) Get(ctx context.Context, name string) ([]byte, string, error) {
+	if name == unnamedName { // asked for by each put
+		return s.Objects.Get(ctx, name)
+	}
 	s.gets.Add(1)
 	if s.hold != nil {
 		select {

@@ -16,7 +16,7 @@ import (
 type controllerFlags struct {
 	sharedFlags
 	temporal, namespace, cluster, dir, socket, listen string
-	returnWindow, grace                               time.Duration
+	returnWindow, grace, collectAfter                 time.Duration
 	apiKeyFile, temporalName                          string
 	temporalTLS                                       tlsFiles
 	secure                                            bool
@@ -45,12 +45,16 @@ func controllerCommand() *cobra.Command {
 	f.add(cmd)
 	cmd.Flags().DurationVar(&f.returnWindow, "return-window", time.Minute, "how long a load waits for a worker that went away before others fetch what it had")
 	cmd.Flags().DurationVar(&f.grace, "grace", 5*time.Minute, "how long after its job's end data is evicted only after what nobody wanted; a claim may say otherwise")
+	cmd.Flags().DurationVar(&f.collectAfter, "collect-after", 7*24*time.Hour, "how long nobody has named a manifest, plan or certificate before it is removed from the manifest store: no claim, pin, dataset or worker; 0 = nothing is removed")
 	return cmd
 }
 
 func runController(cmd *cobra.Command, f *controllerFlags) error {
 	if f.grace < 0 || f.grace > 24*time.Hour {
 		return stoker.Errorf(stoker.KindInvalid, "usage", "", "--grace %v: want 0 to 24h", f.grace)
+	}
+	if f.collectAfter != 0 && f.collectAfter < 24*time.Hour {
+		return stoker.Errorf(stoker.KindInvalid, "usage", "", "--collect-after %v: want 0, to remove nothing, or 24h and more", f.collectAfter)
 	}
 	d, err := f.open(cmd, nil)
 	if err != nil {
@@ -78,7 +82,7 @@ func runController(cmd *cobra.Command, f *controllerFlags) error {
 	}
 	c, err := control.Open(control.Options{
 		Objects: d.objects, Index: d.index, Flows: flows, Dir: absolute(dir), Socket: socket, Listen: f.listen,
-		Tokens: d.tokens, Version: version, Log: d.log, AllowFiles: f.allowFile, Grace: f.grace,
+		Tokens: d.tokens, Version: version, Log: d.log, AllowFiles: f.allowFile, Grace: f.grace, CollectAfter: f.collectAfter,
 		Limits: f.limits(), Claims: d.index,
 	})
 	if err != nil {

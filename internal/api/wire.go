@@ -755,6 +755,7 @@ type ManifestHolding struct {
 	// counts with its end.
 	Objects int64        `json:"objects"`
 	Load    *HoldingLoad `json:"load,omitempty"` // the loads that run
+	Plan    stoker.ID    `json:"plan,omitzero"`  // of the last load here
 }
 
 // HoldingLoad is how far the loads of a manifest are on one worker.

@@ -38,8 +38,10 @@ type Options struct {
 	Listen  string        // host:port; "" = none
 	Tokens  *api.Tokens   // who may come in by TCP, and the token sent to workers; nil = loopback only
 	Grace   time.Duration // of claims that do not say; 0 = none
-	Version string
-	Log     *slog.Logger
+	// CollectAfter is how long nobody has named what is removed from the manifest store; 0 = nothing is.
+	CollectAfter time.Duration
+	Version      string
+	Log          *slog.Logger
 	// AllowFiles are folders that file:// datasets may lie in; none = no file://.
 	AllowFiles []string
 	Limits     budget.Limits // of the whole cluster, for each endpoint; none = no limits
@@ -139,6 +141,7 @@ func (c *Controller) Run(ctx context.Context, ready func()) error {
 	tending.Go(func() { c.o.Flows.Serve(ctx, c.acts, ready) })
 	tending.Go(func() { c.renewLeases(ctx) })
 	tending.Go(func() { c.keep(ctx) })
+	tending.Go(func() { c.collect(ctx) })
 	tending.Go(func() { c.budgets.Run(ctx) })
 	var err error
 	select {

@@ -54,6 +54,13 @@ func (c *Controller) find(ctx context.Context, name string, generation int) (*re
 			return nil, stoker.Errorf(stoker.KindNotExist, "dataset", name, "has no generation %d; the current one is %d", generation, d.Current().Number)
 		}
 	}
+	if g.Number != d.Current().Number {
+		if err := c.manifests.Keep(ctx, g.Manifest); stoker.KindOf(err) == stoker.KindNotExist {
+			return nil, stoker.Errorf(stoker.KindNotExist, "dataset", name, "generation %d was removed, since nobody had used it for long; the current one is %d", generation, d.Current().Number)
+		} else if err != nil {
+			return nil, err
+		}
+	}
 	return &resolved{entry: d, DatasetRef: api.DatasetRef{Name: name, Generation: g.Number}, Generation: g}, nil
 }
 

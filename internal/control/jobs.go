@@ -312,7 +312,9 @@ func (c *Controller) outcome(ctx context.Context, s *workflows.JobState, i int, 
 	o := s.Outcomes[i]
 	if !o.Certificate.IsZero() && (how == inFull || o.State == api.JobFailed) {
 		cert, err := c.acts.Certificate(ctx, o.Certificate)
-		if err != nil {
+		if stoker.KindOf(err) == stoker.KindNotExist {
+			cert, how = &api.Certificate{}, inBrief // it was kept for less long than the job
+		} else if err != nil {
 			return err
 		}
 		out.ResidentBytes = cert.ResidentBytes
