@@ -262,19 +262,10 @@ func (t *tally) certificate() *api.Certificate {
 			continue // its files need not be looked at: there may be a billion in all
 		}
 		members = t.m.Members(n, members[:0])
-		for _, mem := range members {
-			if !t.only.Has(mem.Row) {
-				continue
-			}
-			for b, blocks := int(mem.FirstBlock), manifest.BlocksOf(mem.Bytes); b < int(mem.FirstBlock)+blocks; b++ {
-				if t.has(n, b) {
-					continue
-				}
-				bytes := blockBytes(mem, b)
-				missing, missingOf[mem.Row] = missing+bytes, missingOf[mem.Row]+bytes
-				lost[mem.Row] = lost[mem.Row] || t.corrupt[n][b]
-			}
-		}
+		t.lacks(n, members, func(row manifest.Row, bytes int64, wrong bool) {
+			missing, missingOf[row] = missing+bytes, missingOf[row]+bytes
+			lost[row] = lost[row] || wrong
+		})
 	}
 	c.ResidentObjects, c.ResidentBytes = c.Objects-int64(len(lost)), c.Bytes-missing
 	c.Checksums, c.Workers, c.Wrong = t.sums, t.workers, t.wrongFiles()
@@ -307,6 +298,21 @@ func (t *tally) certificate() *api.Certificate {
 		c.State = api.CertificateFailed
 	}
 	return c
+}
+
+// lacks calls fn for each block of a shard that is wanted and nowhere; wrong says
+// that some worker had other bytes.
+func (t *tally) lacks(n uint32, members []manifest.Member, fn func(row manifest.Row, bytes int64, wrong bool)) {
+	for _, mem := range members {
+		if !t.only.Has(mem.Row) {
+			continue
+		}
+		for b, blocks := int(mem.FirstBlock), manifest.BlocksOf(mem.Bytes); b < int(mem.FirstBlock)+blocks; b++ {
+			if !t.has(n, b) {
+				fn(mem.Row, blockBytes(mem, b), t.corrupt[n][b])
+			}
+		}
+	}
 }
 
 // blockBytes is how many bytes of its object block b of a shard has.

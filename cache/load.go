@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"stoker.dev"
-	"stoker.dev/cache/manifest"
 	"stoker.dev/internal/api"
 	"stoker.dev/planner"
 	"stoker.dev/ufs/guard"
@@ -217,24 +216,7 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 		if !l.copies {
 			s.placeFor(run, l, n)
 		}
-		left := new(atomic.Int64)
-		left.Store(int64(len(pieces)))
-		l.begun()
-		for _, p := range pieces {
-			g.Go(func() error {
-				err := s.loadPiece(run, l, n, p.from, p.to)
-				if left.Add(-1) == 0 {
-					if err == nil {
-						s.seal(n) // says of a shard that an older generation left here that this one has it
-					}
-					l.finished(n)
-					if err == nil {
-						l.cursor.Add(1)
-					}
-				}
-				return err
-			})
-		}
+		s.loadShard(run, g, l, n, pieces)
 	}
 	err := s.mend(ctx, l, g.Wait())
 	if err == nil {
@@ -259,62 +241,26 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 	log.Info("a load has ended")
 }
 
-type piece struct{ from, to int }
-
-// pieces cuts a shard into the runs that flights bring in.
-func (s *Set) pieces(n uint32) []piece { return cut(s.man.Members(n, nil)) }
-
-// wanted are the pieces that a load brings of a shard.
-func (s *Set) wanted(l *load, n uint32) (out []piece) {
-	members := s.man.Members(n, nil)
-	if l.only == nil {
-		return cut(members)
-	}
-	for len(members) > 0 {
-		some := 0
-		for some < len(members) && l.only.Has(s.man.Path(members[some].Row)) {
-			some++
-		}
-		out = append(out, cut(members[:some])...)
-		members = members[min(some+1, len(members)):]
-	}
-	return out
-}
-
-// wantedBytes are the object bytes of a shard that a load brings.
-func (s *Set) wantedBytes(l *load, n uint32) (sum int64) {
-	if l.only == nil {
-		return s.objectBytes(n)
-	}
-	for _, m := range s.man.Members(n, nil) {
-		if l.only.Has(s.man.Path(m.Row)) {
-			sum += m.Bytes
-		}
-	}
-	return sum
-}
-
-// cut makes pieces of members that follow each other.
-func cut(members []manifest.Member) []piece {
-	var out []piece
-	cur, objects := piece{}, 0
-	for i, m := range members {
-		if i == 0 {
-			cur = piece{int(m.FirstBlock), int(m.FirstBlock)}
-		}
-		end := int(m.FirstBlock) + manifest.BlocksOf(m.Bytes)
-		for b := int(m.FirstBlock); b < end; b = cur.to {
-			if cur.to-cur.from >= pieceBlocks || objects == pieceObjects {
-				out, cur, objects = append(out, cur), piece{b, b}, 0
+// loadShard begins the pieces of a shard, and seals it behind the last one.
+func (s *Set) loadShard(ctx context.Context, g *errgroup.Group, l *load, n uint32, pieces []piece) {
+	left := new(atomic.Int64)
+	left.Store(int64(len(pieces)))
+	l.begun()
+	for _, p := range pieces {
+		g.Go(func() error {
+			err := s.loadPiece(ctx, l, n, p.from, p.to)
+			if left.Add(-1) == 0 {
+				if err == nil {
+					s.seal(n) // says of a shard that an older generation left here that this one has it
+				}
+				l.finished(n)
+				if err == nil {
+					l.cursor.Add(1)
+				}
 			}
-			cur.to = min(end, cur.from+max(pieceBlocks, b-cur.from+1))
-		}
-		objects++
+			return err
+		})
 	}
-	if cur.to > cur.from {
-		out = append(out, cur)
-	}
-	return out
 }
 
 // loadPiece brings in what is missing of [from, to), whoever fetches it, and

@@ -175,10 +175,7 @@ const maxReplicas = 16
 func (a *app) preloadCommand() *cobra.Command {
 	var wait bool
 	var steer steering
-	var sel api.Selection
-	req := api.ClaimRequest{Job: stoker.NewToken()[:12], Preload: true}
-	var limit bandwidth
-	var deadline time.Duration
+	f := preloadFlags{req: api.ClaimRequest{Job: stoker.NewToken()[:12], Preload: true}}
 	cmd := &cobra.Command{
 		Use:   "preload DATASET[@GEN]|URI",
 		Short: "bring a dataset onto the workers, and leave it there evictable",
@@ -219,43 +216,65 @@ Of a preload without --nodes, auto is spread, and local is on all workers.`,
 			if action != "" {
 				return a.steer(cmd.Context(), ref, action)
 			}
-			if req.Replicas < 1 && cmd.Flags().Changed("replicas") || req.Replicas > maxReplicas {
-				return usagef(cmd, "--replicas %d: want 1 to %d", req.Replicas, maxReplicas)
-			}
-			if err := checkLayout(cmd, &req, true); err != nil {
+			if err := f.read(cmd, ref); err != nil {
 				return err
 			}
-			if err := checkVerify(cmd, req.Verify); err != nil {
-				return err
-			}
-			if err := checkPriority(cmd, req.Priority); err != nil {
-				return err
-			}
-			req.Datasets, req.LimitBytesPerSecond = []api.DatasetRef{ref}, int64(limit)
-			if req.Selection, err = selected(cmd, &sel); err != nil {
-				return err
-			}
-			if cmd.Flags().Changed("deadline") {
-				seconds := deadline.Seconds()
-				req.DeadlineSeconds = &seconds
-			}
-			return a.preload(cmd.Context(), req, wait)
+			return a.preload(cmd.Context(), f.req, wait)
 		},
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait for the certificate and print it")
-	cmd.Flags().BoolVar(&req.Sync, "sync", false, "list the dataset again first")
+	cmd.Flags().BoolVar(&f.req.Sync, "sync", false, "list the dataset again first")
 	cmd.Flags().BoolVar(&steer.pause, "pause", false, "stop a running load for now")
 	cmd.Flags().BoolVar(&steer.resume, "resume", false, "go on with a paused load")
 	cmd.Flags().BoolVar(&steer.stop, "stop", false, "drop your preloads of the dataset")
-	selectionFlags(cmd, &sel)
-	cmd.Flags().IntVar(&req.Priority, "priority", 0, "among loads at one store the highest is served first; -1000 to 1000")
-	cmd.Flags().DurationVar(&deadline, "deadline", 0, "by when it is wanted, from now on, such as 10m (default none)")
-	cmd.Flags().Var(&limit, "bandwidth", bandwidthWords)
-	cmd.Flags().IntVar(&req.Replicas, "replicas", 0, "workers that hold each shard (default: as 'dataset set --replicas' says, else 1)")
-	cmd.Flags().StringVar(&req.Layout, "layout", "auto", "auto, local (all of it on each of --nodes) or spread")
-	cmd.Flags().StringSliceVar(&req.Nodes, "nodes", nil, nodesWords+" (default all workers)")
-	verifyFlag(cmd, &req.Verify)
+	f.flags(cmd)
 	return cmd
+}
+
+// preloadFlags are those of a preload that say what is wanted, and how.
+type preloadFlags struct {
+	req      api.ClaimRequest
+	sel      api.Selection
+	limit    bandwidth
+	deadline time.Duration
+}
+
+func (f *preloadFlags) flags(cmd *cobra.Command) {
+	selectionFlags(cmd, &f.sel)
+	cmd.Flags().IntVar(&f.req.Priority, "priority", 0, "among loads at one store the highest is served first; -1000 to 1000")
+	cmd.Flags().DurationVar(&f.deadline, "deadline", 0, "by when it is wanted, from now on, such as 10m (default none)")
+	cmd.Flags().Var(&f.limit, "bandwidth", bandwidthWords)
+	cmd.Flags().IntVar(&f.req.Replicas, "replicas", 0, "workers that hold each shard (default: as 'dataset set --replicas' says, else 1)")
+	cmd.Flags().StringVar(&f.req.Layout, "layout", "auto", "auto, local (all of it on each of --nodes) or spread")
+	cmd.Flags().StringSliceVar(&f.req.Nodes, "nodes", nil, nodesWords+" (default all workers)")
+	verifyFlag(cmd, &f.req.Verify)
+}
+
+// read checks them, and makes the request of them.
+func (f *preloadFlags) read(cmd *cobra.Command, ref api.DatasetRef) error {
+	req := &f.req
+	if req.Replicas < 1 && cmd.Flags().Changed("replicas") || req.Replicas > maxReplicas {
+		return usagef(cmd, "--replicas %d: want 1 to %d", req.Replicas, maxReplicas)
+	}
+	if err := checkLayout(cmd, req, true); err != nil {
+		return err
+	}
+	if err := checkVerify(cmd, req.Verify); err != nil {
+		return err
+	}
+	if err := checkPriority(cmd, req.Priority); err != nil {
+		return err
+	}
+	req.Datasets, req.LimitBytesPerSecond = []api.DatasetRef{ref}, int64(f.limit)
+	var err error
+	if req.Selection, err = selected(cmd, &f.sel); err != nil {
+		return err
+	}
+	if cmd.Flags().Changed("deadline") {
+		seconds := f.deadline.Seconds()
+		req.DeadlineSeconds = &seconds
+	}
+	return nil
 }
 
 // verifyFlag lets a job ask for more than that each block is there.

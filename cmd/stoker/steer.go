@@ -27,7 +27,7 @@ func (s steering) action(cmd *cobra.Command) (string, error) {
 	if len(asked) == 0 {
 		return "", nil
 	}
-	for _, other := range []string{"wait", "sync", "replicas", "verify", "priority", "deadline", "bandwidth", "path", "include", "exclude"} {
+	for _, other := range []string{"wait", "sync", "replicas", "verify", "priority", "deadline", "bandwidth", "path", "include", "exclude", "layout", "nodes"} {
 		if cmd.Flags().Changed(other) {
 			asked = append(asked, other)
 		}

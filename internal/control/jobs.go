@@ -163,38 +163,6 @@ func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted
 	return c.jobStatus(ctx, s, inBrief)
 }
 
-// choose makes a claim one of some of a dataset's objects.
-func (c *Controller) choose(ctx context.Context, d *workflows.JobDataset, s *api.Selection) (err error) {
-	if s == nil || s.Empty() {
-		return nil
-	}
-	if d.Select, err = s.Key(); err != nil {
-		return err
-	}
-	m, err := c.manifests.Load(ctx, d.Manifest)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = m.Close() }() // it was only read
-	chosen, err := activities.Choose(m, d.Select)
-	if err == nil {
-		err = chosen.Nothing(d.Name, m)
-	}
-	if err == nil {
-		d.Bytes = chosen.Bytes
-	}
-	return err
-}
-
-// selection is what a key says; nil: all.
-func selection(key string) *api.Selection {
-	s, err := api.ParseSelection(key)
-	if key == "" || err != nil {
-		return nil
-	}
-	return &s
-}
-
 // begun is a job of which no more is known than what it claims.
 func begun(in workflows.JobInput) workflows.JobState {
 	return workflows.JobState{Input: in, State: api.JobPlanned, Outcomes: make([]workflows.Outcome, len(in.Datasets))}
@@ -392,24 +360,6 @@ func (c *Controller) loadStatus(ctx context.Context, d workflows.DatasetState, b
 	return st
 }
 
-// ofSelection counts what the loads still have to bring: what else is resident of
-// the manifest says nothing of a selection. Its objects are not counted.
-func ofSelection(st *api.LoadStatus, copies int64) {
-	var left int64
-	begun := false
-	for _, w := range st.Workers {
-		left += w.LoadBytes - w.LoadedBytes
-		begun = begun || w.LoadBytes > 0
-	}
-	st.Objects, st.ResidentObjects = 0, 0
-	if st.ResidentBytes = max(0, st.Bytes-left/copies); !begun {
-		st.ResidentBytes = 0
-	}
-	if st.ETASeconds = unknownETA; st.BytesPerSec > 0 {
-		st.ETASeconds = float64(st.Bytes-st.ResidentBytes) / st.BytesPerSec
-	}
-}
-
 // objects counts a manifest's objects, and those that are in no shard.
 func (c *Controller) objects(ctx context.Context, id stoker.ID) (all, empty int64, err error) {
 	p := c.loads.of(id)
@@ -594,63 +544,6 @@ func (c *Controller) renewJob(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
-}
-
-// changeJob is PATCH /v1/jobs/{job}.
-func (c *Controller) changeJob(w http.ResponseWriter, r *http.Request) error {
-	id := r.PathValue("job")
-	var req api.JobChange
-	if err := api.ReadJSON(w, r, &req); err != nil {
-		return err
-	}
-	change, err := changeOf(id, &req, time.Now().UTC())
-	if err != nil {
-		return err
-	}
-	s, err := c.job(r.Context(), id)
-	if err != nil {
-		return err
-	}
-	if err := mayChange(r, "job", id, s.Input.Owner); err != nil {
-		return err
-	}
-	if s.State == api.JobReleased || s.State == api.JobFailed {
-		return stoker.Errorf(stoker.KindNotExist, "job", id, "its claim has ended")
-	}
-	if s, err = c.o.Flows.Change(r.Context(), id, change); err != nil {
-		return err
-	}
-	c.o.Log.Info("changed", "job", id, "by", api.PrincipalOf(r.Context()).Name, "priority", s.Input.Priority, "limit", s.Input.LimitBytes, "deadline", s.Input.Deadline)
-	st, err := c.jobStatus(r.Context(), s, withLoads)
-	if err != nil {
-		return err
-	}
-	api.WriteJSON(w, http.StatusOK, st)
-	return nil
-}
-
-// changeOf checks what a claim is to wish.
-func changeOf(job string, req *api.JobChange, now time.Time) (change workflows.Change, err error) {
-	bad := func(format string, args ...any) (workflows.Change, error) {
-		return change, stoker.Errorf(stoker.KindInvalid, "job", job, format, args...)
-	}
-	change.Priority, change.LimitBytes = req.Priority, req.LimitBytesPerSecond
-	switch p, l, d := req.Priority, req.LimitBytesPerSecond, req.DeadlineSeconds; {
-	case p == nil && l == nil && d == nil:
-		return bad("nothing is to be changed: say its priority, deadline or limit")
-	case p != nil && (*p < -maxPriority || *p > maxPriority):
-		return bad("priority %d: want %d to %d", *p, -maxPriority, maxPriority)
-	case l != nil && *l != 0 && *l < api.LeastRate:
-		return bad("a limit of %d bytes a second: want %d or more, or 0 for none", *l, api.LeastRate)
-	case d != nil && (math.IsNaN(*d) || *d > 1e9):
-		return bad("a deadline of %v seconds", *d)
-	case d != nil && *d < 0:
-		change.Deadline = &time.Time{}
-	case d != nil:
-		at := now.Add(time.Duration(*d * float64(time.Second)))
-		change.Deadline = &at
-	}
-	return change, nil
 }
 
 func (c *Controller) releaseJob(w http.ResponseWriter, r *http.Request) error {
