@@ -253,6 +253,9 @@ func (s *Set) loadShard(ctx context.Context, g *errgroup.Group, l *load, n uint3
 				if err == nil {
 					s.seal(n) // says of a shard that an older generation left here that this one has it
 				}
+				if err == nil && l.only != nil {
+					s.flush(n)
+				}
 				l.finished(n)
 				if err == nil {
 					l.cursor.Add(1)

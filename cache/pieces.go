@@ -61,3 +61,17 @@ func cut(members []manifest.Member) []piece {
 	}
 	return out
 }
+
+// flush makes durable what a load brought of a shard that it does not complete. Where
+// that fails the disk is at fault, and the shard is retired: the load mends it.
+func (s *Set) flush(n uint32) {
+	sl := s.shard(n)
+	var err error
+	if sl.sh != nil && !sl.sh.Sealed() {
+		err = sl.sh.Flush()
+	}
+	sl.mu.RUnlock()
+	if err != nil {
+		s.log().Error("cannot make a part of a shard durable", "shard", n, "error", err)
+	}
+}

@@ -184,18 +184,27 @@ func TestRecoveryFollowsNoLinks(t *testing.T) {
 }
 
 // A mark that was written in another boot says nothing, since the bytes may
-// never have reached the disk; the marks of a sealed shard hold for ever.
+// never have reached the disk; the marks of a sealed shard hold for ever, and so do
+// those of a part that was flushed.
 func TestMarksOfAnotherBoot(t *testing.T) {
 	s := open(t, t.TempDir(), roomy)
 	open, sealed := specOf(1, 6), specOf(2, 6)
 	put(t, s, open, false, 0, 3, 4)
 	put(t, s, sealed, true, upTo(6)...)
+	partly := specOf(3, 6)
+	put(t, s, partly, false, 0, 2)
+	sh := get(t, s, partly.ID)
+	defer sh.Release()
+	if err := sh.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, sh, 5)
 	for name, c := range map[string]struct {
-		epoch          uint32
-		wantOpen, want int
+		epoch                      uint32
+		wantOpen, want, wantPartly int
 	}{
-		"this boot":    {s.epoch, 3, 6},
-		"another boot": {s.epoch + 1, 0, 6},
+		"this boot":    {s.epoch, 3, 6, 3},
+		"another boot": {s.epoch + 1, 0, 6, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			later := &folder{s: &Store{log: s.log, epoch: c.epoch}, dir: s.Dir()}
@@ -206,6 +215,13 @@ func TestMarksOfAnotherBoot(t *testing.T) {
 			b, err := later.scanShard(sealed.ID)
 			if err != nil {
 				t.Fatal(err)
+			}
+			p, err := later.scanShard(partly.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.Present() != c.wantPartly || p.Sealed() || !p.Has(0) || !p.Has(2) {
+				t.Errorf("flushed shard: %d blocks, sealed %v", p.Present(), p.Sealed())
 			}
 			if a.Present() != c.wantOpen || a.Sealed() || b.Present() != c.want || !b.Sealed() {
 				t.Errorf("open shard: %d blocks, sealed %v; sealed shard: %d, %v", a.Present(), a.Sealed(), b.Present(), b.Sealed())

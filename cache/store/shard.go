@@ -393,3 +393,41 @@ func (sh *Shard) seal() error {
 	sh.index = nil
 	return nil
 }
+
+// Flush makes what is here of a shard durable: its bytes are synced, then their
+// marks are written anew as durable. It may go on being written.
+func (sh *Shard) Flush() error {
+	err := sh.flush()
+	sh.st.refused(sh, err, false)
+	return err
+}
+
+func (sh *Shard) flush() error {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.sealed.Load() {
+		return nil
+	}
+	if sh.dead.Load() || sh.index == nil {
+		return stoker.Errorf(stoker.KindNotExist, "store.flush", sh.spec.ID.Short(), "the shard was retired")
+	}
+	if err := sh.st.disk.sync(sh.data); err != nil {
+		return failed("store.flush", sh.spec.ID.Short(), err)
+	}
+	for block := range sh.spec.Blocks { // a block is marked behind its bytes, with mu held
+		if !sh.Had(block) {
+			continue
+		}
+		putEntry(sh.entry[:], &sh.spec.ID, block, sh.crcs[block], durable)
+		if err := sh.st.disk.writeAt(sh.index, sh.entry[:], headerBytes+entryBytes*int64(block)); err != nil {
+			return failed("store.flush", sh.spec.ID.Short(), err)
+		}
+	}
+	if err := sh.st.disk.sync(sh.index); err != nil {
+		return failed("store.flush", sh.spec.ID.Short(), err)
+	}
+	if err := sh.st.disk.syncDir(filepath.Dir(sh.path(indexSuffix))); err != nil {
+		return failed("store.flush", sh.spec.ID.Short(), err)
+	}
+	return nil
+}
