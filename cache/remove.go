@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"time"
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
@@ -166,4 +167,43 @@ func (c *Cache) drop(ctx context.Context, id stoker.ID, why reason, enough func(
 		c.o.Directory.Withdraw(id, shared)
 	}
 	return r, err
+}
+
+// orphansEvery is how often shards are looked for that no manifest known here has.
+const orphansEvery = time.Hour
+
+// dropOrphans removes shards that no manifest known here has: a folder that was out of
+// service brings what was evicted meanwhile, a worker may be killed between two steps.
+// Nobody could find them, and they would keep their space. What somebody has open
+// stays for now.
+func (c *Cache) dropOrphans(ctx context.Context) {
+	c.room.Lock()
+	defer c.room.Unlock()
+	orphans := map[stoker.ID]int64{} // what is made from here on belongs to a manifest that is known
+	for _, sh := range c.o.Store.Shards() {
+		orphans[sh.ID] = sh.Bytes
+	}
+	for _, id := range c.knownNow() {
+		if err := c.eachShard(ctx, id, func(_ uint32, shard stoker.ID) { delete(orphans, shard) }); err != nil {
+			if !canceled(err) {
+				c.logOf(id).Warn("shards that belong to no dataset are not looked for: this one does not say which are its own", "error", err)
+			}
+			return
+		}
+	}
+	var shards int
+	var bytes int64
+	for id, n := range orphans {
+		if c.o.Store.Users(id) > 0 {
+			continue
+		}
+		if err := c.o.Store.Remove(id); err != nil {
+			c.o.Log.Error("a shard of no dataset cannot be removed", "error", err)
+			continue
+		}
+		shards, bytes = shards+1, bytes+n
+	}
+	if shards > 0 {
+		c.o.Log.Info("removed shards that belong to no dataset known here", "shards", shards, "bytes", bytes)
+	}
 }

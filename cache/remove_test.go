@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"stoker.dev"
+	"stoker.dev/cache/store"
 	"stoker.dev/internal/api"
 )
 
@@ -89,4 +90,64 @@ func TestForgottenGenerationIsWithdrawn(t *testing.T) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	g.announcesWhatItHas(n)
+}
+
+// orphan makes a shard that no manifest has.
+func (n *node) orphan(t *testing.T, number byte, bytes int64) *store.Shard {
+	t.Helper()
+	sh, err := n.store.Create(store.Spec{ID: stoker.ID{number}, Bytes: bytes, Blocks: int(bytes / stoker.BlockBytes)}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sh
+}
+
+// Shards that no manifest known here has go within the hour, but those that somebody
+// has open; nothing else does.
+func TestOrphansGo(t *testing.T) {
+	c := newCluster(t, 1, 1<<30)
+	want := c.fillUFS(61, 20, 0)
+	id := c.freeze()
+	c.load(0, c.plan(id))
+	n := c.nodes[0]
+	n.orphan(t, 1, 1<<20).Release()
+	open := n.orphan(t, 2, 1<<20)
+	n.cache.dropOrphans(t.Context())
+	if left := n.store.Shards(); len(left) != 2 || n.store.Users(stoker.ID{2}) != 1 {
+		t.Errorf("%d shards are left, want the dataset's and the one that is open", len(left))
+	}
+	open.Release()
+	n.cache.dropOrphans(t.Context())
+	if left := n.store.Shards(); len(left) != 1 {
+		t.Errorf("%d shards are left", len(left))
+	}
+	_, before := c.ufs.counted()
+	c.readAll(0, id, want)
+	if _, after := c.ufs.counted(); after != before {
+		t.Errorf("%d bytes of the dataset are gone", after-before)
+	}
+}
+
+// A manifest that cannot be read names perhaps any of them: then all stay.
+func TestOrphansOfWhatIsNotKnown(t *testing.T) {
+	c := newCluster(t, 1, 1<<30)
+	n := c.nodes[0]
+	n.orphan(t, 1, 1<<20).Release()
+	if err := n.cache.holds.know(n.store, stoker.ID{9}, "gone"); err != nil {
+		t.Fatal(err)
+	}
+	n.cache.dropOrphans(t.Context())
+	if left := n.store.Shards(); len(left) != 1 {
+		t.Errorf("%d shards are left", len(left))
+	}
+}
+
+// They are no reason to refuse a load.
+func TestOrphansMakeRoom(t *testing.T) {
+	c := newCluster(t, 1, 40<<20)
+	c.nodes[0].orphan(t, 1, 32<<20).Release()
+	c.put("large", 20<<20, 1)
+	if p := c.load(0, c.plan(c.freeze())); p.Bytes != 20<<20 {
+		t.Errorf("%+v", p)
+	}
 }

@@ -142,6 +142,9 @@ func (c *Cache) makeRoom(ctx context.Context, need, largest int64, keep ...stoke
 		}
 		log.Info("evicted to make room", "shards", r.Shards, "bytes", r.Bytes)
 	}
+	if c.o.Store.FreeBytes(largest) < need {
+		c.dropOrphans(ctx)
+	}
 	return nil
 }
 

@@ -265,7 +265,7 @@ func (e *evictor) take() (wants map[*Set]uint32, victims map[*Set][]uint32) {
 
 // tendRoom evicts until the cache is closed.
 func (c *Cache) tendRoom() {
-	swept := now()
+	swept, orphans := now(), now()
 	for {
 		next := time.NewTimer(swept.Add(c.sweepIn()).Sub(now()))
 		select {
@@ -278,7 +278,10 @@ func (c *Cache) tendRoom() {
 			}
 		case <-next.C:
 			c.sweep()
-			swept = now()
+			if swept = now(); swept.Sub(orphans) >= orphansEvery {
+				c.dropOrphans(c.stop)
+				orphans = swept
+			}
 		}
 		next.Stop()
 	}

@@ -21,6 +21,7 @@ var aboutTheDaemon = []string{
 	"search attributes are gone; going on without them",
 	"a restart would scrub some shards again", "what loads have cost is not written down: a restart would forget it",
 	"the cache folder has less space than was promised",
+	"a shard of no dataset cannot be removed", "removed shards that belong to no dataset known here",
 	"what nobody names stays in the manifest store for now", "what nobody named any more was removed from the manifest store",
 	"pins are not renewed, and no lease ends: the manifest store does not say who pinned what",
 	"how datasets are evicted is not told anew",
