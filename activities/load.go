@@ -340,7 +340,8 @@ func (a *Activities) freeBytes(ctx context.Context, live []placement.Worker, id 
 type ReserveInput struct {
 	Plan     stoker.ID
 	Leases   []api.Lease `json:",omitempty"`
-	Spare    bool        `json:",omitempty"` // see api.ReserveRequest
+	Copies   bool        `json:",omitempty"` // see api.ReserveRequest
+	Spare    bool        `json:",omitempty"` // likewise
 	Replaces stoker.ID   `json:",omitzero"`  // plan whose promises this one takes over
 	Parts    []int       `json:",omitempty"` // of the plan, that are meant; none: all
 }
@@ -356,7 +357,7 @@ func (a *Activities) Reserve(ctx context.Context, in ReserveInput) error {
 		if len(in.Parts) > 0 && !slices.Contains(in.Parts, part) {
 			return nil
 		}
-		_, err := w.Reserve(ctx, api.ReserveRequest{Plan: in.Plan, Part: part, Leases: in.Leases, Spare: in.Spare, Replaces: in.Replaces})
+		_, err := w.Reserve(ctx, api.ReserveRequest{Plan: in.Plan, Part: part, Leases: in.Leases, Copies: in.Copies, Spare: in.Spare, Replaces: in.Replaces})
 		return err
 	})
 	if err != nil {

@@ -155,6 +155,10 @@ func New(o Options) (*Cache, error) {
 	c.gone.some = make(chan struct{}, 1) // more of them are one signal
 	c.evictor.some = make(chan struct{}, 1)
 	c.accounts.some = make(chan struct{}, 1)
+	if err := dropCopies(o.Store); err != nil {
+		c.end()
+		return nil, err
+	}
 	c.restored, c.started = o.Store.Reservations(), now()
 	if err := c.holds.restore(o.Store); err != nil {
 		c.end()

@@ -138,7 +138,7 @@ func TestCopiesAndDrops(t *testing.T) {
 
 	copies := func(plan stoker.ID) (last api.LoadProgress) {
 		t.Helper()
-		if _, err := to.Reserve(t.Context(), api.ReserveRequest{Plan: plan, Part: 1}); err != nil {
+		if _, err := to.Reserve(t.Context(), api.ReserveRequest{Plan: plan, Part: 1, Copies: true}); err != nil {
 			t.Fatal(err)
 		}
 		if err := to.LoadCopies(t.Context(), plan, 1); err != nil {
@@ -209,6 +209,42 @@ func TestCopiesAndDrops(t *testing.T) {
 		t.Errorf("%d shards are left", got)
 	}
 	c.readAll(0, id, want)
+}
+
+// A promise for copies ends with the life that gave it, one for a load does not; giving
+// back ends both.
+func TestPromisesOfCopies(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "cache")
+	c := newCluster(t, 0, 0)
+	c.add(0, dir, 1<<30)
+	c.fillUFS(5, 40, 9<<20)
+	plan := c.plan(c.freeze())
+	n := c.nodes[0]
+	reserve := func(copies bool) int {
+		t.Helper()
+		if _, err := n.cache.Reserve(t.Context(), api.ReserveRequest{Plan: plan, Copies: copies}); err != nil {
+			t.Fatal(err)
+		}
+		return len(n.store.Reservations())
+	}
+	if got := reserve(false) + reserve(true); got != 3 {
+		t.Errorf("promised, then also for copies: %v", n.store.Reservations())
+	}
+	if err := n.cache.GiveBack(plan, 0); err != nil || len(n.store.Reservations()) != 0 {
+		t.Errorf("given back: %v, %v", n.store.Reservations(), err)
+	}
+	reserve(false)
+	reserve(true)
+	next, err := New(Options{Store: n.store, Manifests: c.store, Open: c.open, Directory: n.dir, Fetcher: testFetcher{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, kept := n.store.Reservations()[reservationName(plan, 0)]; !kept || len(n.store.Reservations()) != 1 {
+		t.Errorf("in the next life: %v", n.store.Reservations())
+	}
+	if err := next.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestCopyRate(t *testing.T) {

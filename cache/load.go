@@ -78,7 +78,11 @@ func (c *Cache) begin(ctx context.Context, key loadKey, copies bool) error {
 	if l != nil && !l.again() {
 		return nil
 	}
-	if err := c.refuse("cache.load", reservationName(planID, part)); err != nil {
+	name := reservationName(planID, part)
+	if copies {
+		name = copiesName(planID, part)
+	}
+	if err := c.refuse("cache.load", name); err != nil {
 		return err
 	}
 	plan, set, err := c.openPlan(ctx, planID, part)
@@ -104,9 +108,9 @@ func (c *Cache) begin(ctx context.Context, key loadKey, copies bool) error {
 		_ = set.Close()
 		return c.stopped()
 	}
-	c.askedFor(reservationName(planID, part))
+	c.askedFor(name)
 	run, cancel := context.WithCancel(c.stop)
-	l = &load{account: set.account(reservationName(planID, part), plan.Part(part), older), copies: copies,
+	l = &load{account: set.account(name, plan.Part(part), older), copies: copies,
 		cancel: cancel, done: make(chan struct{}), failed: map[string]api.Failure{}, turns: plan.Turns(part, plan.Part(part)),
 		ended: map[uint32]bool{}, changed: make(chan struct{})}
 	if plan.Select != "" {

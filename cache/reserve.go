@@ -15,13 +15,35 @@ import (
 
 func reservationName(plan stoker.ID, part int) string { return fmt.Sprintf("%s-%d", plan, part) }
 
+// copiesName is that of copies. Their promises end with this life: whoever repairs
+// counts again, and asks for what is missing then.
+func copiesName(plan stoker.ID, part int) string { return reservationName(plan, part) + copiesSuffix }
+
+const copiesSuffix = "-copies"
+
+// dropCopies ends promises of the last life for copies.
+func dropCopies(st *store.Store) error {
+	for name := range st.Reservations() {
+		if strings.HasSuffix(name, copiesSuffix) {
+			if err := st.Unreserve(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // Reserve promises the space of a plan's part, or refuses with KindNoSpace
 // and numbers. To make room it evicts the datasets that nobody holds, the
 // one used longest ago first, and those in grace last. The leases of the plan's jobs come into force
 // with it, so that nothing falls between promise and load. Asking again is
 // fine.
 func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveReport, error) {
-	if err := c.refuse("reserve", reservationName(r.Plan, r.Part)); err != nil {
+	name := reservationName(r.Plan, r.Part)
+	if r.Copies {
+		name = copiesName(r.Plan, r.Part)
+	}
+	if err := c.refuse("reserve", name); err != nil {
 		return api.ReserveReport{}, err
 	}
 	plan, s, err := c.openPlan(ctx, r.Plan, r.Part)
@@ -47,9 +69,8 @@ func (c *Cache) Reserve(ctx context.Context, r api.ReserveRequest) (api.ReserveR
 		if err := c.GiveBack(r.Replaces, r.Part); err != nil {
 			return rep, err
 		}
-		c.accounts.carry(reservationName(r.Replaces, r.Part), reservationName(r.Plan, r.Part))
+		c.accounts.carry(reservationName(r.Replaces, r.Part), name)
 	}
-	name := reservationName(r.Plan, r.Part)
 	c.askedFor(name)
 	err = c.o.Store.ReserveFor(name, rep.NeededBytes, largest)
 	older := s.olderIDs(ctx)
@@ -123,9 +144,13 @@ func (c *Cache) dropRestored() error {
 
 // GiveBack ends a promise; what was loaded under it stays.
 func (c *Cache) GiveBack(plan stoker.ID, part int) error {
-	name := reservationName(plan, part)
-	c.accounts.close(name)
-	return c.o.Store.Unreserve(name)
+	for _, name := range []string{reservationName(plan, part), copiesName(plan, part)} {
+		c.accounts.close(name)
+		if err := c.o.Store.Unreserve(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // makeRoom evicts unheld datasets until need bytes are free for shards of at

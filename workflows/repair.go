@@ -80,7 +80,7 @@ func (s *RepairState) copy(ctx workflow.Context) (err error) {
 	if s.Copies.Plan.IsZero() {
 		return err
 	}
-	reserve := activities.ReserveInput{Plan: s.Copies.Plan, Spare: in.Spare}
+	reserve := activities.ReserveInput{Plan: s.Copies.Plan, Copies: true, Spare: in.Spare}
 	if rerr := workflow.ExecuteActivity(working(ctx, 0, 2), do.Reserve, reserve).Get(ctx, nil); rerr != nil {
 		return rerr
 	}

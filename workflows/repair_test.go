@@ -65,7 +65,7 @@ func TestRepair(t *testing.T) {
 				}
 			}
 			for _, r := range inputsOf[activities.ReserveInput](w, "Reserve") {
-				if r.Spare != in.Spare {
+				if r.Spare != in.Spare || !r.Copies {
 					t.Errorf("it reserves %+v", r)
 				}
 			}

@@ -580,6 +580,8 @@ type ReserveRequest struct {
 	Plan   stoker.ID `json:"plan"`
 	Part   int       `json:"part"`
 	Leases []Lease   `json:"leases,omitempty"` // placed with the grant, so that nothing falls between
+	// Copies: for a load of copies, whose promise ends with the worker's life.
+	Copies bool `json:"copies,omitempty"`
 	// Spare: only of space that nobody uses; nothing is evicted for it.
 	Spare bool `json:"spare,omitempty"`
 	// Replaces is a plan whose promise to the same part ends with this one.
