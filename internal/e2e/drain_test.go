@@ -170,6 +170,38 @@ func TestDrainWithoutRoom(t *testing.T) {
 	c.settled()
 }
 
+// The worker that takes over dies while it copies, and the controller with it: the
+// drain goes on with what is there, the store is asked for nothing, and no space stays
+// promised.
+func TestDrainSurvivesItsTarget(t *testing.T) {
+	c := up(t, 2, "512MiB", func(root string) { makeFiles(t, root, 50, 100<<10, 5, 60<<20) })
+	c.add()
+	c.must("preload", "data", "--wait")
+	c.must("pin", "data", "--for", "2h", "--reason", "held")
+	c.proxy.Reset()
+	id := c.workerID(2)
+	c.must("workers", "drain", id)
+	c.eventually("it moves", func() bool {
+		st := c.drainOf(c.must("workers", "drain", id, "-o", "json"))
+		return st.State == api.WorkerDrained || len(st.Datasets) == 1 && st.Datasets[0].Moving
+	})
+	c.kill("worker-1")
+	c.kill("controller")
+	c.dev("start", "controller", "--dir", c.dir)
+	c.dev("start", "worker-1", "--dir", c.dir)
+	if st := c.drainOf(c.must("workers", "drain", id, "--wait", "-o", "json")); st.State != api.WorkerDrained {
+		t.Errorf("it ends as %+v", st)
+	}
+	c.kill("worker-2")
+	if cert := c.certificate(c.must("verify", "data", "--deep", "-o", "json")); cert.State != api.CertificateReady {
+		t.Errorf("without the worker: %+v", cert)
+	}
+	if n := c.proxy.Bytes(); n != 0 {
+		t.Errorf("the store was asked for %d bytes", n)
+	}
+	c.settled()
+}
+
 // copied reports whether set-a is on the live workers wholly, besides on worker 2.
 func (c *cluster) copied(size int64) bool {
 	c.t.Helper()
