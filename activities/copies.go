@@ -42,16 +42,12 @@ func (a *Activities) PlanCopies(ctx context.Context, in CopiesInput) (CopiesPlan
 }
 
 func (a *Activities) planCopies(ctx context.Context, in CopiesInput) (out CopiesPlanned, err error) {
-	m, err := a.o.Store.Load(ctx, in.Manifest)
+	c, err := a.count(ctx, in.Manifest, in.Spare)
 	if err != nil {
 		return out, err
 	}
-	defer m.Close()
-	c, err := a.count(ctx, m, in.Spare)
-	if err != nil {
-		return out, err
-	}
-	shards, want := shardsOf(m), make([]int, m.Shards())
+	defer c.m.Close()
+	shards, want := shardsOf(c.m), make([]int, c.m.Shards())
 	has, most := c.whole(), min(max(1, in.Replicas), len(c.stays))
 	for n := range shards {
 		switch {
@@ -100,8 +96,17 @@ type copyHolder struct {
 }
 
 // count asks each worker what it could take, and what it truly has. spare counts
-// only space that nobody uses.
-func (a *Activities) count(ctx context.Context, m *manifest.Manifest, spare bool) (*copies, error) {
+// only space that nobody uses. The caller closes the manifest of what it returns.
+func (a *Activities) count(ctx context.Context, id stoker.ID, spare bool) (c *copies, err error) {
+	m, err := a.o.Store.Load(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = m.Close() // it was only read
+		}
+	}()
 	live, _, err := a.Workers(ctx)
 	if err != nil {
 		return nil, err
@@ -131,7 +136,7 @@ func (a *Activities) count(ctx context.Context, m *manifest.Manifest, spare bool
 	if err != nil {
 		return nil, stoker.Errorf(stoker.KindTransient, "copies", m.ID().Short(), "not all workers say what they have: %w", err)
 	}
-	c := &copies{m: m}
+	c = &copies{m: m}
 	for i, h := range all {
 		if leaves[i] {
 			c.leaves = append(c.leaves, h)
@@ -232,15 +237,11 @@ func (a *Activities) DropCopies(ctx context.Context, in DropInput) (Dropped, err
 }
 
 func (a *Activities) dropCopies(ctx context.Context, in DropInput) (out Dropped, err error) {
-	m, err := a.o.Store.Load(ctx, in.Manifest)
+	c, err := a.count(ctx, in.Manifest, in.Spare)
 	if err != nil {
 		return out, err
 	}
-	defer m.Close()
-	c, err := a.count(ctx, m, in.Spare)
-	if err != nil {
-		return out, err
-	}
+	defer c.m.Close()
 	log := a.o.Log.With("dataset", in.Dataset, "manifest", in.Manifest.Short())
 	drop := func(h copyHolder, do func(*api.WorkerClient) (api.EvictReport, error)) error {
 		w, err := a.Worker(h.Address)

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -105,7 +106,7 @@ type Cache struct {
 	accounts accounts
 	rules    rules
 	drain    drain
-	copying  copyRate
+	copying  pace // of all copies that restore, raise or move replicas
 	checks   checks
 	gone     mourning
 	refills  refills
@@ -155,7 +156,7 @@ func New(o Options) (*Cache, error) {
 	c.gone.some = make(chan struct{}, 1) // more of them are one signal
 	c.evictor.some = make(chan struct{}, 1)
 	c.accounts.some = make(chan struct{}, 1)
-	if err := dropCopies(o.Store); err != nil {
+	if err := o.Store.UnreserveAll(func(name string) bool { return strings.HasSuffix(name, copiesSuffix) }); err != nil {
 		c.end()
 		return nil, err
 	}

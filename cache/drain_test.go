@@ -249,7 +249,7 @@ func TestPromisesOfCopies(t *testing.T) {
 
 func TestCopyRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &copyRate{perSecond: 1 << 20}
+		r := &pace{perSecond: 1 << 20}
 		began := time.Now()
 		for range 10 {
 			if err := r.wait(t.Context(), 512<<10); err != nil {

@@ -256,9 +256,9 @@ func (s *Set) loadShard(ctx context.Context, g *errgroup.Group, l *load, n uint3
 			if left.Add(-1) == 0 {
 				if err == nil {
 					s.seal(n) // says of a shard that an older generation left here that this one has it
-				}
-				if err == nil && l.only != nil {
-					s.flush(n)
+					if l.only != nil {
+						s.flush(n)
+					}
 				}
 				l.finished(n)
 				if err == nil {
@@ -329,16 +329,20 @@ func (s *Set) bringRun(ctx context.Context, n uint32, from, to int, on why, ende
 	return nil
 }
 
-// residentBytes adds up the object bytes of blocks [from, to) that are here.
-func (s *Set) residentBytes(n uint32, from, to int) int64 {
+// residentBytes adds up the object bytes of blocks [from, to) that are here,
+// missingBytes those of the others.
+func (s *Set) residentBytes(n uint32, from, to int) int64 { return s.bytesOf(n, from, to, true) }
+
+func (s *Set) missingBytes(n uint32, from, to int) int64 { return s.bytesOf(n, from, to, false) }
+
+func (s *Set) bytesOf(n uint32, from, to int, here bool) (sum int64) {
 	sl := s.shard(n)
 	defer sl.mu.RUnlock()
-	if sl.sh == nil {
+	if sl.sh == nil && here {
 		return 0
 	}
-	var sum int64
 	for b := from; b < to; b++ {
-		if sl.sh.Has(b) {
+		if (sl.sh != nil && sl.sh.Has(b)) == here {
 			_, _, length := blockOf(memberOf(sl.members, b), b)
 			sum += int64(length)
 		}

@@ -21,18 +21,6 @@ func copiesName(plan stoker.ID, part int) string { return reservationName(plan, 
 
 const copiesSuffix = "-copies"
 
-// dropCopies ends promises of the last life for copies.
-func dropCopies(st *store.Store) error {
-	for name := range st.Reservations() {
-		if strings.HasSuffix(name, copiesSuffix) {
-			if err := st.Unreserve(name); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 // Reserve promises the space of a plan's part, or refuses with KindNoSpace
 // and numbers. To make room it evicts the datasets that nobody holds, the
 // one used longest ago first, and those in grace last. The leases of the plan's jobs come into force

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -124,7 +125,7 @@ func (c *Cache) targets(ctx context.Context, after stoker.ID) (out []target) {
 
 // scrubPass goes on with a pass to its end. Its error is ctx's.
 func (c *Cache) scrubPass(ctx context.Context, o ScrubOptions, at *scrubbed) error {
-	pace := &pace{perSecond: o.BytesPerSecond, next: time.Now()}
+	pace := &pace{perSecond: o.BytesPerSecond}
 	saved := time.Now()
 	for _, t := range c.targets(ctx, at.After) {
 		s, err := c.Open(ctx, t.manifest)
@@ -147,21 +148,32 @@ func (c *Cache) scrubPass(ctx context.Context, o ScrubOptions, at *scrubbed) err
 	return ctx.Err()
 }
 
-// pace keeps a reader to a rate.
+// pace keeps whoever shares it to a rate. Its mutex is a leaf.
 type pace struct {
-	perSecond int64
-	next      time.Time
+	perSecond int64 // bytes; 0 = as they come
+
+	mu   sync.Mutex
+	next time.Time // +checklocks:mu — when the next ones may begin
 }
 
-// wait waits until bytes more may be read.
-func (p *pace) wait(ctx context.Context, bytes int) error {
-	if late := time.Since(p.next); late > 0 {
-		p.next = p.next.Add(late) // time that was not used is not made up for
-	} else if err := wait(ctx, -late); err != nil {
-		return err
+// wait waits until so many bytes more may begin. Time that was not used is not made
+// up for.
+func (p *pace) wait(ctx context.Context, bytes int64) error {
+	if p.perSecond <= 0 || bytes <= 0 {
+		return ctx.Err()
 	}
+	p.mu.Lock()
+	at := now()
+	if p.next.Before(at) {
+		p.next = at
+	}
+	pause := p.next.Sub(at)
 	p.next = p.next.Add(time.Duration(float64(bytes) / float64(p.perSecond) * float64(time.Second)))
-	return ctx.Err()
+	p.mu.Unlock()
+	if pause <= 0 {
+		return ctx.Err()
+	}
+	return wait(ctx, pause)
 }
 
 // scrubShard reads one shard. A bad block retires it. Its error is ctx's.
@@ -170,7 +182,7 @@ func (s *Set) scrubShard(ctx context.Context, n uint32, p *pace) error {
 	defer blockPool.Put(b)
 	for block := range int(s.man.Shard(n).Blocks) {
 		off, length := s.where(n, block)
-		if err := p.wait(ctx, length); err != nil {
+		if err := p.wait(ctx, int64(length)); err != nil {
 			return err
 		}
 		err := s.readFromDisk(n, block, off, (*b)[:length])

@@ -92,6 +92,18 @@ func (s *Store) Unreserve(name string) error {
 	return s.saveReservations()
 }
 
+// UnreserveAll gives back the promises whose names match.
+func (s *Store) UnreserveAll(match func(name string) bool) error {
+	for name := range s.Reservations() {
+		if match(name) {
+			if err := s.Unreserve(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // Reservations returns what is left of each promise, in bytes.
 func (s *Store) Reservations() map[string]int64 {
 	s.mu.Lock()

@@ -267,12 +267,7 @@ func (c *Controller) answerDetail(w http.ResponseWriter, r *http.Request, name s
 	if err != nil {
 		return err
 	}
-	detail, err := c.detail(r.Context(), d)
-	if err != nil {
-		return err
-	}
-	api.WriteJSON(w, http.StatusOK, detail)
-	return nil
+	return c.writeDetail(w, r, d)
 }
 
 func (c *Controller) showDataset(w http.ResponseWriter, r *http.Request) error {
@@ -280,6 +275,10 @@ func (c *Controller) showDataset(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	return c.writeDetail(w, r, d)
+}
+
+func (c *Controller) writeDetail(w http.ResponseWriter, r *http.Request, d *resolved) error {
 	detail, err := c.detail(r.Context(), d)
 	if err != nil {
 		return err

@@ -75,14 +75,7 @@ const imagePromise = "image-"
 
 // dropImagePromises ends those of the last life: this one writes images anew.
 func dropImagePromises(st *store.Store) error {
-	for name := range st.Reservations() {
-		if strings.HasPrefix(name, imagePromise) {
-			if err := st.Unreserve(name); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return st.UnreserveAll(func(name string) bool { return strings.HasPrefix(name, imagePromise) })
 }
 
 // kernelView is what a kernel view holds while it is mounted.

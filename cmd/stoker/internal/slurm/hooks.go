@@ -97,6 +97,12 @@ func (h *hooks) owner() string {
 
 // claim makes or repeats the job's claim.
 func (h *hooks) claim(ctx context.Context, w *want) (*api.JobStatus, error) {
+	return h.claimAs(ctx, w, func(*api.ClaimRequest) {})
+}
+
+// claimAs makes or repeats a claim of the job, which is its own but for what change
+// changes.
+func (h *hooks) claimAs(ctx context.Context, w *want, change func(*api.ClaimRequest)) (*api.JobStatus, error) {
 	c, err := h.Controller()
 	if err != nil {
 		return nil, err
@@ -105,11 +111,7 @@ func (h *hooks) claim(ctx context.Context, w *want) (*api.JobStatus, error) {
 	if err != nil {
 		return nil, err
 	}
-	return h.made(ctx, c, req)
-}
-
-// made makes or repeats a claim of the job.
-func (h *hooks) made(ctx context.Context, c *api.Controller, req api.ClaimRequest) (*api.JobStatus, error) {
+	change(&req)
 	st, err := c.Claim(ctx, req, nil)
 	if stoker.KindOf(err) == stoker.KindDenied && req.For != "" { // the hook is no admin: then the claim is its own
 		req.For = ""

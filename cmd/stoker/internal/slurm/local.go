@@ -49,17 +49,10 @@ func (h *hooks) claimNodes(ctx context.Context, w *want) (*api.JobStatus, error)
 	if err != nil {
 		return nil, err
 	}
-	c, err := h.Controller()
-	if err != nil {
-		return nil, err
-	}
-	req, err := h.job.claim(w, h.ttl, h.owner())
-	if err != nil {
-		return nil, err
-	}
-	req.Job += nodesSuffix
-	req.Layout, req.Nodes, req.Replicas, req.DeadlineSeconds = layoutLocal, nodes, 0, nil
-	return h.made(ctx, c, req)
+	return h.claimAs(ctx, w, func(req *api.ClaimRequest) {
+		req.Job += nodesSuffix
+		req.Layout, req.Nodes, req.Replicas, req.DeadlineSeconds = layoutLocal, nodes, 0, nil
+	})
 }
 
 // toNodes has the data copied to the job's nodes. A job that starts without its data
