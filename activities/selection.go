@@ -56,5 +56,5 @@ func (c *Chosen) Nothing(dataset string, m *manifest.Manifest) error {
 	if c == nil || c.Objects > 0 {
 		return nil
 	}
-	return stoker.Errorf(stoker.KindNotExist, "selection", dataset, "matches none of %d objects: --path and patterns are compared with paths below the dataset's root", m.Objects())
+	return stoker.Errorf(stoker.KindNotExist, "selection", dataset, "matches none of %d objects: its paths and patterns are compared with those below the dataset's root", m.Objects())
 }

@@ -173,13 +173,37 @@ func (c *Controller) Dataset(ctx context.Context, name string) (*DatasetDetail, 
 	return &v, nil
 }
 
+// Selected asks for a generation of a dataset, and how much of it a selection has.
+func (c *Controller) Selected(ctx context.Context, name string, s Selection) (*DatasetDetail, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return nil, err
+	}
+	v, err := get[DatasetDetail](ctx, c.c, answerTimeout, http.MethodGet, "/v1/datasets/"+seg+"?"+s.query().Encode(), nil)
+	if err != nil {
+		return nil, err
+	}
+	return &v, nil
+}
+
+// query asks about a selection; SelectionOf reads it.
+func (s Selection) query() url.Values {
+	return url.Values{"path": s.Paths, "include": s.Include, "exclude": s.Exclude}
+}
+
+// SelectionOf is the selection that a request's query asks about.
+func SelectionOf(q url.Values) Selection {
+	return Selection{Paths: q["path"], Include: q["include"], Exclude: q["exclude"]}
+}
+
 // Verify compares what workers have with the manifest.
 func (c *Controller) Verify(ctx context.Context, name string, deep bool, s Selection, each func(Event)) (*Certificate, error) {
 	seg, err := segment("dataset", name)
 	if err != nil {
 		return nil, err
 	}
-	q := url.Values{"deep": {strconv.FormatBool(deep)}, "path": s.Paths, "include": s.Include, "exclude": s.Exclude}
+	q := s.query()
+	q.Set("deep", strconv.FormatBool(deep))
 	path := "/v1/datasets/" + seg + "/verify?" + q.Encode()
 	e, err := c.c.stream(ctx, http.MethodPost, path, nil, each, func(e Event) bool { return e.Certificate != nil })
 	return e.Certificate, err

@@ -127,6 +127,8 @@ type DatasetRef struct {
 	Name       string `json:"name"`                 // registered name, or a URI
 	Generation int    `json:"generation,omitempty"` // 0 = current
 	Dir        string `json:"dir,omitempty"`        // absolute; "" = the default mount point
+	// Selection is what is wanted of its objects; absent = as the claim says, else all.
+	Selection *Selection `json:"selection,omitempty"`
 }
 
 // ClaimRequest is the body of POST /v1/jobs. It is idempotent on Job.
@@ -140,7 +142,8 @@ type ClaimRequest struct {
 	Replicas        int          `json:"replicas,omitempty"`        // 0 = as the dataset says, else 1
 	Priority        int          `json:"priority,omitempty"`        // -1000 to 1000: the highest gets space first
 	Sync            bool         `json:"sync,omitempty"`            // new generation first
-	// Selection is what the claim wants of each of its datasets; absent = all.
+	// Selection is what the claim wants of each of its datasets that does not say;
+	// absent = all.
 	Selection *Selection `json:"selection,omitempty"`
 	// LimitBytesPerSecond is the most that the load may read from its stores while it
 	// is for this claim alone; 0 = no limit.
@@ -193,8 +196,7 @@ type JobDataset struct {
 	Bytes         int64        `json:"bytes"`
 	ResidentBytes int64        `json:"residentBytes"`
 	Certificate   *Certificate `json:"certificate,omitempty"`
-	Load          *LoadStatus  `json:"load,omitempty"`      // that runs for it
-	Selection     *Selection   `json:"selection,omitempty"` // of its objects; absent = all
+	Load          *LoadStatus  `json:"load,omitempty"` // that runs for it
 }
 
 // LoadStatus is a load that runs, or waits to. What is resident is counted on
@@ -405,6 +407,7 @@ type DatasetDetail struct {
 	Changes     *ChangeCounts  `json:"changes,omitempty"`   // what a sync found since the generation before
 	NextSync    time.Time      `json:"nextSync,omitzero"`   // by its schedule
 	Load        *LoadStatus    `json:"load,omitempty"`      // that runs or waits
+	Selected    *Tally         `json:"selected,omitempty"`  // by the selection that was asked about
 	Copies      *CopiesStatus  `json:"copies,omitempty"`    // how they were when they were last looked after
 }
 

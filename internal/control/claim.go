@@ -109,17 +109,17 @@ func (c *Controller) standing(r *http.Request, req *api.ClaimRequest) (*api.JobS
 
 // repeat lets a hook's claim live on.
 func (c *Controller) repeat(ctx context.Context, req *api.ClaimRequest, there workflows.JobState) (*api.JobStatus, error) {
+	var bad error
 	same := slices.EqualFunc(there.Input.Datasets, req.Datasets, func(d workflows.JobDataset, ref api.DatasetRef) bool {
-		return d.Name == ref.Name && (ref.Generation == 0 || ref.Generation == d.Generation)
-	})
-	key := ""
-	if req.Selection != nil {
-		var err error
-		if key, err = req.Selection.Key(); err != nil {
-			return nil, err
+		key := ""
+		if s := selectionOf(req, &ref); s != nil && bad == nil {
+			key, bad = s.Key()
 		}
+		return d.Name == ref.Name && (ref.Generation == 0 || ref.Generation == d.Generation) && d.Select == key
+	})
+	if bad != nil {
+		return nil, bad
 	}
-	same = same && !slices.ContainsFunc(there.Input.Datasets, func(d workflows.JobDataset) bool { return d.Select != key })
 	if !same {
 		return nil, stoker.Errorf(stoker.KindHeld, "job", req.Job, "has claimed other datasets: 'stoker release %s' first", req.Job)
 	}

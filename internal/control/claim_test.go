@@ -148,3 +148,34 @@ func TestClaimForAnother(t *testing.T) {
 		t.Fatalf("for himself: %+v", events)
 	}
 }
+
+// A dataset's own selection goes before the claim's, and a hook's claim is the same
+// again only with the same ones. Whoever asks first is told what they have.
+func TestSelectionsOfAClaim(t *testing.T) {
+	_, address := startFlows(t)
+	w := startWatched(t, address, placement.NewMem(time.Now))
+	w.freeze(t, "pets")
+	w.freeze(t, "cars")
+	own := func(pattern string) *api.Selection { return &api.Selection{Include: []string{pattern}} }
+	req := api.ClaimRequest{Job: "17", TTLSeconds: 3600, Selection: own("file[0-3]"), Datasets: []api.DatasetRef{{Name: "pets"}, {Name: "cars", Selection: own("file7")}}}
+	for range 2 {
+		events := w.ask(t, daemonToken, "POST", "/v1/jobs", req).lines(t)
+		st := events[len(events)-1].Job
+		if st == nil || st.Datasets[0].Bytes != 400 || st.Datasets[1].Bytes != 100 || st.Datasets[1].Selection.Include[0] != "file7" {
+			t.Fatalf("%+v", events)
+		}
+	}
+	other := req
+	other.Datasets = []api.DatasetRef{{Name: "pets"}, {Name: "cars"}}
+	w.ask(t, daemonToken, "POST", "/v1/jobs", other).wantError(t, 423, "held", "has claimed other datasets")
+	other.Datasets = []api.DatasetRef{{Name: "pets", Selection: own("[")}, {Name: "cars"}}
+	w.ask(t, daemonToken, "POST", "/v1/jobs", other).wantError(t, 400, "invalid", "is no pattern")
+
+	for query, want := range map[string]*api.Tally{"": nil, "?path=folder&exclude=*9": {Objects: 9, Bytes: 900}, "?path=nothing": {}} {
+		got := decode[api.DatasetDetail](t, w.ask(t, watchedToken, "GET", "/v1/datasets/pets"+query, nil))
+		if got.Objects != 10 || (want == nil) != (got.Selected == nil) || want != nil && *got.Selected != *want {
+			t.Errorf("%q: %+v of %d, want %+v", query, got.Selected, got.Objects, want)
+		}
+	}
+	w.ask(t, watchedToken, "GET", "/v1/datasets/pets?path=..", nil).wantError(t, 400, "invalid", "is no path below")
+}

@@ -275,7 +275,19 @@ func (c *Controller) showDataset(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return c.writeDetail(w, r, d)
+	key, err := api.SelectionOf(r.URL.Query()).Key()
+	if err != nil {
+		return err
+	}
+	detail, err := c.detail(r.Context(), d)
+	if err == nil && key != "" {
+		detail.Selected, err = c.selected(r.Context(), d.Manifest, key)
+	}
+	if err != nil {
+		return err
+	}
+	api.WriteJSON(w, http.StatusOK, detail)
+	return nil
 }
 
 func (c *Controller) writeDetail(w http.ResponseWriter, r *http.Request, d *resolved) error {
@@ -330,8 +342,7 @@ func (c *Controller) verify(w http.ResponseWriter, r *http.Request) error {
 	if err != nil && r.URL.Query().Has("deep") {
 		return stoker.Errorf(stoker.KindInvalid, "verify", d.Name, "deep=%q: want true or false", r.URL.Query().Get("deep"))
 	}
-	q := r.URL.Query()
-	key, err := api.Selection{Paths: q["path"], Include: q["include"], Exclude: q["exclude"]}.Key()
+	key, err := api.SelectionOf(r.URL.Query()).Key()
 	if err != nil {
 		return err
 	}

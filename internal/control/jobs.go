@@ -129,7 +129,7 @@ func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted
 	for _, ref := range req.Datasets {
 		d, err := c.resolve(ctx, ref, req.Sync, stream)
 		if err == nil {
-			err = c.choose(ctx, d, req.Selection)
+			err = c.choose(ctx, d, selectionOf(req, &ref))
 		}
 		if err != nil {
 			return nil, err
@@ -256,7 +256,7 @@ func (c *Controller) jobStatus(ctx context.Context, s workflows.JobState, how de
 		st.Deadline = in.Deadline
 	}
 	for i, d := range in.Datasets {
-		out := api.JobDataset{DatasetRef: api.DatasetRef{Name: d.Name, Generation: d.Generation, Dir: d.Dir}, Manifest: d.Manifest, ListedAt: d.ListedAt, Bytes: d.Bytes, Selection: selection(d.Select)}
+		out := api.JobDataset{DatasetRef: api.DatasetRef{Name: d.Name, Generation: d.Generation, Dir: d.Dir, Selection: selection(d.Select)}, Manifest: d.Manifest, ListedAt: d.ListedAt, Bytes: d.Bytes}
 		if err := c.outcome(ctx, &s, i, &out, st, how); err != nil {
 			return nil, err
 		}

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 
+	"stoker.dev"
 	"stoker.dev/activities"
 	"stoker.dev/internal/api"
 	"stoker.dev/workflows"
@@ -29,6 +30,28 @@ func (c *Controller) choose(ctx context.Context, d *workflows.JobDataset, s *api
 		d.Bytes = chosen.Bytes
 	}
 	return err
+}
+
+// selected counts what a selection has of a manifest.
+func (c *Controller) selected(ctx context.Context, id stoker.ID, key string) (*api.Tally, error) {
+	m, err := c.manifests.Load(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = m.Close() }() // it was only read
+	chosen, err := activities.Choose(m, key)
+	if err != nil {
+		return nil, err
+	}
+	return &api.Tally{Objects: chosen.Objects, Bytes: chosen.Bytes}, nil
+}
+
+// selectionOf is what a claim wants of one of its datasets.
+func selectionOf(req *api.ClaimRequest, ref *api.DatasetRef) *api.Selection {
+	if ref.Selection != nil {
+		return ref.Selection
+	}
+	return req.Selection
 }
 
 // selection is what a key says; nil: all.

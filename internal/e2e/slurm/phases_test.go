@@ -17,11 +17,17 @@ func submitChecks(t *testing.T, r *rig) {
 	must(t, os.MkdirAll(filepath.Dir(big), 0o755))
 	must(t, os.WriteFile(big, nil, 0o644))
 	must(t, os.Truncate(big, 600<<20)) // both workers together hold 512 MiB
+	must(t, os.WriteFile(filepath.Join(filepath.Dir(big), "y"), []byte("fits"), 0o644))
 	r.must("dataset", "add", "big", "s3://data/big", "--endpoint", r.proxy.URL(), "--path-style")
 	for lines, says := range map[string]string{
 		"#STOKER dataset=nosuch":                         "dataset nosuch: is not known",
 		"#STOKER dataset=small@7":                        "small@7",
-		"#STOKER dataset=small sampler=pytorch:seed=0":   `"sampler" is not known here: the keys are dataset,`,
+		"#STOKER dataset=small order=random":             `"order" is not known here: the keys are dataset, path, include,`,
+		"#STOKER dataset=small sampler=pytorch:seed=0":   "sampler= is not built",
+		"#STOKER dataset=small path=n0":                  "path=n0: none of its 4 objects is meant",
+		"#STOKER dataset=small path=n00 exclude=*.jpg":   "none of its 4 objects is meant",
+		"#STOKER dataset=small include=*.[jpg":           "include=*.[jpg: is no pattern: write *.jpg",
+		"#STOKER dataset=small path=../../etc":           "path=../../etc: is no path below the dataset's root",
 		"#STOKER dataset=small capacity=10GB":            "Burst Buffer request invalid",
 		"#STOKER dataset=small deadline=soon":            "want a time such as",
 		"#STOKER mount=/data":                            "names no dataset",
@@ -35,8 +41,46 @@ func submitChecks(t *testing.T, r *rig) {
 	}
 	id := r.submit("#STOKER dataset=big onmiss=start deadline=0s\nls $STOKER_MOUNT")
 	r.inState(id, "COMPLETED")
-	if out := r.output(id); out != "x\n" {
+	if out := r.output(id); out != "x\ny\n" {
 		t.Errorf("the job sees %q", out)
+	}
+	r.released(id)
+	id = r.submit("#STOKER dataset=big path=y onmiss=wait\ncat $STOKER_MOUNT/y") // of data that does not fit, a part that does
+	r.inState(id, "COMPLETED")
+	if out := r.output(id); out != "fits" {
+		t.Errorf("the job reads %q", out)
+	}
+	r.released(id)
+}
+
+// Of a dataset a job may name a part: that alone is staged in, each byte once, and
+// counted; another dataset of the job, and the mount, are whole.
+func parts(t *testing.T, r *rig) {
+	r.dataset("parts", 40)
+	whole := r.dataset("beside", 4)
+	r.proxy.Reset()
+	reached, release := r.proxy.Hold(1)
+	defer release()
+	id := r.submit("#STOKER dataset=parts path=n01 path=n02 exclude=img_0000?.jpg onmiss=wait\n#STOKER dataset=beside\nls $STOKER_MOUNT/parts/ | wc -l; cat $STOKER_MOUNT/parts/n01/img_00013.jpg $STOKER_MOUNT/parts/n02/img_00038.jpg $STOKER_MOUNT/beside/*/* | wc -c")
+	<-reached
+	const says = "parts@1 path=n01 path=n02 exclude=img_0000?.jpg: "
+	r.eventually("bbstat tells of what the job waits for", func() bool { return strings.Contains(r.as("scontrol", "show", "bbstat", id).out, says) })
+	if st := r.state(id); st != "PENDING" {
+		t.Errorf("its data is on the way, and it is %s", st)
+	}
+	release()
+	r.inState(id, "COMPLETED")
+	const part = 15 << 18 // n01 and n02 have 20 files of 256 KiB, 5 of them with one digit
+	if out := r.output(id); out != fmt.Sprintf("4\n%d\n", 2<<18+whole) {
+		t.Errorf("the job sees %q", out)
+	}
+	if got := r.proxy.Bytes(); got != part+whole || r.claim(id).Bytes != part+whole {
+		t.Errorf("%d bytes were fetched, %d claimed, for %d and %d", got, r.claim(id).Bytes, part, whole)
+	}
+	for key := range r.proxy.BytesByKey() {
+		if strings.HasPrefix(key, "/data/parts/") && (!strings.Contains(key, "/n01/") && !strings.Contains(key, "/n02/") || strings.Contains(key, "img_0000")) {
+			t.Errorf("%s was fetched", key)
+		}
 	}
 	r.released(id)
 }
@@ -47,7 +91,7 @@ func hostileDirectives(t *testing.T, r *rig) {
 	for _, evil := range []string{
 		"dataset=$(touch$IFS" + proof + ")", "dataset=`touch$IFS" + proof + "`", "dataset=';touch\t" + proof + ";'", "dataset=small';touch " + proof + ";'",
 		"dataset=small mount=/$(touch$IFS" + proof + ")'", "dataset=small\x01\x1b[2J", "dataset=" + strings.Repeat("a", 5000), "dataset=small --script=/etc/passwd",
-		"$(touch " + proof + ")=1",
+		"$(touch " + proof + ")=1", "dataset=small include=$(touch$IFS" + proof + ")[",
 	} {
 		if res := r.try("#STOKER " + evil + "\ntrue"); res.code == 0 && !strings.Contains(evil, "mount=") {
 			t.Errorf("%q is accepted", evil)

@@ -62,13 +62,13 @@ func (h *hooks) known(ctx context.Context, w *want) error {
 		if ref.Generation != 0 {
 			name += "@" + strconv.Itoa(ref.Generation)
 		}
-		d, err := c.Dataset(ctx, name)
+		bytes, err := size(ctx, c, name, ref.Selection)
 		if stoker.KindOf(err) == stoker.KindNotExist && err != nil {
 			return stoker.Errorf(stoker.KindNotExist, "dataset", name, "is not known: 'stoker dataset ls' lists what is, 'stoker dataset add %s URI' adds it", ref.Name)
 		} else if err != nil {
 			return err
 		}
-		sum += d.Bytes * int64(max(1, w.replicas))
+		sum += bytes * int64(max(1, w.replicas))
 	}
 	has := <-room
 	switch {
@@ -79,6 +79,28 @@ func (h *hooks) known(ctx context.Context, w *want) error {
 			api.HumanBytes(sum), api.HumanBytes(has.capacity))
 	}
 	return nil
+}
+
+// size is how much of a dataset a job wants.
+func size(ctx context.Context, c *api.Controller, name string, some *api.Selection) (int64, error) {
+	if some == nil {
+		d, err := c.Dataset(ctx, name)
+		if err != nil {
+			return 0, err
+		}
+		return d.Bytes, nil
+	}
+	d, err := c.Selected(ctx, name, *some)
+	switch {
+	case err != nil:
+		return 0, err
+	case d.Selected == nil: // an older controller: setup is told
+		return 0, nil
+	case d.Selected.Objects == 0:
+		return 0, stoker.Errorf(stoker.KindInvalid, "dataset", name, "%s: none of its %d objects is meant: paths and patterns are compared with those below the mount, such as path=train or include=*.jpg",
+			strings.TrimSpace(selected(some)), d.Objects)
+	}
+	return d.Selected.Bytes, nil
 }
 
 // show prints how far a job's data is, or that of all jobs of the cluster.
@@ -127,7 +149,7 @@ func progress(out io.Writer, st *api.JobStatus) error {
 	}
 	b.WriteByte('\n')
 	for _, d := range st.Datasets {
-		fmt.Fprintf(&b, "  %s@%d: %s of %s\n", d.Name, d.Generation, api.HumanBytes(d.ResidentBytes), api.HumanBytes(d.Bytes))
+		fmt.Fprintf(&b, "  %s@%d%s: %s of %s\n", d.Name, d.Generation, selected(d.Selection), api.HumanBytes(d.ResidentBytes), api.HumanBytes(d.Bytes))
 	}
 	if st.Error != nil {
 		fmt.Fprintf(&b, "  %s\n", named(st.Error.Err("job", st.Job), st))

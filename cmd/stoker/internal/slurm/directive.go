@@ -30,7 +30,7 @@ const (
 
 // keys are those that a directive may have. A key of which the rest of stoker
 // knows nothing is refused, never ignored.
-const keys = "dataset, mount, deadline, onmiss, layout, replicas"
+const keys = "dataset, path, include, exclude, mount, deadline, onmiss, layout, replicas"
 
 // want is what the directives of one job ask for: one claim.
 type want struct {
@@ -111,6 +111,7 @@ func (w *want) line(line string, said map[string]string) error {
 		return stoker.Errorf(stoker.KindInvalid, "directive", shown(line), format, args...)
 	}
 	var ref api.DatasetRef
+	var some api.Selection
 	for _, word := range strings.Fields(line)[1:] {
 		key, value, ok := strings.Cut(word, "=")
 		if !ok || value == "" {
@@ -132,6 +133,12 @@ func (w *want) line(line string, said map[string]string) error {
 				return bad("mount=%s: want one absolute folder, without . and .. and a slash behind it", shown(value))
 			}
 			ref.Dir = value
+		case "path", "include", "exclude":
+			if err := narrow(&some, key, value); err != nil {
+				return bad("%w", err)
+			}
+		case "sampler":
+			return bad("sampler= is not built: a load brings all of the data before the job starts, in an order of its own. Leave it out")
 		case "deadline", "onmiss", "layout", "replicas":
 			if other, twice := said[key]; twice && other != value {
 				return bad("%s=%s, and %s=%s before it: they hold for the whole job, say one", key, shown(value), key, shown(other))
@@ -147,8 +154,51 @@ func (w *want) line(line string, said map[string]string) error {
 	if ref.Name == "" {
 		return bad("names no dataset: write '%s dataset=NAME'", directive)
 	}
+	if _, err := some.Key(); err != nil { // each is right: they are too many
+		return bad("path=, include= and exclude= are longer than 2 KiB together: freeze a dataset of what you want, or take fewer patterns")
+	}
+	if !some.Empty() {
+		ref.Selection = &some
+	}
 	w.datasets = append(w.datasets, ref)
 	return nil
+}
+
+// narrow takes path=, include= or exclude=, each as often as it stands on a line.
+func narrow(s *api.Selection, key, value string) error {
+	var one api.Selection
+	list, of := &s.Paths, &one.Paths
+	switch key {
+	case "include":
+		list, of = &s.Include, &one.Include
+	case "exclude":
+		list, of = &s.Exclude, &one.Exclude
+	}
+	*list, *of = append(*list, value), []string{value}
+	if _, err := one.Key(); err != nil {
+		if e := (*stoker.Error)(nil); errors.As(err, &e) {
+			err = e.Err // what is wrong, without the value once more
+		}
+		return errors.New(key + "=" + shown(value) + ": " + err.Error())
+	}
+	return nil
+}
+
+// selected is a selection as its directive says it, "" of none.
+func selected(s *api.Selection) string {
+	if s == nil {
+		return ""
+	}
+	var b strings.Builder
+	for _, list := range []struct {
+		key string
+		of  []string
+	}{{"path", s.Paths}, {"include", s.Include}, {"exclude", s.Exclude}} {
+		for _, v := range list.of {
+			b.WriteString(" " + list.key + "=" + shown(v))
+		}
+	}
+	return b.String()
 }
 
 // set takes a key that holds for the whole job.
@@ -185,7 +235,7 @@ func (w *want) apart() error {
 	names, dirs := map[string]bool{}, map[string]bool{}
 	for _, d := range w.datasets {
 		if names[d.Name] {
-			return stoker.Errorf(stoker.KindInvalid, "directive", d.Name, "is named twice: once is enough")
+			return stoker.Errorf(stoker.KindInvalid, "directive", d.Name, "is named twice: once is enough, with as many path= as you like")
 		}
 		if d.Dir != "" && dirs[d.Dir] {
 			return stoker.Errorf(stoker.KindInvalid, "directive", shown(d.Dir), "two datasets cannot be mounted on one folder")

@@ -37,32 +37,58 @@ func TestDirectives(t *testing.T) {
 	}
 }
 
+// path=, include= and exclude= are of the dataset on their line; what each matches
+// stands in its words again.
+func TestDirectivesOfParts(t *testing.T) {
+	w, err := parse([]string{"#STOKER dataset=a path=train path=val/ include=*.jpg exclude=/val/**/*.tmp onmiss=wait", "#STOKER include=[0-9]* dataset=b", "#STOKER dataset=c"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{" path=train path=val/ include=*.jpg exclude=/val/**/*.tmp", " include=[0-9]*", ""} {
+		if got := selected(w.datasets[i].Selection); got != want {
+			t.Errorf("dataset %d: %q, want %q", i, got, want)
+		}
+	}
+	if w.datasets[2].Selection != nil {
+		t.Error("a dataset without path= is taken in part")
+	}
+}
+
 func TestDirectivesThatAreRefused(t *testing.T) {
 	for lines, says := range map[string]string{
-		"":                                             "names no data",
-		"#STOKER":                                      "names no dataset",
-		"#STOKER dataset":                              "no KEY=VALUE",
-		"#STOKER dataset=":                             "no KEY=VALUE",
-		"#STOKER dataset=A":                            "is no dataset",
-		"#STOKER dataset=a@0":                          "is no dataset",
-		"#STOKER dataset=a@x":                          "is no dataset",
-		"#STOKER dataset=s3://b/p":                     "is no dataset",
-		"#STOKER dataset=../../etc":                    "is no dataset",
-		"#STOKER dataset=a dataset=b":                  "two datasets",
-		"#STOKER dataset=a\n#STOKER dataset=a@2":       "twice",
-		"#STOKER dataset=a mount=data":                 "one absolute folder",
-		"#STOKER dataset=a mount=/a/../b":              "one absolute folder",
-		"#STOKER dataset=a mount=/":                    "one absolute folder",
-		"#STOKER dataset=a mount=/a mount=/b":          "one absolute folder",
-		"#STOKER dataset=a deadline=5":                 "want a time",
-		"#STOKER dataset=a deadline=-5m":               "want a time",
-		"#STOKER dataset=a onmiss=hope":                "want start, wait or fail",
-		"#STOKER dataset=a layout=near":                "want auto, local or spread",
-		"#STOKER dataset=a replicas=0":                 "want 1 to 16",
-		"#STOKER dataset=a sampler=pytorch":            `"sampler" is not known`,
-		"#STOKER dataset=a pin=2h":                     `"pin" is not known`,
-		"#STOKER dataset=a \x1b[2Jx=1":                 `\x1b[2Jx`,
-		"#STOKER dataset=" + strings.Repeat("a", 9000): "…",
+		"":                                                   "names no data",
+		"#STOKER":                                            "names no dataset",
+		"#STOKER dataset":                                    "no KEY=VALUE",
+		"#STOKER dataset=":                                   "no KEY=VALUE",
+		"#STOKER dataset=A":                                  "is no dataset",
+		"#STOKER dataset=a@0":                                "is no dataset",
+		"#STOKER dataset=a@x":                                "is no dataset",
+		"#STOKER dataset=s3://b/p":                           "is no dataset",
+		"#STOKER dataset=../../etc":                          "is no dataset",
+		"#STOKER dataset=a dataset=b":                        "two datasets",
+		"#STOKER dataset=a\n#STOKER dataset=a@2":             "twice",
+		"#STOKER dataset=a mount=data":                       "one absolute folder",
+		"#STOKER dataset=a mount=/a/../b":                    "one absolute folder",
+		"#STOKER dataset=a mount=/":                          "one absolute folder",
+		"#STOKER dataset=a mount=/a mount=/b":                "one absolute folder",
+		"#STOKER dataset=a deadline=5":                       "want a time",
+		"#STOKER dataset=a deadline=-5m":                     "want a time",
+		"#STOKER dataset=a onmiss=hope":                      "want start, wait or fail",
+		"#STOKER dataset=a layout=near":                      "want auto, local or spread",
+		"#STOKER dataset=a replicas=0":                       "want 1 to 16",
+		"#STOKER dataset=a sampler=pytorch":                  "sampler= is not built",
+		"#STOKER dataset=a path=/":                           "path=/: is no path below the dataset's root: write train",
+		"#STOKER dataset=a path=../b":                        "path=../b: is no path below",
+		"#STOKER dataset=a include=[":                        "include=[: is no pattern: write *.jpg",
+		"#STOKER dataset=a exclude=a//b":                     "exclude=a//b: is no pattern",
+		"#STOKER dataset=a include=/":                        "is an empty pattern",
+		"#STOKER dataset=a include=**/**/**/**":              "too many **",
+		"#STOKER dataset=a path":                             "no KEY=VALUE",
+		"#STOKER dataset=a path=b\n#STOKER dataset=a path=c": "as many path=",
+		"#STOKER dataset=a" + " path=" + strings.Repeat("a", 1500) + " include=" + strings.Repeat("b", 1500): "longer than 2 KiB",
+		"#STOKER dataset=a pin=2h":                                     `"pin" is not known`,
+		"#STOKER dataset=a \x1b[2Jx=1":                                 `\x1b[2Jx`,
+		"#STOKER dataset=" + strings.Repeat("a", 9000):                 "…",
 		"#STOKER dataset=a onmiss=wait\n#STOKER dataset=b onmiss=fail": "say one",
 		"#STOKER dataset=a mount=/data\n#STOKER dataset=b mount=/data": "one folder",
 	} {
