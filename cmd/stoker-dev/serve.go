@@ -180,8 +180,9 @@ func temporalConfig(c *cluster, file string) (*config.Config, map[primitives.Ser
 			DefaultStore: sqlite.PluginName, VisibilityStore: sqlite.PluginName, NumHistoryShards: 1,
 			DataStores: map[string]config.DataStore{sqlite.PluginName: {SQL: &config.SQL{
 				PluginName: sqlite.PluginName, DatabaseName: file,
-				// Survives kill -9; three times the rate of the default journal.
-				ConnectAttributes: map[string]string{"mode": "rwc", "_journal_mode": "wal", "_synchronous": "normal"},
+				// Pragmas, but for mode. It survives kill -9; the default journal is
+				// synced several times for each step of a workflow.
+				ConnectAttributes: map[string]string{"mode": "rwc", "journal_mode": "wal", "synchronous": "normal", "wal_autocheckpoint": "10000"},
 			}}},
 		},
 		ClusterMetadata: &tcluster.Config{
