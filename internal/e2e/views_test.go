@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -65,18 +66,18 @@ func TestViewsShowTheSource(t *testing.T) {
 			before := c.proxy.Bytes()
 			dir := c.mountAs(kind, "data")
 			for _, seed := range []uint64{1, 2} { // cold, then in part
-				trace{source, dir, seed, 60}.run(t)
+				trace{source: source, view: dir, seed: seed, steps: 60}.run(t)
 			}
 			sameTree(t, source, dir)
 			if got := c.proxy.Bytes() - before; got < size || got > size+size/10 { // some requests of waiting readers are hedged
 				t.Errorf("%d bytes were fetched, the dataset has %d", got, size)
 			}
 			c.must("preload", "data", "--wait") // whole, and sealed
-			trace{source, dir, 3, 60}.run(t)
+			trace{source: source, view: dir, seed: 3, steps: 60}.run(t)
 			c.must("umount", dir)
 			dir = c.mountAs(kind, "data")
 			reads := c.fuseReads()
-			trace{source, dir, 4, 200}.run(t)
+			trace{source: source, view: dir, seed: 4, steps: 200}.run(t)
 			sameTree(t, source, dir)
 			if n := c.fuseReads() - reads; kind == "kernel" && n != 0 {
 				t.Errorf("%d READs came to the worker though all is resident", n)
@@ -96,27 +97,55 @@ type trace struct {
 	source, view string
 	seed         uint64
 	steps        int
+	advice       int // to the kernel, about each file: unix.FADV_…
 }
 
 func (x trace) run(t *testing.T) {
 	t.Helper()
+	for _, err := range x.differences(t) {
+		t.Error(err)
+	}
+}
+
+// differences are what the readers found that the source does not have, one of
+// each reader at most.
+func (x trace) differences(t *testing.T) (found []error) {
 	files, dirs := listTree(t, x.source)
+	bodies, largest := make([][]byte, len(files)), 0
+	for i, name := range files {
+		var err error
+		if bodies[i], err = os.ReadFile(filepath.Join(x.source, name)); err != nil {
+			t.Fatal(err)
+		}
+		if len(bodies[i]) > len(bodies[largest]) {
+			largest = i
+		}
+	}
 	r := rand.New(rand.NewPCG(x.seed, 9))
 	readers, drops := 1+r.IntN(6), r.IntN(4) // one in so many files loses its pages first; 0: none
+	differs := make(chan error, readers)     // one of each
 	var wg sync.WaitGroup
 	for k := range readers {
 		wg.Go(func() {
 			r := rand.New(rand.NewPCG(x.seed, uint64(k)))
 			for i := range x.steps / readers {
-				name := files[r.IntN(len(files))]
-				if err := x.step(r, name, dirs[r.IntN(len(dirs))], drops > 0 && r.IntN(drops) == 0); err != nil {
-					t.Errorf("seed %d, reader %d of %d, step %d, %q: %v", x.seed, k, readers, i, name, err)
+				at := r.IntN(len(files))
+				if r.IntN(8) == 0 {
+					at = largest
+				}
+				if err := x.step(r, files[at], bodies[at], dirs[r.IntN(len(dirs))], drops > 0 && r.IntN(drops) == 0); err != nil {
+					differs <- fmt.Errorf("seed %d, reader %d of %d, step %d, %q: %w", x.seed, k, readers, i, files[at], err)
 					return
 				}
 			}
 		})
 	}
 	wg.Wait()
+	close(differs)
+	for err := range differs {
+		found = append(found, err)
+	}
+	return found
 }
 
 func listTree(t *testing.T, root string) (files, dirs []string) {
@@ -140,16 +169,15 @@ func listTree(t *testing.T, root string) (files, dirs []string) {
 }
 
 // step reads something of one file, or lists one folder.
-func (x trace) step(r *rand.Rand, name, dir string, drop bool) error {
-	want, err := os.ReadFile(filepath.Join(x.source, name))
-	if err != nil {
-		return err
-	}
+func (x trace) step(r *rand.Rand, name string, want []byte, dir string, drop bool) error {
 	f, err := os.Open(filepath.Join(x.view, name))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, x.advice); err != nil {
+		return err
+	}
 	if drop {
 		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
 			return err
@@ -161,7 +189,7 @@ func (x trace) step(r *rand.Rand, name, dir string, drop bool) error {
 	}
 	from := r.IntN(len(want) + 1)
 	n := min(r.IntN(300<<10), len(want)-from)
-	switch r.IntN(5) {
+	switch r.IntN(8) {
 	case 0: // to the end and beyond
 		got := make([]byte, len(want)-from+10)
 		n, err := f.ReadAt(got, int64(from))
@@ -172,10 +200,48 @@ func (x trace) step(r *rand.Rand, name, dir string, drop bool) error {
 		return mapped(f.Name(), want, from, n)
 	case 2:
 		return sameNames(filepath.Join(x.source, dir), filepath.Join(x.view, dir))
+	case 3:
+		return inOrder(f, want, 1+r.IntN(1<<20))
+	case 4:
+		return inSteps(f, want, 1+r.IntN(64<<10), (1+r.IntN(2<<20))*(1-2*r.IntN(2)))
 	default:
 		got := make([]byte, n)
 		if _, err := f.ReadAt(got, int64(from)); err != nil && n > 0 || !bytes.Equal(got, want[from:from+n]) {
 			return fmt.Errorf("read of %d bytes at %d: %w", n, from, err)
+		}
+	}
+	return nil
+}
+
+// inOrder reads a file from its start to its end in pieces of a size.
+func inOrder(f *os.File, want []byte, size int) error {
+	got, at := make([]byte, size), 0
+	for {
+		n, err := f.Read(got)
+		if at+n > len(want) || !bytes.Equal(got[:n], want[at:at+n]) {
+			return fmt.Errorf("read on from %d: other bytes", at)
+		}
+		at += n
+		if err != nil || n == 0 {
+			if at != len(want) || !errors.Is(err, io.EOF) {
+				return fmt.Errorf("read in order: ended at %d of %d: %w", at, len(want), err)
+			}
+			return nil
+		}
+	}
+}
+
+// inSteps reads records of a size at equal distances, from the start on or, with
+// a negative step, from the end back.
+func inSteps(f *os.File, want []byte, size, step int) error {
+	at := 0
+	if step < 0 {
+		at = max(0, len(want)-size)
+	}
+	for got := make([]byte, size); at >= 0 && at < len(want); at += step {
+		n := min(size, len(want)-at)
+		if _, err := f.ReadAt(got[:n], int64(at)); err != nil || !bytes.Equal(got[:n], want[at:at+n]) {
+			return fmt.Errorf("read of %d bytes at %d, in steps of %d: %w", n, at, step, err)
 		}
 	}
 	return nil
@@ -260,7 +326,7 @@ func TestKernelViewOutlivesItsWorker(t *testing.T) {
 	}
 	defer open.Close()
 	c.kill("worker-1")
-	trace{source, dir, 5, 100}.run(t)
+	trace{source: source, view: dir, seed: 5, steps: 100}.run(t)
 	dropAll(t, dir, files)
 	sameTree(t, source, dir)
 
