@@ -99,6 +99,7 @@ func (m *Mounted) attach(o KernelOptions, dir *os.File, served int) error {
 		return stoker.Errorf(stoker.KindInternal, "mount", o.Dir, "which device: %w", err)
 	}
 	m.device = fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor)
+	m.handle.Device = m.device
 	setKernelReadAhead(fd, o)
 	flags := unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
 	if o.Beneath != nil {
@@ -170,23 +171,22 @@ func serve(o KernelOptions) (root int, m *Mounted, err error) {
 		_ = unix.Close(dev)
 		return -1, nil, err
 	}
-	// The descriptor is go-fuse's from here on.
-	server, err := gofuse.NewServer(o.Shards, "/dev/fd/"+strconv.Itoa(dev), &gofuse.MountOptions{
+	m, err = start(o.Shards, shardOptions(), os.NewFile(uintptr(dev), "/dev/fuse"), Handle{Dir: o.Dir, Kernel: true})
+	if err != nil {
+		_ = unix.Close(root)
+		return -1, nil, err
+	}
+	return root, m, nil
+}
+
+// shardOptions are those of the server of a kernel view's shards.
+func shardOptions() *gofuse.MountOptions {
+	return &gofuse.MountOptions{
 		MaxWrite: maxShardRequest, MaxBackground: maxBackground, DisableXAttrs: true, ExplicitDataCacheControl: true,
 		Logger:            log.New(io.Discard, "", 0),
 		ExtraCapabilities: gofuse.CAP_ASYNC_DIO, // else one request of a reader is in flight at a time
 		MaxStackDepth:     -1,                   // what lies on it must not count as stacked twice
-	})
-	if err != nil {
-		_ = unix.Close(root)
-		return -1, nil, stoker.Errorf(stoker.KindInternal, "mount", o.Dir, "%w", err)
 	}
-	m = &Mounted{dir: o.Dir, server: server, done: make(chan struct{})}
-	go func() {
-		server.Serve()
-		close(m.done)
-	}()
-	return root, m, nil
 }
 
 // mountImage makes the mount of the image and returns a descriptor of its root.

@@ -42,7 +42,9 @@ type Options struct {
 type Mounted struct {
 	dir    string // where it was mounted; its folder may have been moved since
 	device string // what it is known by: see place.go
-	server *gofuse.Server
+	handle Handle
+	dev    *os.File // of the connection, until done
+	gate   *gate
 	done   chan struct{}
 
 	mu   sync.Mutex
@@ -76,23 +78,22 @@ func Mount(fs gofuse.RawFileSystem, o Options) (*Mounted, error) {
 		_ = unix.Close(fd) // the mount is dead, the next life finds it among its Leftovers
 		return nil, stoker.Errorf(stoker.KindInternal, "mount", o.Dir, "which device: %w", err)
 	}
-	// The descriptor is go-fuse's from here on.
-	server, err := gofuse.NewServer(fs, "/dev/fd/"+strconv.Itoa(fd), &gofuse.MountOptions{
+	m, err := start(fs, treeOptions(), os.NewFile(uintptr(fd), "/dev/fuse"), Handle{Dir: o.Dir, Device: device})
+	if err != nil {
+		_ = unmount(device, unix.MNT_DETACH)
+		return nil, err
+	}
+	setReadAhead(device, o.ReadAheadBytes)
+	return m, nil
+}
+
+// treeOptions are those of a tree view's server.
+func treeOptions() *gofuse.MountOptions {
+	return &gofuse.MountOptions{
 		MaxWrite: maxRequest, MaxBackground: maxBackground, DisableXAttrs: true,
 		ExplicitDataCacheControl: true, EnableSymlinkCaching: true, Logger: log.New(io.Discard, "", 0),
 		ExtraCapabilities: gofuse.CAP_NO_OPENDIR_SUPPORT, MaxStackDepth: -1,
-	})
-	if err != nil {
-		_ = unmount(device, unix.MNT_DETACH)
-		return nil, stoker.Errorf(stoker.KindInternal, "mount", o.Dir, "%w", err)
 	}
-	m := &Mounted{dir: o.Dir, device: device, server: server, done: make(chan struct{})}
-	go func() {
-		server.Serve()
-		close(m.done)
-	}()
-	setReadAhead(device, o.ReadAheadBytes)
-	return m, nil
 }
 
 // source makes a name fit for /proc/mounts' first column.

@@ -43,6 +43,7 @@ var layers = map[string][]string{
 	"fuse/erofs":                    {"", "cache/manifest"},
 	"fuse/shardfs":                  {"", "fuse", "fuse/erofs", "cache/manifest"},
 	"fuse/mount":                    {"", "fuse"},
+	"fuse/hold":                     {""},
 	"activities":                    {"", "ufs", "ufs/*", "planner", "cache", "cache/*", "internal/api"},
 	"workflows":                     {"", "activities", "cache/manifest", "internal/api"},
 	"internal/api":                  {"", "ufs"},
