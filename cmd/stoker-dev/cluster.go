@@ -277,7 +277,7 @@ func (c *cluster) command(role string) (*exec.Cmd, error) {
 		}
 		return c.limited(exec.Command(stokerd, "worker", "--cache-dir", c.path(role, "cache"), "--capacity", c.Capacity, "--redis", redis,
 			"--store", c.path("store"), "--socket", c.path(role, "worker.sock"), "--listen", c.address(role), "--token-file", c.path("token"),
-			"--allow-file", strings.Join(c.Allow, ":"))), nil
+			"--node-name", role, "--allow-file", strings.Join(c.Allow, ":"))), nil
 	}
 	return nil, usagef("%q is no role: temporal, redis, s3, controller, worker-K", role)
 }

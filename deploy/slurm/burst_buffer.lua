@@ -1,7 +1,7 @@
 --[[
 burst_buffer.lua: Slurm holds a job with '#STOKER dataset=NAME' until its data is
 on the cache workers. Put it beside slurm.conf and burst_buffer.conf on the hosts of
-slurmctld. One file for Slurm 22.05 to 25.x: it takes no argument that 22.05 does
+slurmctld. One file for Slurm 22.05 to 25.x: it needs no argument that 22.05 does
 not give, and the functions that older releases do not know do no harm there.
 
 It decides nothing: each hook runs 'stoker slurm HOOK' and passes its verdict on.
@@ -45,6 +45,13 @@ local function run(hook, ...)
 	return word, text, before
 end
 
+-- user is the job's user, who is told to these hooks from 23.02 on.
+local function user(uid)
+	if string.match(tostring(uid), "^%d+$") then
+		return "--uid", uid
+	end
+end
+
 local function result(word, text)
 	if word == "ok" then
 		return slurm.SUCCESS
@@ -69,13 +76,13 @@ function slurm_bb_setup(job, uid, gid, pool, size, script)
 end
 
 -- Waits for the data; where Slurm has slurm_bb_test_data_in, only claims it.
-function slurm_bb_data_in(job, script)
-	return result(run("data-in", "--job", job, "--script", script))
+function slurm_bb_data_in(job, script, uid)
+	return result(run("data-in", "--job", job, "--script", script, user(uid)))
 end
 
 -- From 24.05 on, every PollInterval.
-function slurm_bb_test_data_in(job, script)
-	return result(run("test-data-in", "--job", job, "--script", script))
+function slurm_bb_test_data_in(job, script, uid)
+	return result(run("test-data-in", "--job", job, "--script", script, user(uid)))
 end
 
 function slurm_bb_real_size()
@@ -87,8 +94,8 @@ function slurm_bb_paths(job, script, file)
 	return result(run("paths", "--job", job, "--script", script, "--file", file))
 end
 
-function slurm_bb_pre_run(job, script)
-	return result(run("pre-run", "--job", job, "--script", script))
+function slurm_bb_pre_run(job, script, uid)
+	return result(run("pre-run", "--job", job, "--script", script, user(uid)))
 end
 
 function slurm_bb_post_run()

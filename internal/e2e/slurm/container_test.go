@@ -44,7 +44,7 @@ func container(t *testing.T, r *rig) {
 	must(t, os.WriteFile(bundle+"/config.json.in", body, 0o644))
 	// The runtime is root's here, as it is where it has a daemon: the task asks
 	// for it by a file.
-	id := r.submit("#STOKER dataset=boxed onmiss=wait\necho $STOKER_MOUNT > asked; while ! [ -e done ]; do sleep 0.1; done", "-w", "n1", "--chdir="+r.at("out"))
+	id := r.submit("#STOKER dataset=boxed onmiss=wait\necho $STOKER_MOUNT > asked; while ! [ -e done ]; do sleep 0.1; done", "-w", "worker-1", "--chdir="+r.at("out"))
 	var mount string
 	r.eventually("the job asks for its container", func() bool {
 		body, err := os.ReadFile(r.at("out", "asked"))

@@ -154,6 +154,9 @@ func controllerAway(t *testing.T, r *rig) {
 	if out := r.output(waits); out != fmt.Sprintln(size) {
 		t.Errorf("it read %q of %d", out, size)
 	}
+	if st := r.claim(waits); st.Owner != userName { // setup found no controller: data-in has claimed
+		t.Errorf("its claim belongs to %q", st.Owner)
+	}
 	r.released(waits)
 
 	r.proxy.Reset()

@@ -107,6 +107,12 @@ func TestOnlyAVerdictIsSuccess(t *testing.T) {
 			t.Errorf("stoker was run with %q (%v), want %q", args, err, want)
 		}
 	}
+	for uid, want := range map[string]string{"'1000'": "<--uid><1000>", "1000": "<--uid><1000>", "'x y'": "", "nil": "", "{}": ""} { // 23.02 and newer tell it
+		lua(t, env, "slurm_bb_pre_run('7', 's', "+uid+", '60', {})")
+		if args, err := os.ReadFile(filepath.Join(dir, "args")); err != nil || string(args) != "<slurm><pre-run><--job><7><--script><s>"+want {
+			t.Errorf("of the user %s stoker was told %q (%v)", uid, args, err)
+		}
+	}
 	if _, err := os.Stat(proof); err == nil {
 		t.Error("a word was run by a shell")
 	}

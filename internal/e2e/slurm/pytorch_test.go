@@ -37,7 +37,7 @@ func pytorch(t *testing.T, r *rig) {
 	r.must("dataset", "add", "torch", "s3://data/torch", "--endpoint", r.proxy.URL(), "--path-style")
 	must(t, os.WriteFile(r.at("out", "train.py"), trainer, 0o644))
 	r.proxy.Reset()
-	id := r.submit("#STOKER dataset=torch onmiss=wait\nexec /usr/bin/python3 -W ignore "+r.at("out", "train.py")+` "$STOKER_MOUNT"`, "-w", "n1")
+	id := r.submit("#STOKER dataset=torch onmiss=wait\nexec /usr/bin/python3 -W ignore "+r.at("out", "train.py")+` "$STOKER_MOUNT"`, "-w", "worker-1")
 	r.inState(id, "COMPLETED")
 	lines := strings.Split(strings.TrimSpace(r.output(id)), "\n")
 	if len(lines) != 3 {

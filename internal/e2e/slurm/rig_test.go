@@ -30,7 +30,7 @@ const (
 const patience = 3 * time.Minute // with other processes on a loaded machine
 
 // rig is a Slurm of one slurmctld and two nodes, and a stoker of two workers, one
-// on each node. A node is a mount namespace: both mount the jobs' data at the same
+// on each node, called as the node is. A node is a mount namespace: both mount the jobs' data at the same
 // place, as nodes do, and nothing of it is seen outside.
 type rig struct {
 	t     testing.TB // of the test that uses it now
@@ -204,7 +204,7 @@ func (r *rig) configure(change map[string]string) {
 		must(r.t, os.WriteFile(r.at("etc", f), body, 0o755))
 	}
 	for _, f := range []string{"prolog", "epilog"} { // what /etc/stoker/config.yaml says on a node
-		body := fmt.Sprintf("#!/bin/sh\nset -a\n. %s\nSTOKER_SOCKET=%s/worker-${SLURMD_NODENAME#n}/worker.sock\nPATH=%s\nSLURM_CONF=%s\nSTOKER_SLURM_MOUNT_ROOT=%s\nexec %s >>%s 2>&1\n",
+		body := fmt.Sprintf("#!/bin/sh\nset -a\n. %s\nSTOKER_SOCKET=%s/$SLURMD_NODENAME/worker.sock\nPATH=%s\nSLURM_CONF=%s\nSTOKER_SLURM_MOUNT_ROOT=%s\nexec %s >>%s 2>&1\n",
 			r.at("stoker", "env"), r.at("stoker"), r.getenv("PATH"), r.getenv("SLURM_CONF"), r.at("jobs"), r.at("etc", f), r.at("log", f+".out"))
 		must(r.t, os.WriteFile(r.at("etc", "node-"+f), []byte(body), 0o755))
 	}
@@ -244,8 +244,8 @@ Prolog=$D/etc/node-prolog
 Epilog=$D/etc/node-epilog
 PrologFlags=Alloc
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-NodeName=n1 NodeHostname=$H NodeAddr=127.0.0.1 Port=$P1 CPUs=4 RealMemory=2048
-NodeName=n2 NodeHostname=$H NodeAddr=127.0.0.1 Port=$P2 CPUs=4 RealMemory=2048
+NodeName=worker-1 NodeHostname=$H NodeAddr=127.0.0.1 Port=$P1 CPUs=4 RealMemory=2048
+NodeName=worker-2 NodeHostname=$H NodeAddr=127.0.0.1 Port=$P2 CPUs=4 RealMemory=2048
 `
 
 func (r *rig) startCtld() {
@@ -260,7 +260,7 @@ func (r *rig) startNodes() {
 	r.t.Helper()
 	for n := 1; n <= 2; n++ {
 		r.stopWorker(n)
-		script := fmt.Sprintf("set -e; mount --bind %s %s; %s start worker-%d --dir %s; exec slurmd -D -N n%d -f %s",
+		script := fmt.Sprintf("set -e; mount --bind %s %s; %s start worker-%d --dir %s; exec slurmd -D -N worker-%d -f %s",
 			r.at(fmt.Sprintf("node-%d", n)), r.at("jobs"), binary(r.t, "stoker-dev"), n, r.at("stoker"), n, r.at("etc", "slurm.conf"))
 		r.nodes = append(r.nodes, r.start("unshare", "--mount", "--propagation", "private", "sh", "-c", script))
 	}

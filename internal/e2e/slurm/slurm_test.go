@@ -28,6 +28,7 @@ func TestSlurm(t *testing.T) {
 		{"Array", array},
 		{"Dependency", dependency},
 		{"LookAhead", lookAhead},
+		{"LayoutLocal", layoutLocal},
 		{"Polls", polls},
 		{"Container", container},
 		{"PyTorch", pytorch},

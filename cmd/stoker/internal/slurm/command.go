@@ -147,7 +147,7 @@ func (c hookCommand) command(env Env, f *flags, usage func(*cobra.Command, strin
 		case 'd':
 			fs.StringArrayVar(&f.directives, "directive", nil, "a line '#STOKER …' instead of a script; may be repeated")
 		case 'u':
-			fs.IntVar(&f.uid, "uid", -1, "the job's user, to whom the claim will belong (default the caller)")
+			fs.IntVar(&f.uid, "uid", -1, "the job's user, to whom the claim will belong (default as Slurm says, else the caller)")
 		case 'f':
 			fs.StringVar(&f.file, "file", "", "file to write to")
 		case 't':
@@ -177,7 +177,7 @@ func number(s string) int {
 
 // hooks checks the flags.
 func (f *flags) hooks(cmd *cobra.Command, env Env, usage func(*cobra.Command, string, ...any) error) (*hooks, error) {
-	h := &hooks{Env: env, uid: f.uid, ttl: f.ttl, patience: f.patience, polls: polling, startOf: estimatedStart}
+	h := &hooks{Env: env, uid: f.uid, ttl: f.ttl, patience: f.patience, polls: polling, startOf: estimatedStart, userOf: userOf}
 	h.script = f.script
 	if v := env.Getenv("STOKER_SLURM_PATIENCE"); v != "" && !cmd.Flags().Changed("patience") {
 		d, err := time.ParseDuration(v)

@@ -48,6 +48,7 @@ type hooks struct {
 	root     string        // of the jobs' folders on every node
 	polls    func(context.Context) bool
 	startOf  func(ctx context.Context, id uint64) (time.Time, error) // when Slurm estimates a job to start
+	userOf   func(ctx context.Context, id uint64) int                // whose it is
 }
 
 // verdict is the last word of a hook, one line on stdout that burst_buffer.lua
@@ -93,6 +94,26 @@ func (h *hooks) owner() string {
 		return u.Username
 	}
 	return "uid-" + strconv.Itoa(h.uid)
+}
+
+// askOwner finds the job's user in a hook that Slurm did not tell it (before 23.02 only
+// setup is told): a claim that it makes first is to be that user's, too. Without an
+// answer it will be the hook's.
+func (h *hooks) askOwner(ctx context.Context) {
+	if h.uid < 0 {
+		h.uid = h.userOf(ctx, h.id)
+	}
+}
+
+// userOf asks Slurm whose a job is; -1: it does not say.
+func userOf(ctx context.Context, id uint64) int {
+	ctx, cancel := context.WithTimeout(ctx, pollIn)
+	defer cancel()
+	out, err := ask(ctx, "squeue", "--noheader", "--jobs="+strconv.FormatUint(id, 10), "--format=%U")
+	if err != nil {
+		return -1
+	}
+	return number(strings.TrimSpace(out))
 }
 
 // claim makes or repeats the job's claim.
@@ -166,6 +187,7 @@ func (h *hooks) dataIn(ctx context.Context) error {
 	if err != nil {
 		return h.verdict(err, "")
 	}
+	h.askOwner(ctx)
 	if h.polls(ctx) {
 		return h.setup(ctx)
 	}
@@ -267,6 +289,7 @@ func (h *hooks) testDataIn(ctx context.Context) error {
 	if err != nil {
 		return h.verdict(err, "")
 	}
+	h.askOwner(ctx)
 	var st *api.JobStatus
 	err = retry(ctx, min(pollIn, h.patience), func(ctx context.Context) error {
 		if _, err := h.claim(ctx, w); err != nil { // it may not have been made yet
@@ -312,6 +335,7 @@ func (h *hooks) preRun(ctx context.Context) error {
 	if err != nil {
 		return h.verdict(err, "")
 	}
+	h.askOwner(ctx)
 	if w.onMiss == "start" {
 		err := retry(ctx, min(pollIn, h.patience), func(ctx context.Context) error { _, err := h.claim(ctx, w); return err })
 		if err != nil {

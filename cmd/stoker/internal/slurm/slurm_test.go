@@ -195,6 +195,7 @@ func TestVerdictsWithoutAController(t *testing.T) {
 // nobody makes hooks whose controller does not answer.
 func nobody(out io.Writer, script string) *hooks {
 	return &hooks{job: job{cluster: "c", id: 7, script: script}, uid: -1, ttl: time.Hour, polls: func(context.Context) bool { return false },
+		userOf: func(context.Context, uint64) int { return -1 },
 		Env: Env{Out: func() io.Writer { return out }, Getenv: func(string) string { return "" }, Note: func(string, ...any) {},
 			Controller: func() (*api.Controller, error) {
 				return api.NewController(api.ClientOptions{URL: "unix:///no/such/socket"})
@@ -207,7 +208,7 @@ func nobody(out io.Writer, script string) *hooks {
 func TestLocalOnceTheNodesAreChosen(t *testing.T) {
 	bin := t.TempDir()
 	for name, body := range map[string]string{
-		"squeue":   `[ "$*" = "--noheader --jobs=7 --format=%N" ] && echo "n[1-2]"`,
+		"squeue":   `case "$*" in "--noheader --jobs=7 --format=%N") echo "n[1-2]";; "--noheader --jobs=7 --format=%U") echo 4242424;; *) exit 1; esac`,
 		"scontrol": `[ "$*" = "show hostnames n[1-2]" ] && printf 'n1\nn2\n'`,
 	} {
 		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+body+"\n"), 0o700); err != nil {
@@ -243,7 +244,7 @@ func TestLocalOnceTheNodesAreChosen(t *testing.T) {
 		}
 		var out bytes.Buffer
 		h := nobody(&out, script)
-		h.patience = time.Minute
+		h.patience, h.userOf = time.Minute, userOf
 		h.Controller = func() (*api.Controller, error) { return api.NewController(api.ClientOptions{URL: srv.URL}) }
 		if err := h.preRun(t.Context()); err != nil || !strings.HasPrefix(out.String(), "stoker-verdict ok") {
 			t.Errorf("onmiss=%s: %q, %v", onMiss, out.String(), err)
@@ -255,6 +256,11 @@ func TestLocalOnceTheNodesAreChosen(t *testing.T) {
 		if len(claims) != 2 || claims[0].Layout != "spread" || len(claims[0].Nodes) != 0 || claims[1].Layout != "local" || !slices.Equal(claims[1].Nodes, []string{"n1", "n2"}) ||
 			claims[1].Job != "slurm-c-7+nodes" || claims[1].TTLSeconds == 0 || !claims[1].Submitted.Equal(claims[0].Submitted) {
 			t.Errorf("onmiss=%s: claimed %+v", onMiss, claims)
+		}
+		for _, c := range claims {
+			if c.For != "uid-4242424" {
+				t.Errorf("onmiss=%s: %s is claimed for %q, not for the job's user", onMiss, c.Job, c.For)
+			}
 		}
 		if got := slices.Contains(asked, "GET /slurm-c-7+nodes/watch") || slices.Contains(asked, "GET /slurm-c-7+nodes"); got != watched {
 			t.Errorf("onmiss=%s: the copies are waited for: %v (%v)", onMiss, got, asked)
