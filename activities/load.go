@@ -24,6 +24,7 @@ type JoinInput struct {
 	Job, Owner string
 	Run        string        // of the job's workflow: job ids are used again
 	Preload    bool          `json:",omitempty"`
+	Leaves     bool          `json:",omitempty"` // it needs the data no more once it is told that it is Ready
 	Replicas   int           `json:",omitempty"`
 	Grace      time.Duration `json:",omitempty"` // see api.Lease
 	Deep       bool          `json:",omitempty"` // Ready when every byte was read again

@@ -157,6 +157,7 @@ func (c *Client) StartJob(ctx context.Context, in JobInput) error {
 	in.Cluster, in.Searchable = c.cluster, c.searchable.Load()
 	o := c.options(JobID(c.cluster, in.Job))
 	o.TypedSearchAttributes = attributes(in.Searchable, in.Job, in.names()...)
+	o.EnableEagerStart = true // its first step is taken here, without a poll
 	_, err := c.temporal.ExecuteWorkflow(ctx, o, jobWorkflow, in)
 	if c.notSearchable(err) {
 		return c.StartJob(ctx, in)

@@ -27,6 +27,7 @@ type DatasetInput struct {
 type Holder struct {
 	Job, Owner, Run string
 	Preload         bool          `json:",omitempty"`
+	Leaves          bool          `json:",omitempty"` // see JoinInput
 	Replicas        int           `json:",omitempty"`
 	Leased          bool          `json:",omitempty"` // the workers know
 	Served          bool          `json:",omitempty"` // told Ready or Failed
@@ -83,7 +84,9 @@ type dataset struct {
 	s       DatasetState
 	changes int // joins and leaves so far
 	loading bool
+	leaving int // leases are being dropped of jobs that are no holders any more
 
+	loader   *loader                        // of the load that runs, if it has no children
 	children []workflow.ChildWorkflowFuture // of the load that runs
 	deadline time.Time                      // that they know of; zero: none
 	wished   api.LoadWish                   // that the workers were told
@@ -208,7 +211,7 @@ func (d *dataset) join(ctx workflow.Context, in activities.JoinInput) (string, e
 	if i := d.find(in.Job); i >= 0 {
 		d.s.Holders = slices.Delete(d.s.Holders, i, i+1) // an earlier run of the job that could not leave
 	}
-	h := Holder{Job: in.Job, Owner: in.Owner, Run: in.Run, Preload: in.Preload, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep,
+	h := Holder{Job: in.Job, Owner: in.Owner, Run: in.Run, Preload: in.Preload, Leaves: in.Leaves, Replicas: in.Replicas, Grace: in.Grace, Deep: in.Deep,
 		Priority: in.Priority, LimitBytes: in.LimitBytes, Select: in.Select}
 	if in.Preload && !in.Deadline.IsZero() && workflow.GetVersion(ctx, wishVersion, workflow.DefaultVersion, 1) != workflow.DefaultVersion {
 		h.Deadline = in.Deadline
@@ -258,10 +261,13 @@ func (d *dataset) earliest(now time.Time) (first time.Time) {
 // hurry tells a load that runs of an earlier deadline than it was begun with.
 func (d *dataset) hurry(ctx workflow.Context) {
 	first := d.earliest(workflow.Now(ctx))
-	if len(d.children) == 0 || first.IsZero() || !d.deadline.IsZero() && !first.Before(d.deadline) {
+	if d.loader == nil && len(d.children) == 0 || first.IsZero() || !d.deadline.IsZero() && !first.Before(d.deadline) {
 		return
 	}
 	d.deadline = first
+	if d.loader != nil {
+		d.loader.in.Deadline = first
+	}
 	for _, c := range d.children {
 		if err := c.SignalChildWorkflow(ctx, hurrySignal, first).Get(ctx, nil); err != nil && !isCanceled(err) {
 			workflow.GetLogger(ctx).Info("a load ended before it heard of a deadline", "dataset", d.s.Dataset, "manifest", d.s.Manifest.Short(), "error", err)
@@ -285,7 +291,7 @@ func (d *dataset) hint(ctx workflow.Context, o Outcome, whose func(workflow.Cont
 	for i := range d.s.Holders {
 		if h := &d.s.Holders[i]; h.Whole && !h.Hinted && !h.Served && whose(ctx, h) {
 			h.Hinted = true
-			told = append(told, workflow.SignalExternalWorkflow(ctx, JobID(d.cluster, h.Job), "", newsSignal, news{d.s.Manifest, h.Run, o}))
+			told = append(told, workflow.SignalExternalWorkflow(ctx, JobID(d.cluster, h.Job), "", newsSignal, news{Manifest: d.s.Manifest, Run: h.Run, Outcome: o}))
 		}
 	}
 	for _, f := range told {
@@ -296,7 +302,10 @@ func (d *dataset) hint(ctx workflow.Context, o Outcome, whose func(workflow.Cont
 // leave removes a holder; when it answers, the workers have dropped its leases.
 func (d *dataset) leave(ctx workflow.Context, in activities.LeaveInput) error {
 	i := d.find(in.Job)
-	if i < 0 || d.s.Holders[i].Run != in.Run {
+	if i < 0 {
+		return workflow.Await(ctx, func() bool { return d.leaving == 0 })
+	}
+	if d.s.Holders[i].Run != in.Run {
 		return nil
 	}
 	d.s.Holders = slices.Delete(d.s.Holders, i, i+1)
@@ -304,9 +313,9 @@ func (d *dataset) leave(ctx workflow.Context, in activities.LeaveInput) error {
 	return d.drop(ctx, in.Job)
 }
 
-func (d *dataset) drop(ctx workflow.Context, job string) error {
+func (d *dataset) drop(ctx workflow.Context, jobs ...string) error {
 	d.wished = d.s.Wish()
-	in := activities.LeaseInput{Drop: []string{job}, Partial: true, Wishes: []api.LoadWish{d.wished}}
+	in := activities.LeaseInput{Drop: jobs, Partial: true, Wishes: []api.LoadWish{d.wished}}
 	return workflow.ExecuteActivity(briefly(ctx, 30*time.Second, 6), do.PutLeases, in).Get(ctx, nil)
 }
 

@@ -3,6 +3,7 @@ package workflows
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -161,6 +162,37 @@ func TestLateJoin(t *testing.T) {
 	}
 	if l := inputsOf[activities.LeaseInput](w, "PutLeases"); len(l) < 2 || len(l[1].Leases) != 1 && len(l[2].Leases) != 1 {
 		t.Errorf("leases %+v", l)
+	}
+}
+
+// Who needs the data no more once it is Ready has left, and the workers know,
+// when it hears of that; one that leaves meanwhile has left when it is answered.
+func TestServedPreloadHasLeft(t *testing.T) {
+	w := newWorld(t)
+	w.takes["Verify"] = 2 * time.Minute
+	alone, other := joining("a"), joining("b")
+	alone.Preload, alone.Leaves = true, true
+	var left *answer
+	early := true
+	w.at(0, func() { w.joinAs(other); w.joinAs(alone) })
+	w.at(time.Minute, func() { w.takes["PutLeases"] = time.Second })
+	w.at(2*time.Minute+300*time.Millisecond, func() { left = w.leaveAs("a") })
+	w.at(2*time.Minute+600*time.Millisecond, func() { early = left.done || w.leftBy("a") > 0 })
+	w.at(time.Hour, func() { w.leaveAs("b") })
+	w.runDataset()
+	w.wantTold("a", api.JobReady, "")
+	w.wantTold("b", api.JobReady, "")
+	if w.leftBy("a") != 1 || w.leftBy("b") != 0 || early || !left.done || left.err != nil {
+		t.Errorf("a was told %d times that it has left, b %d times; its leave: %+v, before the workers knew: %t", w.leftBy("a"), w.leftBy("b"), left, early)
+	}
+	var dropped [][]string
+	for _, l := range inputsOf[activities.LeaseInput](w, "PutLeases") {
+		if len(l.Drop) > 0 {
+			dropped = append(dropped, l.Drop)
+		}
+	}
+	if !reflect.DeepEqual(dropped, [][]string{{"a"}, {"b"}}) {
+		t.Errorf("dropped %v", dropped)
 	}
 }
 

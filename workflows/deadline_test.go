@@ -27,12 +27,15 @@ func TestDeadlineBoundsTheReturnWindow(t *testing.T) {
 		"joined earlier": {[]time.Duration{lostAt + 50*time.Second}, lostAt + 15*time.Second, 15 * time.Second},
 		"joined later":   {[]time.Duration{lostAt + 15*time.Second}, lostAt + 50*time.Second, 15 * time.Second},
 	} {
-		for _, when := range []string{"in mid-load", "when it had loaded"} {
+		for _, when := range []string{"in mid-load", "in mid-load of a child", "when it had loaded"} {
 			t.Run(name+" "+when, func(t *testing.T) {
 				w := newWorld(t)
 				w.parts, w.takes["LoadPart"] = 1, lostAt
+				if when == "in mid-load of a child" {
+					w.parts = partsInline + 1
+				}
 				w.back = func(int, activities.AwaitInput) (bool, error) { return true, nil }
-				if when == "in mid-load" {
+				if when != "when it had loaded" {
 					w.load = func(n int, _ activities.PartInput) (activities.PartLoaded, error) {
 						return activities.PartLoaded{Lost: n == 1}, nil
 					}

@@ -38,6 +38,7 @@ type world struct {
 	largest  map[string]int           // +checklocks:mu — JSON bytes of an input or a result
 	takes    map[string]time.Duration // +checklocks:mu — how long an activity takes
 	told     map[string][]Outcome     // +checklocks:mu — by job
+	left     map[string]int           // +checklocks:mu — how often a job was told that it has left
 	gone     map[string]bool          // +checklocks:mu — jobs whose workflows have ended
 	attempts map[string]int           // +checklocks:mu
 
@@ -65,7 +66,7 @@ func newWorld(t testing.TB) *world {
 	suite.SetLogger(silent{})
 	w := &world{
 		TestWorkflowEnvironment: suite.NewTestWorkflowEnvironment(), t: t, parts: 3,
-		inputs: map[string][]any{}, largest: map[string]int{}, told: map[string][]Outcome{}, gone: map[string]bool{}, attempts: map[string]int{},
+		inputs: map[string][]any{}, largest: map[string]int{}, told: map[string][]Outcome{}, left: map[string]int{}, gone: map[string]bool{}, attempts: map[string]int{},
 		takes: map[string]time.Duration{"Hold": forever},
 		plan:  func(int) error { return nil },
 		space: func(int, activities.ReserveInput) error { return nil },
@@ -182,8 +183,17 @@ func (w *world) signalled(workflowID, signal string, arg any) error {
 		return fmt.Errorf("unknown external workflow %s", workflowID)
 	}
 	w.told[job] = append(w.told[job], n.Outcome)
+	if n.Left {
+		w.left[job]++
+	}
 	w.log = append(w.log, "tell")
 	return nil
+}
+
+func (w *world) leftBy(job string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.left[job]
 }
 
 func (w *world) turned(job string, a activities.Admission) error {

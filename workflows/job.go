@@ -90,6 +90,7 @@ type JobState struct {
 type news struct {
 	Manifest stoker.ID
 	Run      string `json:",omitempty"` // of the join that it answers; "" = of any
+	Left     bool   `json:",omitempty"` // the job holds the data no more
 	Outcome
 }
 
@@ -114,7 +115,8 @@ type job struct {
 	started  bool
 	late     bool
 	over     bool
-	running  workflow.Context // ends with the claim
+	left     map[stoker.ID]bool // manifests that it holds no more
+	running  workflow.Context   // ends with the claim
 	turns
 }
 
@@ -122,7 +124,7 @@ type job struct {
 // them or for the deadline, holds the data while somebody renews the claim,
 // and lets go whatever happens. It is the only thing that decides a job's state.
 func Job(ctx workflow.Context, in JobInput) (JobState, error) {
-	j := &job{s: JobState{Input: in, State: api.JobPlanned, Outcomes: make([]Outcome, len(in.Datasets))}, changed: true}
+	j := &job{s: JobState{Input: in, State: api.JobPlanned, Outcomes: make([]Outcome, len(in.Datasets))}, changed: true, left: map[stoker.ID]bool{}}
 	if in.TTL > 0 {
 		j.s.Renewed = workflow.Now(ctx)
 	}
@@ -246,6 +248,9 @@ func (j *job) hear(ctx workflow.Context, n news) {
 			j.refused = n.Error
 		default:
 			j.s.Outcomes[i], j.changed = n.Outcome, true
+			if n.Left {
+				j.left[n.Manifest] = true
+			}
 		}
 	}
 }
@@ -259,7 +264,7 @@ func (j *job) join(ctx workflow.Context) {
 			defer func() { j.joining-- }()
 			err := workflow.ExecuteActivity(briefly(ctx, time.Minute, 6), do.Join, activities.JoinInput{
 				Dataset: d.Name, Generation: d.Generation, Manifest: d.Manifest, Job: in.Job, Owner: in.Owner,
-				Run: j.run(ctx), Preload: in.Preload, Replicas: cmp.Or(in.Replicas, d.Replicas), Grace: in.Grace, Deep: in.Deep, Whole: j.whole, Deadline: in.Deadline,
+				Run: j.run(ctx), Preload: in.Preload, Leaves: in.Preload && len(in.Datasets) == 1, Replicas: cmp.Or(in.Replicas, d.Replicas), Grace: in.Grace, Deep: in.Deep, Whole: j.whole, Deadline: in.Deadline,
 				Priority: in.Priority, LimitBytes: in.LimitBytes, Select: d.Select,
 				Nodes: j.nodes(), Auto: in.Auto,
 			}).Get(ctx, nil)
@@ -291,13 +296,18 @@ func (j *job) leave(ctx workflow.Context) {
 // letGo ends the job's hold on its datasets.
 func (j *job) letGo(ctx workflow.Context) {
 	var leaving []workflow.Future
+	var names []string
 	for _, d := range j.s.Input.Datasets {
+		if j.left[d.Manifest] {
+			continue
+		}
+		names = append(names, d.Name)
 		leaving = append(leaving, workflow.ExecuteActivity(insisting(ctx), do.Leave,
 			activities.LeaveInput{Manifest: d.Manifest, Job: j.s.Input.Job, Run: j.run(ctx)}))
 	}
 	for i, f := range leaving {
 		if err := f.Get(ctx, nil); err != nil {
-			workflow.GetLogger(ctx).Error("a claim could not be let go; its leases run out", "job", j.s.Input.Job, "dataset", j.s.Input.Datasets[i].Name, "error", err)
+			workflow.GetLogger(ctx).Error("a claim could not be let go; its leases run out", "job", j.s.Input.Job, "dataset", names[i], "error", err)
 		}
 	}
 }

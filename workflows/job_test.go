@@ -96,6 +96,39 @@ func TestJobLives(t *testing.T) {
 	}
 }
 
+// A preload of one dataset leaves it when it is served, if the dataset's workflow
+// knows how; one of several holds all of them until the last is Ready.
+func TestPreloadLeavesOnce(t *testing.T) {
+	for name, c := range map[string]struct {
+		datasets []byte
+		left     bool // so the dataset's workflow says
+		leaves   int
+	}{
+		"it has left":      {[]byte{1}, true, 0},
+		"an older release": {[]byte{1}, false, 1},
+		"several datasets": {[]byte{1, 2}, false, 2},
+		"one of two left":  {[]byte{1, 2}, true, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			in := claim(OnMissWait, never, c.datasets...)
+			in.Preload = true
+			for _, n := range c.datasets {
+				w.at(time.Minute, func() {
+					w.SignalWorkflow(newsSignal, news{Manifest: id(n), Left: c.left && n == 1, Outcome: Outcome{State: api.JobReady}})
+				})
+			}
+			if s := w.runJobOf(in); s.State != api.JobReleased {
+				t.Errorf("%+v", s)
+			}
+			joins, leaves := inputsOf[activities.JoinInput](w, "Join"), inputsOf[activities.LeaveInput](w, "Leave")
+			if len(leaves) != c.leaves || joins[0].Leaves != (len(c.datasets) == 1) {
+				t.Errorf("left %+v, joined %+v", leaves, joins)
+			}
+		})
+	}
+}
+
 // What happens at the deadline, and to a load that has failed, is the user's
 // choice.
 func TestOnMiss(t *testing.T) {

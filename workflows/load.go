@@ -67,11 +67,53 @@ func (d *dataset) unserved(ctx workflow.Context, whose func(workflow.Context, *H
 	return jobs
 }
 
+// settle tells jobs their outcome. Those that need the data no more once it is
+// Ready hold it no more when they hear of that.
 func (d *dataset) settle(ctx workflow.Context, jobs []string, o Outcome) {
 	d.s.State, d.s.Why = o.State, ""
+	if o.State == api.JobReady {
+		jobs = d.dismiss(ctx, jobs, o)
+	}
 	for _, job := range jobs {
 		d.tell(ctx, job, o)
 	}
+}
+
+// dismiss ends the holds of those jobs that leave when they are served, tells
+// them, and returns the others. It goes on when nobody is left for whom to load.
+func (d *dataset) dismiss(ctx workflow.Context, jobs []string, o Outcome) (others []string) {
+	ctx, cancel := workflow.NewDisconnectedContext(ctx)
+	defer cancel()
+	var leaving []Holder
+	var names []string
+	for _, job := range jobs {
+		if i := d.find(job); i >= 0 && d.s.Holders[i].Leaves {
+			leaving, names = append(leaving, d.s.Holders[i]), append(names, job)
+			d.s.Holders = slices.Delete(d.s.Holders, i, i+1)
+			continue
+		}
+		others = append(others, job)
+	}
+	if len(leaving) == 0 {
+		return others
+	}
+	d.changes++
+	d.leaving++
+	err := d.drop(ctx, names...)
+	d.leaving--
+	if err != nil { // they leave by themselves
+		d.s.Holders = append(d.s.Holders, leaving...)
+		return jobs
+	}
+	var told []workflow.Future
+	for _, h := range leaving {
+		n := news{Manifest: d.s.Manifest, Run: h.Run, Outcome: o, Left: true}
+		told = append(told, workflow.SignalExternalWorkflow(ctx, JobID(d.cluster, h.Job), "", newsSignal, n))
+	}
+	for _, f := range told {
+		_ = f.Get(ctx, nil) // one that is gone needs to hear nothing
+	}
+	return others
 }
 
 // refuse tells those who only preload that it does not fit; the others queue.
@@ -250,11 +292,31 @@ func giveBack(ctx workflow.Context, plan stoker.ID, named ...any) {
 	}
 }
 
+// partsInline is how many workers a dataset's workflow drives by itself: a child
+// would cost such loads more time than it saves events.
+const partsInline = 16
+
+// inlineVersion guards what an older release does not do: where one planned,
+// children drive all loads.
+const inlineVersion = "load-inline"
+
 // loadParts drives all parts and adds up what they cost.
 func (r *round) loadParts(ctx workflow.Context, p activities.Planned) error {
 	r.evicted = 0
-	var children []workflow.ChildWorkflowFuture
 	r.d.deadline = r.d.earliest(workflow.Now(ctx))
+	if p.Parts <= partsInline && workflow.GetVersion(ctx, inlineVersion, workflow.DefaultVersion, 1) != workflow.DefaultVersion {
+		l := newLoader(ctx, LoadInput{Plan: p.Plan, To: p.Parts, Window: r.d.window, Deadline: r.d.deadline})
+		r.d.loader = l
+		defer func() { r.d.loader = nil }()
+		err := l.run(ctx)
+		return r.loaded(p, l.sum, err)
+	}
+	return r.loadByChildren(ctx, p)
+}
+
+// loadByChildren has children drive the parts, some each.
+func (r *round) loadByChildren(ctx workflow.Context, p activities.Planned) error {
+	var children []workflow.ChildWorkflowFuture
 	for from := 0; from < p.Parts; from += partsPerChild {
 		child := workflow.WithChildOptions(ctx, workflow.ChildWorkflowOptions{
 			WorkflowID:          fmt.Sprintf("load-%s-%s-%d", r.d.cluster, p.Plan.Short(), from/partsPerChild),
@@ -269,16 +331,21 @@ func (r *round) loadParts(ctx workflow.Context, p activities.Planned) error {
 	for _, c := range children {
 		var l Loaded
 		err := c.Get(ctx, &l)
-		if err == nil && l.Error != nil {
-			err = l.Error.Err("load", p.Plan.Short())
-		}
-		if err != nil && failed == nil {
+		if err = r.loaded(p, l, err); err != nil && failed == nil {
 			failed = err
 		}
-		r.verify.UFSRequests += l.UFSRequests
-		r.verify.UFSBytes += l.UFSBytes
-		r.verify.Refetched.Add(l.Refetched)
-		r.evicted += l.Evicted
 	}
 	return failed
+}
+
+// loaded counts what some parts cost, and says why they failed.
+func (r *round) loaded(p activities.Planned, l Loaded, err error) error {
+	r.verify.UFSRequests += l.UFSRequests
+	r.verify.UFSBytes += l.UFSBytes
+	r.verify.Refetched.Add(l.Refetched)
+	r.evicted += l.Evicted
+	if err == nil && l.Error != nil {
+		err = l.Error.Err("load", p.Plan.Short())
+	}
+	return err
 }

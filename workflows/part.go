@@ -43,14 +43,24 @@ type loader struct {
 // it had not begun moves to others at once; the rest waits for its return as
 // long as the window says, and moves then.
 func Load(ctx workflow.Context, in LoadInput) (Loaded, error) {
-	l := &loader{in: in, work: workflow.NewWaitGroup(ctx)}
+	l := newLoader(ctx, in)
 	workflow.Go(ctx, func(ctx workflow.Context) {
 		for ctx.Err() == nil {
 			workflow.GetSignalChannel(ctx, hurrySignal).Receive(ctx, &l.in.Deadline)
 		}
 	})
-	for part := in.From; part < in.To; part++ {
-		l.start(ctx, activities.PartInput{Plan: in.Plan, Part: part})
+	err := l.run(ctx)
+	return l.sum, err
+}
+
+func newLoader(ctx workflow.Context, in LoadInput) *loader {
+	return &loader{in: in, work: workflow.NewWaitGroup(ctx)}
+}
+
+// run returns when all parts have ended.
+func (l *loader) run(ctx workflow.Context) error {
+	for part := l.in.From; part < l.in.To; part++ {
+		l.start(ctx, activities.PartInput{Plan: l.in.Plan, Part: part})
 	}
 	l.work.Wait(ctx)
 	if ctx.Err() != nil || l.sum.Error != nil {
@@ -58,7 +68,7 @@ func Load(ctx workflow.Context, in LoadInput) (Loaded, error) {
 			giveBack(ctx, plan, "load", l.in.Plan.Short())
 		}
 	}
-	return l.sum, ctx.Err()
+	return ctx.Err()
 }
 
 func (l *loader) start(ctx workflow.Context, in activities.PartInput) {

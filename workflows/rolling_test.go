@@ -38,11 +38,9 @@ func (s *slowly) LoadPart(ctx context.Context, in activities.PartInput) (activit
 // GetVersion.
 func changed(ctx workflow.Context, in DatasetInput) error {
 	if workflow.GetVersion(ctx, "changed", workflow.DefaultVersion, 1) != workflow.DefaultVersion {
-		if err := workflow.Sleep(ctx, time.Millisecond); err != nil {
-			return err
-		}
+		workflow.Go(ctx, func(ctx workflow.Context) { _ = workflow.Sleep(ctx, time.Millisecond) })
 	}
-	return Dataset(ctx, in)
+	return Dataset(ctx, in) // its handlers are there before the first update comes
 }
 
 // An old release of the controller and a new one run side by side, as in a

@@ -120,7 +120,7 @@ func recordLost(t *testing.T, dir string) {
 func (c *cluster) pending(activity string) bool {
 	c.t.Helper()
 	tc := c.temporal("default")
-	page, err := tc.ListWorkflow(c.t.Context(), &workflowservice.ListWorkflowExecutionsRequest{Query: "WorkflowType = 'Load' AND ExecutionStatus = 'Running'"})
+	page, err := tc.ListWorkflow(c.t.Context(), &workflowservice.ListWorkflowExecutionsRequest{Query: "WorkflowType IN ('Dataset', 'Load') AND ExecutionStatus = 'Running'"})
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -80,7 +80,7 @@ func TestTemporalFindsWorkflowsByName(t *testing.T) {
 	c.settled()
 	tc := c.temporal("default")
 	for query, want := range map[string]string{
-		"StokerDataset = 'set-a'":                            "Catalog Dataset Job Load",
+		"StokerDataset = 'set-a'":                            "Catalog Dataset Job",
 		"StokerDataset = 'set-b' AND WorkflowType = 'Job'":   "Job Job",
 		"StokerJob = 'both'":                                 "Job",
 		"StokerDataset = 'set'":                              "",
