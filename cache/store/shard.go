@@ -43,6 +43,7 @@ type Shard struct {
 	crcs    []uint32
 	present atomic.Int64
 	sealed  atomic.Bool
+	checked checks
 	used    atomic.Int64 // unix seconds of the last use
 }
 
@@ -73,7 +74,9 @@ func (s *Store) createShard(f *folder, spec Spec) (*Shard, error) {
 		_ = s.disk.remove(f.path(spec.ID, indexSuffix))
 		return nil, failed("store.create", spec.ID.Short(), err)
 	}
-	sh := &Shard{st: s, f: f, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks)}
+	sh := &Shard{
+		st: s, f: f, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks), checked: newChecks(spec.Blocks),
+	}
 	sh.used.Store(time.Now().Unix())
 	return sh, nil
 }
@@ -105,7 +108,9 @@ func (f *folder) scanShard(id stoker.ID) (*Shard, error) {
 	if !ok || spec.ID != id || indexBytes(spec.Blocks) != ii.Size() || !fi.Mode().IsRegular() || !spec.isLength(fi.Size()) {
 		return nil, fmt.Errorf("index and data disagree: %d bytes of data", fi.Size())
 	}
-	sh := &Shard{st: s, f: f, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks)}
+	sh := &Shard{
+		st: s, f: f, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks), checked: newChecks(spec.Blocks),
+	}
 	for block := range spec.Blocks {
 		crc, ok := validEntry(b[headerBytes+entryBytes*block:], &id, block, s.epoch)
 		if ok {
@@ -291,6 +296,7 @@ func (sh *Shard) write(block int, off int64, p []byte, crc uint32) error {
 		return err
 	}
 	sh.crcs[block] = crc
+	sh.checked.add(block)
 	sh.setBit(block)
 	return nil
 }
@@ -313,6 +319,7 @@ func (sh *Shard) ReadBlock(block int, off int64, p []byte) error {
 	if got := crc32.Checksum(p, castagnoli); got != sh.crcs[block] {
 		return stoker.Errorf(stoker.KindCorrupt, "store.read", sh.spec.ID.Short(), "block %d has checksum %08x, was written with %08x", block, got, sh.crcs[block])
 	}
+	sh.checked.add(block)
 	return nil
 }
 
@@ -339,6 +346,7 @@ func (sh *Shard) drop(blocks []int) error {
 		}
 		sh.bits[b/32].And(^uint32(1 << (b % 32)))
 		sh.present.Add(-1)
+		sh.checked.remove(b)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -35,7 +36,12 @@ func (a *app) mountCommand() *cobra.Command {
 		Short: "mount a dataset on this node, read-only",
 		Long: `Mounts the dataset as an ordinary read-only folder. DIR must be an empty folder of
 yours. What is not resident is brought in as it is read. The mount stays until
-'stoker umount DIR'; while it stands, the data is not evicted.`,
+'stoker umount DIR'; while it stands, the data is not evicted.
+
+A kernel view is read by the kernel alone where the data is on this node's disks,
+and stands whatever happens to the worker; O_DIRECT is refused in it. A tree view
+is served by the worker. auto is a kernel view if all of the data is here and the
+kernel and the worker's rights allow it, else a tree view. It stays what it is.`,
 		Example: `  mkdir ~/imagenet && stoker mount imagenet ~/imagenet
   stoker umount ~/imagenet`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -71,7 +77,10 @@ yours. What is not resident is brought in as it is read. The mount stays until
 				return err
 			}
 			a.noteAge(m.Dataset, m.Generation, m.ListedAt)
-			return a.print(m, func(w io.Writer) { row(w, "mounted", m.Dir) })
+			return a.print(m, func(w io.Writer) {
+				row(w, "mounted", m.Dir)
+				row(w, "view", strings.TrimSuffix(m.View+": "+m.Why, ": ")) // a worker of an earlier release does not say why
+			})
 		},
 	}
 	f := cmd.Flags()

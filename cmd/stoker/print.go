@@ -107,6 +107,9 @@ func (a *app) printDetail(d *api.DatasetDetail) error {
 		row(w, "resident", fmt.Sprintf("%s (%d %%)", api.HumanBytes(d.ResidentBytes), percent(d.ResidentBytes, d.Bytes)))
 		row(w, "shards", d.Shards)
 		row(w, "holders", strings.Join(d.Holders, ", "))
+		for _, v := range d.Views {
+			row(w, "view", fmt.Sprintf("%s on %s: %s, %s", v.Dir, v.Node, v.View, v.Why))
+		}
 		if d.Load != nil {
 			loadRows(w, d.Load)
 		}

@@ -409,6 +409,17 @@ type DatasetDetail struct {
 	Load        *LoadStatus    `json:"load,omitempty"`      // that runs or waits
 	Selected    *Tally         `json:"selected,omitempty"`  // by the selection that was asked about
 	Copies      *CopiesStatus  `json:"copies,omitempty"`    // how they were when they were last looked after
+	Views       []ViewInfo     `json:"views,omitempty"`     // of this generation
+}
+
+// ViewInfo is a mounted view of a dataset.
+type ViewInfo struct {
+	Worker string `json:"worker"` // whole id
+	Node   string `json:"node"`
+	Dir    string `json:"dir"`
+	View   string `json:"view"` // tree or kernel
+	Why    string `json:"why"`  // why it is that
+	Job    string `json:"job,omitempty"`
 }
 
 // CopiesStatus is what a repair of a dataset's copies found and did.
@@ -732,7 +743,7 @@ type MountRequest struct {
 type MountInfo struct {
 	MountRequest
 	State    string    `json:"state"`             // mounted
-	Why      string    `json:"why,omitempty"`     // why auto did not give a kernel view
+	Why      string    `json:"why,omitempty"`     // why View is that kind
 	ListedAt time.Time `json:"listedAt,omitzero"` // of the generation, where the worker resolved it
 }
 

@@ -318,7 +318,7 @@ func (c *Controller) detail(ctx context.Context, d *resolved) (*api.DatasetDetai
 		return nil, err
 	}
 	out.Pins = shownPins(pins.InForce(time.Now()))
-	out.Holders = heldBy(ws, pins, d.Manifest)
+	out.Holders, out.Views = heldBy(ws, pins, d.Manifest), viewsOf(ws, d.Manifest)
 	c.nextSync(ctx, out)
 	c.copiesOf(ctx, out)
 	if state, ok := c.phases.get(ctx, d.Manifest); ok {
@@ -331,6 +331,18 @@ func (c *Controller) detail(ctx context.Context, d *resolved) (*api.DatasetDetai
 		out.Unmountable = append(out.Unmountable, api.Unmountable{Key: api.EscapePath(u.Key), Reason: u.Reason})
 	}
 	return out, nil
+}
+
+// viewsOf lists the mounted views of a generation.
+func viewsOf(ws []worker, id stoker.ID) (all []api.ViewInfo) {
+	for _, w := range ws {
+		for _, m := range w.status.Mounts {
+			if m.Manifest == id {
+				all = append(all, api.ViewInfo{Worker: w.info.ID, Node: w.info.Node, Dir: m.Dir, View: m.View, Why: m.Why, Job: m.Holder})
+			}
+		}
+	}
+	return all
 }
 
 func (c *Controller) verify(w http.ResponseWriter, r *http.Request) error {

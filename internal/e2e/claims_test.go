@@ -63,13 +63,13 @@ func TestRestartedWorkerIsListedOnce(t *testing.T) {
 	}
 }
 
-// A worker that stops leaves the views of running jobs behind, dead: the job
+// A worker that stops leaves the tree views of running jobs behind, dead: the job
 // sees an error, never an empty folder, until the next life serves them again.
 func TestStoppedWorkerLeavesNoEmptyFolder(t *testing.T) {
 	c := up(t, 1, "256MiB", func(root string) { makeFiles(t, root, 20, 10<<10, 0, 0) })
 	c.add()
 	dir := filepath.Join(t.TempDir(), "view")
-	job, _ := c.background("submit", "--dataset", "data="+dir, "--job-id", "x", "--", "sleep", "1000")
+	job, _ := c.background("submit", "--dataset", "data="+dir, "--job-id", "x", "--view", "tree", "--", "sleep", "1000")
 	c.inState("x", api.JobLeased)
 	c.signal("worker-1", syscall.SIGTERM)
 	c.eventually("the worker has stopped", func() bool { return !served(dir) })

@@ -146,11 +146,12 @@ func (c *cluster) mounts() int {
 	return n
 }
 
-// served reports whether a worker answers for a mount: statfs is never cached.
+// served reports whether a view is there and answers. That of a tree view is its
+// worker's: statfs is never cached.
 func served(dir string) bool {
-	const fuseMagic = 0x65735546 // statfs(2)
+	const fuseMagic, erofsMagic = 0x65735546, 0xe0f5e1e2 // statfs(2)
 	var st syscall.Statfs_t
-	return syscall.Statfs(dir, &st) == nil && st.Type == fuseMagic
+	return syscall.Statfs(dir, &st) == nil && (st.Type == fuseMagic || st.Type == erofsMagic)
 }
 
 // What a worker has read for a view it still has after kill -9, and its next

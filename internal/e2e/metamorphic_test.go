@@ -51,7 +51,7 @@ func drawSetting(r *rand.Rand) (s setting) {
 			"--evict-high", one("60", "95", "100"), "--evict-low", "50",
 		}
 	}
-	kinds := viewKinds()
+	kinds := append(viewKinds(), "auto")
 	for range 1 + r.IntN(2) {
 		s.Views = append(s.Views, shown{kinds[r.IntN(len(kinds))], 1 + r.IntN(2)})
 	}

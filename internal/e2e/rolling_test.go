@@ -175,7 +175,7 @@ func (a *apart) job(k int) (view string, end func()) {
 	a.t.Helper()
 	view = filepath.Join(a.t.TempDir(), "view")
 	id := fmt.Sprint("job-", k)
-	cmd, said := a.at([]string{"STOKER_SOCKET=" + a.socket("worker", k)}, "submit", "--dataset", "data="+view, "--job-id", id, "--", "sleep", "10000")
+	cmd, said := a.at([]string{"STOKER_SOCKET=" + a.socket("worker", k)}, "submit", "--dataset", "data="+view, "--job-id", id, "--view", "tree", "--", "sleep", "10000")
 	a.inState(id, api.JobLeased)
 	return view, func() {
 		a.t.Helper()

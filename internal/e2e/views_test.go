@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,8 +18,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"stoker.dev/internal/api"
 )
 
 // viewKinds are both kinds of views, where this machine has both.
@@ -373,6 +377,92 @@ func TestKernelViewOutlivesItsWorker(t *testing.T) {
 	if n := c.mounts(); n != 0 {
 		t.Errorf("down left %d mounts", n)
 	}
+}
+
+// auto gives a tree view of what is not here, and a kernel view, where the kernel
+// has them, of what is. The mount and the status say which and why, and both stay
+// what they are when their worker was killed.
+func TestAutoViewStaysWhatItIs(t *testing.T) {
+	c := up(t, 1, "1GiB", func(root string) { makeFiles(t, root, 100, 200<<10, 1, 66<<20+777) })
+	c.add()
+	whole := viewKinds()[len(viewKinds())-1]
+	shown := map[string]api.MountInfo{}
+	for _, want := range []string{"tree", whole} {
+		dir := t.TempDir()
+		var m api.MountInfo
+		if err := json.Unmarshal([]byte(c.must("mount", "data", dir, "-o", "json")), &m); err != nil || m.View != want || m.Why == "" {
+			t.Fatalf("%+v, %v, want a %s view", m, err, want)
+		}
+		shown[dir] = m
+		c.must("preload", "data", "--wait")
+	}
+	same := func(when string) {
+		t.Helper()
+		views := c.detail("dataset", "show", "data").Views
+		for _, v := range views {
+			if m := shown[v.Dir]; v.View != m.View || v.Why != m.Why {
+				t.Errorf("%s: %+v, mounted as %+v", when, v, m)
+			}
+			sameTree(t, filepath.Join(c.root, "data"), v.Dir)
+		}
+		if len(views) != len(shown) {
+			t.Errorf("%s: %+v", when, views)
+		}
+	}
+	same("at first")
+	if unix.Access("/sys/class/bdi", unix.W_OK) == nil {
+		for dir, m := range shown {
+			if want := map[string]string{"tree": "4096", "kernel": "1024"}[m.View]; readAhead(t, dir) != want {
+				t.Errorf("a %s view reads ahead %s KiB, want %s", m.View, readAhead(t, dir), want)
+			}
+		}
+		if slices.Contains(viewKinds(), "kernel") {
+			c.must("evict", "data", "--force")
+			dir := c.mountAs("kernel", "data")
+			if got := readAhead(t, dir); got != "4096" {
+				t.Errorf("a kernel view of nothing that is here reads ahead %s KiB, want 4096", got)
+			}
+			c.must("umount", dir)
+		}
+	}
+	if out := c.must("status", "data"); !strings.Contains(out, ": "+whole+", ") || !strings.Contains(out, ": tree, ") {
+		t.Errorf("status says\n%s", out)
+	}
+	c.kill("worker-1")
+	c.dev("start", "worker-1", "--dir", c.dir)
+	c.eventually("both are mounted again", func() bool { return len(c.workerStatus(1).Mounts) == 2 })
+	same("in the next life")
+	for dir := range shown {
+		c.must("umount", dir)
+	}
+	if n := c.mounts(); n != 0 {
+		t.Errorf("%d mounts are left", n)
+	}
+}
+
+// readAhead is how many KiB the kernel reads ahead in a mount.
+func readAhead(t *testing.T, dir string) string {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	dev := deviceOf(t, dir)
+	bdi := fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)) // of a FUSE mount
+	var path struct {                                             // fs_sysfs_path
+		n    uint8
+		name [128]byte
+	}
+	const fsGetSysPath = 0x80811501 // FS_IOC_GETFSSYSFSPATH of linux/fs.h
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), fsGetSysPath, uintptr(unsafe.Pointer(&path))); errno == 0 {
+		bdi = filepath.Base(string(path.name[:path.n]))
+	}
+	kib, err := os.ReadFile(filepath.Join("/sys/class/bdi", bdi, "read_ahead_kb"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(kib))
 }
 
 func dropAll(t *testing.T, root string, files []string) {

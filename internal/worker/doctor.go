@@ -182,7 +182,7 @@ func (w *Worker) checkKernelView() api.Check {
 	if err := w.views.kernel.err; err != nil {
 		return api.Ok("not here, tree views serve all: %v", err)
 	}
-	return api.Ok("a small one was mounted and read at the start")
+	return api.Ok("a small one was mounted and read at the start; views are kernel views where all of the data is on this worker's disks")
 }
 
 const capSysAdmin = 21 // its bit in the kernel's masks

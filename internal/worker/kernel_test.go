@@ -73,6 +73,83 @@ func TestViewsAreAlike(t *testing.T) {
 	}
 }
 
+// bringIn reads a file of a dataset and seals the shard that it lies in.
+func (w *watchedWorker) bringIn(t *testing.T, id stoker.ID, path string) {
+	t.Helper()
+	set, err := w.cache.Open(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	row, _ := set.Manifest().LookupPath(path)
+	if _, err := set.ReadAt(t.Context(), row, make([]byte, set.Manifest().Entry(row).Bytes), 0); err != nil {
+		t.Fatal(err)
+	}
+	sh, ok := w.store.Get(set.Manifest().Shard(0).ID)
+	if !ok {
+		t.Fatal("no shard")
+	}
+	err = sh.Seal()
+	sh.Release()
+	if err := errors.Join(err, set.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// auto is a tree view while something is missing, a kernel view once all is here
+// and known to be right, and says why. Later lives of the worker keep to it.
+func TestAutoView(t *testing.T) {
+	w := startWatched(t)
+	if w.views.kernel.err != nil {
+		t.Skip(w.views.kernel.err)
+	}
+	w.ufs.Put("f", bytes.Repeat([]byte("0123456789"), 50_000))
+	id := w.freeze(t)
+	mount := func(kind string) (m api.MountInfo) {
+		t.Helper()
+		m, err := w.views.Mount(t.Context(), 0, api.MountRequest{Dataset: "pets", Manifest: id, Dir: t.TempDir(), View: kind, Holder: "job"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	cold := mount("auto")
+	if cold.View != "tree" || !strings.Contains(cold.Why, "1 of 1 shards are not on this worker's disks") {
+		t.Errorf("cold: %s, %q", cold.View, cold.Why)
+	}
+	w.bringIn(t, id, "f")
+	warm, asked := mount(""), mount("tree")
+	if warm.View != "kernel" || !strings.Contains(warm.Why, "read or written since it started") {
+		t.Errorf("all is here: %s, %q", warm.View, warm.Why)
+	}
+	if asked.View != "tree" || asked.Why != "asked for" {
+		t.Errorf("asked for: %s, %q", asked.View, asked.Why)
+	}
+	want := map[string]api.MountInfo{cold.Dir: cold, warm.Dir: warm, asked.Dir: asked}
+	for _, life := range []string{"second", "third"} {
+		w = w.again(t)
+		open, _ := w.views.List()
+		for len(open) < len(want) { // they are mounted again while it answers already
+			open, _ = w.views.List()
+		}
+		for _, m := range open {
+			if m.View != want[m.Dir].View || m.Why != want[m.Dir].Why {
+				t.Errorf("%s life: %+v, was %+v", life, m, want[m.Dir])
+			}
+		}
+	}
+	w.views.kernel.err = stoker.Errorf(stoker.KindInvalid, "mount", "erofs", "the kernel is too old")
+	if m := mount("auto"); m.View != "tree" || !strings.Contains(m.Why, "there are no kernel views here") {
+		t.Errorf("without kernel views: %s, %q", m.View, m.Why)
+	}
+	open, _ := w.views.List()
+	for _, m := range open {
+		if err := w.views.Unmount(t.Context(), 0, m.Dir, true); err != nil {
+			t.Error(err)
+		}
+	}
+	w.afterViews(t)
+}
+
 // What a kernel view cannot be made for is a tree view, and says why; asked for
 // by name it is an error. A forced failure stands for an older kernel.
 func TestFallbackToTheTreeView(t *testing.T) {
@@ -114,25 +191,7 @@ func TestKernelViewHoldsItsShards(t *testing.T) {
 	body := bytes.Repeat([]byte("0123456789"), 50_000)
 	w.ufs.Put("f", body)
 	id := w.freeze(t)
-	set, err := w.cache.Open(t.Context(), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	row, _ := set.Manifest().LookupPath("f")
-	if _, err := set.ReadAt(t.Context(), row, make([]byte, len(body)), 0); err != nil {
-		t.Fatal(err)
-	}
-	sh, ok := w.store.Get(set.Manifest().Shard(0).ID)
-	if !ok {
-		t.Fatal("no shard")
-	}
-	if err := sh.Seal(); err != nil {
-		t.Fatal(err)
-	}
-	sh.Release()
-	if err := set.Close(); err != nil {
-		t.Fatal(err)
-	}
+	w.bringIn(t, id, "f")
 	dir := t.TempDir()
 	if _, err := w.views.Mount(t.Context(), 0, api.MountRequest{Dataset: "pets", Manifest: id, Dir: dir, View: "kernel"}); err != nil {
 		t.Fatal(err)

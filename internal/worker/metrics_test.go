@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ type watchedWorker struct {
 	*Worker
 	ufs    *memufs.FS
 	socket *http.Client
+	stop   func() // in order; it may be called again
 }
 
 func startWatched(t *testing.T) *watchedWorker {
@@ -36,27 +38,40 @@ func startWatched(t *testing.T) *watchedWorker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := Open(Options{
+	return watch(t, Options{
 		Dir: filepath.Join(t.TempDir(), "cache"), CapacityBytes: 1 << 30, Objects: objects, Index: placement.NewMem(time.Now),
 		Socket: filepath.Join(t.TempDir(), "w.sock"), Version: "v-test",
-	})
+	}, memufs.New())
+}
+
+// again stops the worker and starts its next life.
+func (w *watchedWorker) again(t *testing.T) *watchedWorker {
+	t.Helper()
+	w.stop()
+	return watch(t, w.o, w.ufs)
+}
+
+func watch(t *testing.T, o Options, fs *memufs.FS) *watchedWorker {
+	t.Helper()
+	w, err := Open(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := &watchedWorker{Worker: w, ufs: memufs.New()}
+	x := &watchedWorker{Worker: w, ufs: fs}
 	w.mounts.Register("mem", func(context.Context, string, ufs.Location) (ufs.FS, error) { return x.ufs, nil })
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return api.DialUnix(ctx, w.o.Socket) }}
 	x.socket = &http.Client{Transport: transport}
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- w.Run(ctx, func() { close(ready) }) }()
-	t.Cleanup(func() {
+	x.stop = sync.OnceFunc(func() {
 		transport.CloseIdleConnections()
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	})
+	t.Cleanup(x.stop)
 	select {
 	case <-ready:
 	case err := <-ended:

@@ -27,9 +27,9 @@ import (
 
 const viewState = "view-"
 
-// autoKernel says whether a view without a wish is a kernel view where that can
-// be had.
-const autoKernel = false
+// readAtMount is how much of a dataset a mount reads that nobody has read since
+// the worker started, so that auto may give a kernel view: a moment's work.
+const readAtMount = 256 << 20
 
 // views are the node's mounts. What is mounted stands on disk too, so that
 // the next life of the worker mounts it again.
@@ -64,6 +64,14 @@ type view struct {
 type saved struct {
 	api.MountRequest
 	Owner uint32 `json:"owner"`
+	choice
+}
+
+// choice is the kind of a view, and why it is that. It is made once: later lives
+// of the worker keep to it, for the job has seen how its view behaves.
+type choice struct {
+	Kind string `json:"kind,omitempty"` // tree or kernel; "" = not chosen yet
+	Why  string `json:"why,omitempty"`
 }
 
 func stateName(dir string) string {
@@ -75,11 +83,12 @@ func stateName(dir string) string {
 // folder, or be root. If ctx ends before the view stands, nothing of it stays:
 // its caller has gone.
 func (v *views) Mount(ctx context.Context, uid uint32, r api.MountRequest) (api.MountInfo, error) {
-	return v.mount(ctx, uid, r, nil)
+	return v.mount(ctx, saved{MountRequest: r, Owner: uid}, nil)
 }
 
 // mount is Mount, on a folder that a view of the last life may still lie on.
-func (v *views) mount(ctx context.Context, uid uint32, r api.MountRequest, old *mount.Left) (api.MountInfo, error) {
+func (v *views) mount(ctx context.Context, want saved, old *mount.Left) (api.MountInfo, error) {
+	uid, r := want.Owner, want.MountRequest
 	if err := v.check(uid, &r); err != nil {
 		return api.MountInfo{}, err
 	}
@@ -90,7 +99,7 @@ func (v *views) mount(ctx context.Context, uid uint32, r api.MountRequest, old *
 	if err := v.claimDir(r.Dir); err != nil {
 		return api.MountInfo{}, err
 	}
-	w, err := v.make(ctx, uid, r, old)
+	w, err := v.make(ctx, saved{r, uid, want.choice}, old)
 	v.mu.Lock()
 	close(v.making[r.Dir])
 	delete(v.making, r.Dir)
@@ -172,7 +181,8 @@ func (v *views) resolve(ctx context.Context, r *api.MountRequest) (listed time.T
 }
 
 // make opens the dataset and mounts it.
-func (v *views) make(ctx context.Context, uid uint32, r api.MountRequest, old *mount.Left) (*view, error) {
+func (v *views) make(ctx context.Context, want saved, old *mount.Left) (*view, error) {
+	r := want.MountRequest
 	set, err := v.cache.Open(ctx, r.Manifest)
 	if err != nil {
 		return nil, err
@@ -187,25 +197,55 @@ func (v *views) make(ctx context.Context, uid uint32, r api.MountRequest, old *m
 		_ = v.store.DeleteState(stateName(r.Dir)) // the next life finds the folder unusable and forgets it
 		return nil, errors.Join(err, v.cache.Mounted(r.Manifest, r.Dataset, -1), set.Close())
 	}
-	body, err := json.Marshal(saved{r, uid})
-	if err != nil {
+	if want.Kind == "" {
+		if want.choice, err = v.choose(ctx, r.View, set); err != nil {
+			return undo(err)
+		}
+	}
+	if err := v.save(want); err != nil {
 		return undo(err)
 	}
-	if err := v.store.PutState(stateName(r.Dir), body); err != nil {
-		return undo(err)
-	}
-	w := &view{info: api.MountInfo{MountRequest: r, State: "mounted"}, owner: uid, set: set}
-	if err := v.show(ctx, w, old); err != nil {
+	w := &view{info: api.MountInfo{MountRequest: r, State: "mounted"}, owner: want.Owner, set: set}
+	if err := v.show(ctx, w, want, old); err != nil {
 		return undo(err)
 	}
 	v.serving.Go(func() { v.afterEnd(w) })
 	return w, nil
 }
 
-// show mounts the kind of view that was asked for, or, with auto, the best that
-// can be had.
-func (v *views) show(ctx context.Context, w *view, old *mount.Left) error {
-	r := w.info.MountRequest
+func (v *views) save(s saved) error {
+	body, err := json.Marshal(s)
+	if err != nil {
+		return stoker.Errorf(stoker.KindInternal, "mount", s.Dir, "%w", err)
+	}
+	return v.store.PutState(stateName(s.Dir), body)
+}
+
+// choose takes the kind that was asked for. With auto that is a kernel view
+// only of what is here as a whole: what is not it reads through the worker, in
+// order at half the speed of a tree view, and of what nobody has read since the
+// worker started the disk may have anything, which the kernel would not notice.
+func (v *views) choose(ctx context.Context, asked string, set *cache.Set) (choice, error) {
+	if asked == "tree" || asked == "kernel" {
+		return choice{asked, "asked for"}, nil
+	}
+	if err := v.kernel.err; err != nil {
+		return choice{"tree", "there are no kernel views here: " + err.Error()}, nil
+	}
+	why, err := set.Local(ctx, readAtMount)
+	if err != nil {
+		return choice{}, err
+	}
+	if why != "" {
+		return choice{"tree", why}, nil
+	}
+	return choice{"kernel", "all of it is on this worker's disks, and was read or written since it started"}, nil
+}
+
+// show mounts the kind of view that was chosen, or, where auto chose a kernel
+// view that cannot be made, a tree view.
+func (v *views) show(ctx context.Context, w *view, want saved, old *mount.Left) error {
+	r := want.MountRequest
 	owner := erofs.Options{UID: w.owner, Umask: 0o022}
 	if r.UID != nil {
 		owner.UID = *r.UID
@@ -218,16 +258,20 @@ func (v *views) show(ctx context.Context, w *view, old *mount.Left) error {
 		owner.Umask = *r.Umask
 	}
 	o := mount.Options{Dir: r.Dir, Name: v.source + ":" + r.Dataset, Check: ownedBy(w.owner, r.Dir)}
-	if r.View == "kernel" || r.View != "tree" && autoKernel {
+	if want.Kind == "kernel" {
 		k, err := v.mountKernel(ctx, r, w.set, owner, o, old)
 		if err == nil {
-			w.info.View, w.mounted, w.reads, w.release = "kernel", k.mounted, k.fs.Reads, k.release
+			w.info.View, w.info.Why = want.Kind, want.Why
+			w.mounted, w.reads, w.release = k.mounted, k.fs.Reads, k.release
 			return nil
 		}
 		if r.View == "kernel" || ctx.Err() != nil {
 			return err
 		}
-		w.info.Why = "no kernel view: " + err.Error()
+		want.choice = choice{"tree", "no kernel view can be made of it: " + err.Error()}
+		if err := v.save(want); err != nil {
+			return err
+		}
 	}
 	if old != nil { // there is nothing to go beneath: the folder is empty for a moment
 		if err := old.Unmount(); err != nil {
@@ -236,7 +280,8 @@ func (v *views) show(ctx context.Context, w *view, old *mount.Left) error {
 	}
 	fs := tree.New(tree.Options{Manifest: w.set.Manifest(), Reader: countedReader{w.set, &v.reads}, UID: owner.UID, GID: owner.GID, Umask: owner.Umask, Log: v.logOf(r)})
 	m, err := mount.Mount(fs, o)
-	w.info.View, w.mounted, w.reads = "tree", m, fs.Reads
+	w.info.View, w.info.Why = want.Kind, want.Why
+	w.mounted, w.reads = m, fs.Reads
 	return err
 }
 
@@ -305,7 +350,7 @@ func (v *views) EndOf(alive func(holder string) bool) {
 	var gone []saved
 	for _, w := range v.open {
 		if w.info.Holder != "" && !alive(w.info.Holder) {
-			gone = append(gone, saved{w.info.MountRequest, w.owner})
+			gone = append(gone, saved{MountRequest: w.info.MountRequest, Owner: w.owner})
 		}
 	}
 	v.mu.Unlock()
@@ -361,7 +406,7 @@ func (v *views) restore(ctx context.Context) {
 		}
 		if err == nil {
 			old := alive[s.Dir]
-			_, err = v.mount(ctx, s.Owner, s.MountRequest, old)
+			_, err = v.mount(ctx, s, old)
 			if err == nil || stoker.KindOf(err) != stoker.KindHeld {
 				delete(alive, s.Dir)
 			}

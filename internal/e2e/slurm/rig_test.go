@@ -487,7 +487,7 @@ func (r *rig) mounted(node int) (dirs []string) {
 	must(r.t, err)
 	for _, line := range strings.Split(string(body), "\n") {
 		f := strings.Fields(line)
-		if len(f) > 2 && strings.HasPrefix(f[2], "fuse") && strings.HasPrefix(f[1], r.dir) {
+		if len(f) > 2 && (strings.HasPrefix(f[2], "fuse") || f[2] == "erofs") && strings.HasPrefix(f[1], r.dir) {
 			dirs = append(dirs, f[1])
 		}
 	}
