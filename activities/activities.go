@@ -8,6 +8,8 @@ package activities
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -75,11 +77,15 @@ type Activities struct {
 // seenWorker is a worker and when it was last live.
 type seenWorker struct {
 	placement.Worker
-	at time.Time
+	at     time.Time
+	silent bool // it was asked since and did not answer
 }
 
-// lostFor is how long a worker that is not live any more is still spoken of.
-const lostFor = time.Hour
+const (
+	lostFor     = time.Hour        // a worker that is not live any more is still spoken of
+	forgotFor   = 15 * time.Second // an index that was emptied may not know a worker yet
+	answersSoon = time.Second      // when it lives
+)
 
 // New makes them.
 func New(o Options) *Activities {
@@ -105,9 +111,14 @@ func (a *Activities) Worker(address string) (*api.WorkerClient, error) {
 
 // Workers returns the live workers, and those that were seen and are not
 // live now. While the index does not answer, the last ones seen are taken for
-// live.
+// live; those of which it knows nothing any more are asked themselves, for it may
+// have been emptied.
 func (a *Activities) Workers(ctx context.Context) (live, lost []placement.Worker, err error) {
 	live, err = a.o.Index.Workers(ctx)
+	var forgotten []placement.Worker
+	if err == nil {
+		forgotten = a.forgotten(ctx, live)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err != nil {
@@ -121,8 +132,14 @@ func (a *Activities) Workers(ctx context.Context) (live, lost []placement.Worker
 	}
 	now, at := map[string]bool{}, time.Now()
 	for _, w := range live {
-		a.seen[w.ID], now[w.ID] = seenWorker{w, at}, true
+		a.seen[w.ID], now[w.ID] = seenWorker{Worker: w, at: at}, true
 	}
+	for _, w := range forgotten {
+		if !now[w.ID] {
+			live, now[w.ID] = append(live, w), true
+		}
+	}
+	slices.SortFunc(live, func(a, b placement.Worker) int { return strings.Compare(a.ID, b.ID) })
 	for id, w := range a.seen {
 		if time.Since(w.at) > lostFor {
 			delete(a.seen, id)
@@ -131,6 +148,39 @@ func (a *Activities) Workers(ctx context.Context) (live, lost []placement.Worker
 		}
 	}
 	return live, lost, nil
+}
+
+// forgotten are the workers that the index knew a moment ago, does not know now,
+// and that live all the same. Who does not answer is not asked again.
+func (a *Activities) forgotten(ctx context.Context, live []placement.Worker) (found []placement.Worker) {
+	var ask []placement.Worker
+	a.mu.Lock()
+	for id, w := range a.seen {
+		known := slices.ContainsFunc(live, func(l placement.Worker) bool { return l.ID == id })
+		if !known && !w.silent && time.Since(w.at) < forgotFor {
+			ask = append(ask, w.Worker)
+		}
+	}
+	a.mu.Unlock()
+	answers := make([]bool, len(ask))
+	_ = a.EachWorker(ctx, addressesOf(ask), func(ctx context.Context, i int, w *api.WorkerClient) error {
+		ctx, cancel := context.WithTimeout(ctx, answersSoon)
+		defer cancel()
+		st, err := w.Status(ctx)
+		answers[i] = err == nil && st.Incarnation == ask[i].Incarnation
+		return nil
+	})
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i, w := range ask {
+		if answers[i] {
+			found = append(found, w)
+		} else if last := a.seen[w.ID]; last.Incarnation == w.Incarnation && ctx.Err() == nil {
+			last.silent = true
+			a.seen[w.ID] = last
+		}
+	}
+	return found
 }
 
 // AnyAway reports whether a worker that was live within that time is not now. One

@@ -93,9 +93,7 @@ func (a *Activities) admit(ctx context.Context, in AdmitInput) (out Admission, e
 	if err != nil {
 		return out, err
 	}
-	for _, s := range shards {
-		out.NeedBytes += s.Bytes * int64(copies)
-	}
+	out.NeedBytes = bytesOf(shards) * int64(copies)
 	rooms, why, err := a.rooms(ctx, live, asked)
 	if err != nil {
 		return out, err
@@ -103,9 +101,15 @@ func (a *Activities) admit(ctx context.Context, in AdmitInput) (out Admission, e
 	for _, w := range rooms {
 		out.FreeBytes += w.FreeBytes
 	}
-	if all := capacity(live, lost); len(rooms) > 0 && (out.NeedBytes > sum(all) || !fits(shards, all, copies)) {
-		out.State, out.Why = AdmitNever, fmt.Sprintf("needs %s, all workers together hold %s: claim less, or add workers",
-			api.HumanBytes(out.NeedBytes), api.HumanBytes(sum(all)))
+	whole := shards // with what others hold now: it takes space beside the rest
+	if len(asked) < len(in.Claim.Datasets) {
+		if whole, err = a.shardsOf(ctx, in.Claim.Datasets); err != nil {
+			return out, err
+		}
+	}
+	need := bytesOf(whole) * int64(copies)
+	if all := capacity(live, lost); len(rooms) > 0 && (need > sum(all) || !fits(whole, all, copies)) {
+		out.State, out.Why = AdmitNever, tooMuch(need, sum(all))
 		return out, nil
 	}
 	// Without workers it is not space that is missing: whoever plans says so.
@@ -251,6 +255,22 @@ func capacity(live, lost []placement.Worker) (all []planner.Worker) {
 		}
 	}
 	return all
+}
+
+// tooMuch says of a claim that all workers, empty, could not hold it.
+func tooMuch(need, all int64) string {
+	short := "but not where its shards fit"
+	if need > all {
+		short = api.HumanBytes(need-all) + " less"
+	}
+	return fmt.Sprintf("needs %s, all workers together hold %s, %s: claim less, or add workers", api.HumanBytes(need), api.HumanBytes(all), short)
+}
+
+func bytesOf(shards []planner.Shard) (bytes int64) {
+	for _, s := range shards {
+		bytes += s.Bytes
+	}
+	return bytes
 }
 
 func sum(workers []planner.Worker) (bytes int64) {

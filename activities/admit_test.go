@@ -7,8 +7,10 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/placement"
 	"stoker.dev/internal/api"
+	"stoker.dev/ufs"
 )
 
 // joined plays the workflows that a claim asks.
@@ -96,5 +98,33 @@ func TestAdmit(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What others hold of a claim counts when it is asked whether it could ever fit:
+// else it would wait for space that can never come.
+func TestAdmitBesideWhatIsGranted(t *testing.T) {
+	x := newCluster(t, 2)
+	need := x.m.Bytes()
+	b, err := manifest.Build(t.Context(), manifest.BuildOptions{Roots: []manifest.Root{{Location: ufs.Location{URI: "s3://other"}}}, Open: x.o.Open, TempDir: t.TempDir()})
+	if err == nil {
+		err = x.o.Store.Put(t.Context(), b)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range x.workers {
+		f.CapacityBytes, f.status.CapacityBytes = need*3/4, need*3/4
+		x.register(t, f)
+	}
+	x.o.Joiner = &joined{granted: map[stoker.ID]bool{x.manifest: true}}
+	both := WaitingClaim{Job: "j", Datasets: []AdmitDataset{{Dataset: "d", Manifest: x.manifest}, {Dataset: "e", Manifest: b.ID}}}
+	a, err := x.Admit(t.Context(), AdmitInput{Claim: both})
+	if err != nil || a.State != AdmitNever || !strings.Contains(a.Why, " less: claim less") {
+		t.Errorf("%+v, %v", a, err)
+	}
+	both.Datasets = both.Datasets[1:]
+	if a, err := x.Admit(t.Context(), AdmitInput{Claim: both}); err != nil || a.State != AdmitNow {
+		t.Errorf("alone: %+v, %v", a, err)
 	}
 }

@@ -285,6 +285,42 @@ func TestWorkersWithoutIndex(t *testing.T) {
 	}
 }
 
+// After the index was emptied, workers that have not registered again yet are
+// asked themselves: those that answer live, in the life that was known, and those
+// that do not are asked once.
+func TestIndexThatWasEmptied(t *testing.T) {
+	c := newCluster(t, 4)
+	for _, f := range c.workers[:3] {
+		f.status.Incarnation = f.Incarnation
+	}
+	c.workers[2].fails = stoker.Errorf(stoker.KindTransient, "worker", "", "is being stopped")
+	c.workers[3].status.Incarnation = stoker.NewIncarnation() // it has begun anew since
+	if live, _, err := c.Workers(t.Context()); len(live) != 4 || err != nil {
+		t.Fatalf("%v, %v", live, err)
+	}
+	for _, f := range c.workers {
+		if err := c.index.Leave(t.Context(), f.Incarnation); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		live, lost, err := c.Workers(t.Context())
+		if len(live) != 2 || live[0].ID != "w0" || live[1].ID != "w1" || len(lost) != 2 || err != nil {
+			t.Errorf("%v, %v, %v", live, lost, err)
+		}
+	}
+	if n := c.workers[2].count("status"); n != 1 {
+		t.Errorf("it did not answer, and was asked %d times", n)
+	}
+	// What ends now is told to them.
+	if err := c.PutLeases(t.Context(), LeaseInput{Drop: []string{"pin/me/d"}, Partial: true}); err != nil {
+		t.Fatal(err)
+	}
+	if f := c.workers[0]; len(f.leases) != 1 || len(f.leases[0].Drop) != 1 {
+		t.Errorf("%s was told %+v", f.ID, f.leases)
+	}
+}
+
 // A worker that moved to another address is found there.
 func TestWorkerThatMoved(t *testing.T) {
 	c := newCluster(t, 1)
