@@ -1,4 +1,4 @@
-# stoker: a dozen targets, no more. Run `make help` for what they do.
+# stoker: as few targets as will do. Run `make help` for what they do.
 SHELL := /bin/bash
 GO    ?= go
 PKGS  := ./...
@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/bin:$(shell $(GO) env GOPATH)/bin:$(PATH)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: help need build dev test test-long lint demo demo-slurm bench bench-scale clean
+.PHONY: help need build dev test test-long lint demo demo-slurm bench bench-scale spank clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -52,6 +52,12 @@ bench: need build ## views, preloads, layouts and readers against disk and a lea
 
 bench-scale: need build ## plan, reserve and count a billion files on a thousand workers (simulated data; some minutes)
 	STOKER_SCALE_FILES=$${STOKER_SCALE_FILES:-1000000000} $(GO) test -timeout 60m -count=1 -v -run 'TestScale$$' ./internal/e2e
+
+SPANK := bin/spank_stoker.so
+spank: ## bin/spank_stoker.so, Slurm's option --dataset (needs the headers of your Slurm)
+	@[ -e /usr/include/slurm/spank.h ] || { echo 'spank: slurm/spank.h is missing: install libslurm-dev (Debian), slurm-devel (RPM), or set CFLAGS=-I where it is'; [ -n "$(CFLAGS)" ]; }
+	mkdir -p $(dir $(SPANK))
+	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror $(CFLAGS) -fPIC -shared -o $(SPANK) deploy/slurm/spank/stoker.c
 
 clean: ## remove what was built
 	rm -rf bin

@@ -29,6 +29,7 @@ func TestSlurm(t *testing.T) {
 		{"Dependency", dependency},
 		{"LookAhead", lookAhead},
 		{"LayoutLocal", layoutLocal},
+		{"Spank", spankOption},
 		{"Polls", polls},
 		{"Container", container},
 		{"PyTorch", pytorch},
