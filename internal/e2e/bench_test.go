@@ -132,13 +132,13 @@ func (p *pair) run(b *testing.B, view bool, root string, files []string) {
 		dropPages(b, root, files)
 		dropPages(b, filepath.Join(p.c.dir, "worker-1", "cache", "shards"), walk(b, filepath.Join(p.c.dir, "worker-1", "cache", "shards")))
 	}
-	before, cpu, began := p.fuseReads(), p.cpuSeconds(view), time.Now()
+	before, cpu, began := p.c.readsOfWorker().FUSEReads, p.cpuSeconds(view), time.Now()
 	n := readAll(b, root, files, p.readers)
 	took := time.Since(began).Seconds()
 	side := 0
 	if view {
 		side = 1
-		p.reads = append(p.reads, float64(p.fuseReads()-before)/float64(len(files)))
+		p.reads = append(p.reads, float64(p.c.readsOfWorker().FUSEReads-before)/float64(len(files)))
 	}
 	p.rate[side] = append(p.rate[side], float64(n)/1e6/took)
 	p.cpu[side] = append(p.cpu[side], (p.cpuSeconds(view)-cpu)/(float64(n)/1e9))
@@ -159,18 +159,18 @@ func median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-// fuseReads is how many READs came to the worker so far.
-func (p *pair) fuseReads() int64 {
-	cmd := exec.Command("curl", "-s", "--unix-socket", filepath.Join(p.c.dir, "worker-1", "worker.sock"), "http://worker/v1/status")
+// readsOfWorker is what reads through the first worker came to so far.
+func (c *cluster) readsOfWorker() api.ReadCounters {
+	cmd := exec.Command("curl", "-s", "--unix-socket", filepath.Join(c.dir, "worker-1", "worker.sock"), "http://worker/v1/status")
 	out, err := cmd.Output()
 	var st api.WorkerStatus
 	if err == nil {
 		err = json.Unmarshal(out, &st)
 	}
 	if err != nil {
-		p.c.t.Fatalf("worker's status: %v", err)
+		c.t.Fatalf("worker's status: %v", err)
 	}
-	return st.Reads.FUSEReads
+	return st.Reads
 }
 
 // cpuSeconds is what this process and, for the view, the worker have used.
