@@ -39,7 +39,7 @@ func BenchmarkCold(b *testing.B) {
 				cold := func() float64 {
 					view := b.TempDir()
 					c.must("mount", "data", view, "--view", "tree")
-					defer func() { c.must("umount", view); c.must("evict", "data") }()
+					defer func() { c.must("umount", view); c.must("evict", "data", "--force") }()
 					before := c.readsOfWorker()
 					took := p.timed(1, l.bytes, func() {
 						if n := readAll(b, filepath.Join(view, w.dir), files, w.readers); n != l.bytes {

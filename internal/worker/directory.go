@@ -23,7 +23,8 @@ const (
 	refreshAge    = 200 * time.Millisecond // and while it does not
 	announceEvery = 100 * time.Millisecond // one pipeline for what came together
 	wholeAge      = 2 * time.Second        // how long it is believed that a worker holds a shard
-	wholeKept     = 10_000                 // shards of which that is remembered
+	nobodyAge     = announceEvery          // and that nobody does: others tell no sooner
+	heldKept      = 10_000                 // shards of which that is remembered
 	askTimeout    = 500 * time.Millisecond // an index that is slower is as good as none
 	silentFor     = time.Second            // it is not asked again after that, so that reads do not wait for it
 )
@@ -45,7 +46,7 @@ type directory struct {
 	mu      sync.Mutex
 	workers []placement.Worker                      // +checklocks:mu — live ones, self included, by id
 	asked   time.Time                               // +checklocks:mu — when workers was read
-	whole   map[shardKey]wholeHolders               // +checklocks:mu
+	heldBy  map[shardKey]holders                    // +checklocks:mu
 	pending map[stoker.ID]map[uint32]placement.Mark // +checklocks:mu
 	gone    map[stoker.ID]map[uint32]bool           // +checklocks:mu
 
@@ -58,13 +59,14 @@ type shardKey struct {
 	shard    uint32
 }
 
-type wholeHolders struct {
-	peers []cache.Peer // those with all of it first
-	at    time.Time
+// holders are what is believed for a moment.
+type holders struct {
+	peers []cache.Peer // those with all of the shard first
+	until time.Time
 }
 
 func newDirectory(index placement.Index, self func() placement.Worker, log *slog.Logger) *directory {
-	return &directory{index: index, self: self, log: log, whole: map[shardKey]wholeHolders{},
+	return &directory{index: index, self: self, log: log, heldBy: map[shardKey]holders{},
 		pending: map[stoker.ID]map[uint32]placement.Mark{}, gone: map[stoker.ID]map[uint32]bool{}}
 }
 
@@ -197,32 +199,37 @@ func (d *directory) live() []placement.Worker {
 	return d.workers
 }
 
-// Holders implements cache.Directory. That somebody holds a whole shard is
-// remembered for a moment: reads ask again and again.
+// Holders implements cache.Directory. That somebody holds a whole shard, or nobody
+// any of it, is remembered for a moment: reads ask again and again.
 func (d *directory) Holders(ctx context.Context, id stoker.ID, n uint32) []cache.Peer {
 	key := shardKey{id, n}
 	d.mu.Lock()
-	if h, ok := d.whole[key]; ok && time.Since(h.at) < wholeAge {
+	if h, ok := d.heldBy[key]; ok && time.Now().Before(h.until) {
 		d.mu.Unlock()
 		return h.peers
 	}
 	d.mu.Unlock()
-	peers := d.holders(ctx, id, n)
+	peers, known := d.askHolders(ctx, id, n)
+	age := nobodyAge
 	if len(peers) > 0 && peers[0].Whole {
+		age = wholeAge
+	}
+	if known && (len(peers) == 0 || age == wholeAge) {
 		d.mu.Lock()
-		if len(d.whole) >= wholeKept {
-			clear(d.whole)
+		if len(d.heldBy) >= heldKept {
+			clear(d.heldBy)
 		}
-		d.whole[key] = wholeHolders{peers, time.Now()}
+		d.heldBy[key] = holders{peers, time.Now().Add(age)}
 		d.mu.Unlock()
 	}
 	return peers
 }
 
-func (d *directory) holders(ctx context.Context, id stoker.ID, n uint32) []cache.Peer {
+// askHolders asks the index, and says whether it has answered.
+func (d *directory) askHolders(ctx context.Context, id stoker.ID, n uint32) (peers []cache.Peer, known bool) {
 	self := d.self().Incarnation
 	if time.Since(time.Unix(0, d.silent.Load())) < silentFor {
-		return nil
+		return nil, false
 	}
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -231,9 +238,8 @@ func (d *directory) holders(ctx context.Context, id stoker.ID, n uint32) []cache
 		d.silent.Store(time.Now().UnixNano())
 	}
 	if err != nil || len(holders) == 0 {
-		return nil
+		return nil, false
 	}
-	var peers []cache.Peer
 	for _, h := range holders[0] {
 		if h.Incarnation == self {
 			continue
@@ -257,7 +263,7 @@ func (d *directory) holders(ctx context.Context, id stoker.ID, n uint32) []cache
 	}
 	takeTurns(peers[:whole], self, n)
 	takeTurns(peers[whole:], self, n)
-	return peers
+	return peers, true
 }
 
 // takeTurns begins with another peer for each shard and each asker, so that those

@@ -14,6 +14,65 @@ import (
 	"stoker.dev/planner"
 )
 
+// counted is an index that counts how often it is asked who holds what.
+type counted struct {
+	placement.Index
+	asked int
+	err   error
+}
+
+func (c *counted) Holders(ctx context.Context, id stoker.ID, shards []uint32) ([][]placement.Holder, error) {
+	if c.asked++; c.err != nil {
+		return nil, c.err
+	}
+	return c.Index.Holders(ctx, id, shards)
+}
+
+// Misses that follow each other ask the index once in a moment, as long as nobody
+// else holds anything of the shard; who comes by then is found in the next.
+func TestThatNobodyHoldsIsRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		index := &counted{Index: placement.NewMem(time.Now)}
+		me, other := placement.Worker{ID: "me", Incarnation: stoker.NewIncarnation()}, placement.Worker{ID: "other", Incarnation: stoker.NewIncarnation()}
+		for _, w := range []placement.Worker{me, other} {
+			if err := index.Register(ctx, w, leaseTTL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d := newDirectory(index, func() placement.Worker { return me }, slog.New(slog.DiscardHandler))
+		d.refresh(ctx)
+		id := stoker.ID{1}
+		ask := func(when string, holders, asked int) {
+			t.Helper()
+			if peers := d.Holders(ctx, id, 7); len(peers) != holders || index.asked != asked {
+				t.Errorf("%s: %d holders after asking %d times, want %d after %d", when, len(peers), index.asked, holders, asked)
+			}
+		}
+		announce := func(whole bool) {
+			if err := index.Announce(ctx, other.Incarnation, id, []placement.Mark{{Shard: 7, Whole: whole}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ask("at first", 0, 1)
+		announce(false)
+		ask("at once", 0, 1)
+		time.Sleep(nobodyAge)
+		ask("a moment later", 1, 2)
+		ask("of a part, which grows", 1, 3)
+		announce(true)
+		ask("of the whole", 1, 4)
+		time.Sleep(nobodyAge)
+		ask("of the whole, again", 1, 4)
+		time.Sleep(wholeAge)
+		index.err = stoker.Errorf(stoker.KindTransient, "index", "", "away")
+		ask("away", 0, 5)
+		index.err = nil
+		time.Sleep(silentFor)
+		ask("back", 1, 6)
+	})
+}
+
 // emptied is an index that is emptied now and then.
 type emptied struct{ placement.Index }
 
