@@ -146,10 +146,12 @@ func (p *progress) Job(st api.JobStatus) {
 	case api.JobReleased, api.JobFailed:
 		return // what follows says more
 	case api.JobPlanned:
-		ask = askDoctor
+		if ask = askDoctor; p.waits(st, "") {
+			ask = ""
+		}
 	case api.JobQueued:
 		ask = ""
-		p.queued(st)
+		p.waits(st, "is queued: ")
 	}
 	if st.Check != nil {
 		p.percentFrom("verifying")
@@ -170,16 +172,20 @@ func (p *progress) percentFrom(stage string) {
 	}
 }
 
-// queued says what a job waits for, once for each answer.
-func (p *progress) queued(st api.JobStatus) {
+// waits says what a job waits for, once for each answer, and reports whether that
+// is known.
+func (p *progress) waits(st api.JobStatus, as string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if st.Error == nil || st.Error.Message == "" || st.Error.Message == p.why {
-		return
+	if st.Error == nil || st.Error.Message == "" {
+		return false
 	}
-	p.why = st.Error.Message
-	p.c.Note("job %s is queued: %s", st.Job, p.why)
-	p.line = "" // a note takes the bar away
+	if st.Error.Message != p.why {
+		p.why = st.Error.Message
+		p.c.Note("job %s %s%s", st.Job, as, p.why)
+		p.line = "" // a note takes the bar away
+	}
+	return true
 }
 
 // bar makes the line of state: bar or nothing, %, bytes, rate, ETA.

@@ -157,3 +157,21 @@ func TestQueuedJobSaysWhy(t *testing.T) {
 		}
 	}
 }
+
+// Where it is known what a load waits for, that is said, once, and nobody is sent
+// to look for it.
+func TestWhatALoadWaitsFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out buffer
+		p := newListing(&console{w: &out})
+		st := api.JobStatus{Job: "j", State: api.JobPlanned, Bytes: 1 << 20, ETASeconds: -1, Error: &api.ErrorBody{Kind: "transient", Message: "waits for workers: none is live, 3 lost: start them"}}
+		for range 3 {
+			p.Job(st)
+			time.Sleep(patience)
+		}
+		p.Done()
+		if got := out.String(); strings.Count(got, "job j waits for workers: none is live, 3 lost: start them") != 1 || strings.Contains(got, "doctor") {
+			t.Errorf("%q", got)
+		}
+	})
+}

@@ -251,7 +251,7 @@ type JobStatus struct {
 	// resident then.
 	Check      *CheckProgress `json:"check,omitempty"`
 	Deadline   time.Time      `json:"deadline,omitzero"`   // by which it wants its data, while that is not there
-	Error      *ErrorBody     `json:"error,omitempty"`     // Failed: why
+	Error      *ErrorBody     `json:"error,omitempty"`     // Failed: why; before: what it waits for
 	ExpiresAt  time.Time      `json:"expiresAt,omitzero"`  // of a hook's claim, unless it is repeated
 	GraceUntil time.Time      `json:"graceUntil,omitzero"` // of one that was released
 	Queue      *QueuePlace    `json:"queue,omitempty"`     // of one that holds nothing, and waits for space

@@ -190,11 +190,10 @@ func named(name string, c api.Check) api.Check {
 }
 
 func countWorkers(live, lost []placement.Worker) api.Check {
-	const start = "start 'stokerd worker' on the nodes, with the same --redis and --redis-prefix as this controller"
-	switch {
-	case len(live) == 0:
-		return api.Fail(start, "none is live, %d lost", len(lost))
-	case len(lost) > 0:
+	if why, hint := noneServes(live, lost); why != "" {
+		return api.Fail(hint, "%s", why)
+	}
+	if len(lost) > 0 {
 		ids := make([]string, len(lost))
 		for i, w := range lost {
 			ids[i] = short(w.ID) + " at " + w.Address

@@ -120,6 +120,13 @@ func TestDoctorWithoutWorkers(t *testing.T) {
 	if x := examine(t, c)["workers"]; x.State != api.CheckFail || !strings.Contains(x.Detail, "none is live, 1 lost") {
 		t.Errorf("lost: %+v", x)
 	}
+	// One that is drained takes nothing either.
+	if err := mem.Register(t.Context(), placement.Worker{ID: "dddd", Incarnation: 4, Address: "http://127.0.0.1:1", Draining: true}, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if x := examine(t, c)["workers"]; x.State != api.CheckFail || !strings.Contains(x.Detail, "none is in service: 1 drained, 1 lost") || !strings.Contains(x.Hint, "undrain dddd") {
+		t.Errorf("drained: %+v", x)
+	}
 }
 
 func TestCheckRedis(t *testing.T) {

@@ -520,3 +520,36 @@ func TestWatchJob(t *testing.T) {
 	}
 	w.ask(t, watchedToken, "GET", "/v1/jobs/nobody/watch", nil).wantError(t, 404, "notexist", "'stoker jobs'")
 }
+
+// A load that is planned while no worker takes anything new says so, and what to
+// do, while it waits; a preload is answered at once.
+func TestJobWaitsForWorkers(t *testing.T) {
+	flows, address := startFlows(t)
+	index := placement.NewMem(time.Now)
+	w := startWatched(t, address, index)
+	j := aJob("ann", api.JobPlanned, workflows.JobDataset{Name: "pets", Manifest: number(1), Bytes: 1000})
+	flows.add(j)
+	says := func(part string) {
+		t.Helper()
+		st := decode[api.JobStatus](t, w.ask(t, watchedToken, "GET", "/v1/jobs/j", nil))
+		if why := st.Error.Err("job", "j"); st.State != api.JobPlanned || part == "" && why != nil || part != "" && (why == nil || !strings.Contains(why.Error(), part)) {
+			t.Errorf("%+v, %v", st, why)
+		}
+	}
+	says("none is live, 0 lost: start 'stokerd worker'")
+	entered := func(n stoker.Incarnation, draining bool) {
+		t.Helper()
+		x := placement.Worker{ID: strings.Repeat("ab"[n:n+1], 16), Incarnation: n + 1, Address: "http://127.0.0.1:1", Draining: draining}
+		if err := index.Register(t.Context(), x, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entered(0, true)
+	says("none is in service: 1 drained, 0 lost: 'stoker workers undrain aaaaaaaaaaaa'")
+	begun := time.Now()
+	if st, err := w.granted(t.Context(), j.Input); err != nil || st.State != api.JobPlanned || time.Since(begun) > refuseWithin/2 {
+		t.Errorf("%+v, %v after %v", st, err, time.Since(begun))
+	}
+	entered(1, false)
+	says("")
+}

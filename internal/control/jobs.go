@@ -191,7 +191,7 @@ func (c *Controller) granted(ctx context.Context, in workflows.JobInput) (*api.J
 		case st.State == api.JobQueued && queued.IsZero():
 			queued = time.Now()
 		case st.State == api.JobQueued && time.Since(queued) < refusedAfter:
-		case st.State != api.JobPlanned || time.Now().After(end):
+		case st.State != api.JobPlanned || time.Now().After(end) || c.waitsForWorkers(ctx) != nil:
 			return st, nil
 		}
 		select {
@@ -265,6 +265,9 @@ func (c *Controller) jobStatus(ctx context.Context, s workflows.JobState, how de
 	}
 	if s.Queued {
 		c.queued(ctx, &s, st)
+	}
+	if st.State == api.JobPlanned && how != inBrief {
+		st.Error = c.waitsForWorkers(ctx)
 	}
 	switch left := st.Bytes - st.ResidentBytes; {
 	case left == 0 && s.State != api.JobPlanned:
