@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"stoker.dev"
 	"stoker.dev/cmd/internal/config"
@@ -53,14 +54,18 @@ func (a *app) settings() (settings, error) {
 	}
 	s := a.flags.or(outside)
 	var files []string
+	ofHome := ""
 	if dir := a.env("XDG_CONFIG_HOME"); filepath.IsAbs(dir) {
 		files = append(files, filepath.Join(dir, "stoker", "config.yaml"))
 	} else if home := a.env("HOME"); home != "" {
-		files = append(files, filepath.Join(home, ".config", "stoker", "config.yaml"))
+		ofHome = filepath.Join(home, ".config", "stoker", "config.yaml")
+		files = append(files, ofHome)
 	}
 	for _, path := range append(files, a.etc) {
 		f, err := readConfig(path)
-		if err != nil {
+		if errors.Is(err, fs.ErrPermission) && path == ofHome && a.foreignHome() {
+			continue
+		} else if err != nil {
 			return s, err
 		}
 		s = s.or(f)
@@ -71,6 +76,17 @@ func (a *app) settings() (settings, error) {
 		return s, nil
 	}
 	return s, stoker.Errorf(stoker.KindInvalid, "output", s.Output, "is no format: use table, json or yaml")
+}
+
+// foreignHome reports whether HOME is another user's, as for a daemon that root
+// started and that then became a user, and for its hooks: no file there is theirs.
+func (a *app) foreignHome() bool {
+	fi, err := os.Stat(a.env("HOME"))
+	if err != nil {
+		return false
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) != os.Geteuid()
 }
 
 // keys are the settings as config files have them.

@@ -112,6 +112,17 @@ func hostileDirectives(t *testing.T, r *rig) {
 	}
 }
 
+// Hooks run as SlurmUser, and mostly with the HOME of root, who started slurmctld:
+// that they cannot read its files is nothing to stop at.
+func homeOfAnother(t *testing.T, r *rig) {
+	home := r.at("munge", "private") // root's, 0700
+	for command, want := range map[string]int{"HOME=" + home + " stoker slurm show": 0, "HOME=" + home + " stoker jobs": 0, "XDG_CONFIG_HOME=" + home + " stoker jobs": 2} {
+		if res := r.as("sh", "-c", command); res.code != want {
+			t.Errorf("%s: exit %d, want %d\n%s", command, res.code, want, res.stderr)
+		}
+	}
+}
+
 // srun and salloc take the directive as an option; several lines are several
 // datasets, below one folder.
 func optionsAndSeveral(t *testing.T, r *rig) {

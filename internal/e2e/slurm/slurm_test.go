@@ -19,6 +19,7 @@ func TestSlurm(t *testing.T) {
 	}{
 		{"FirstJob", firstJob},
 		{"SubmitChecks", submitChecks},
+		{"HomeOfAnother", homeOfAnother},
 		{"Parts", parts},
 		{"HostileDirectives", hostileDirectives},
 		{"OptionsAndSeveral", optionsAndSeveral},

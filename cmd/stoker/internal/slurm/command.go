@@ -37,6 +37,9 @@ func Command(env Env, usage func(cmd *cobra.Command, format string, args ...any)
 the '#STOKER dataset=NAME' lines of a job, hold it until its data is there, mount
 the data on its nodes and let it go. docs/slurm.md says how to install them.
 
+Their token is /etc/stoker/slurm.token if that is there, and neither --token-file nor
+STOKER_TOKEN_FILE names another; else it is that of all commands.
+
 What burst_buffer.lua runs ends with one line on stdout: 'stoker-verdict' and ok,
 busy or error, with a sentence.`,
 		Example: `  stoker slurm show 4711
