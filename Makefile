@@ -45,10 +45,11 @@ demo: need build ## the whole of it on this machine: preload, train, report
 demo-slurm: need build ## the same with a private Slurm of two nodes: three jobs, a timeline (root)
 	@set -o pipefail; STOKER_DEMO=$(CURDIR)/bin/slurm-timeline.svg $(GO) test -count=1 -run 'TestSlurm/Timeline' -v ./internal/e2e/slurm | grep -v '^ *\(---\|===\)'
 
-bench: need build ## views, preloads, layouts and readers against disk and a lean client; hot paths (docs/performance.md)
+bench: need build ## views, preloads, layouts and readers against disk and a lean client; hot paths (docs/performance.md, .csv, .svg)
 	scripts/bench-start
-	$(GO) test -run '^$$' -bench . -benchtime 5x -timeout 60m ./internal/e2e
-	$(GO) test -run '^$$' -bench . -benchmem $(filter-out %/e2e %/e2e/slurm,$(shell $(GO) list $(PKGS)))
+	{ $(GO) test -run '^$$' -bench . -benchtime 5x -timeout 60m ./internal/e2e; \
+	  $(GO) test -run '^$$' -bench . -benchmem $(filter-out %/e2e %/e2e/slurm,$(shell $(GO) list $(PKGS))); } | \
+	  $(GO) run ./scripts/benchtable -csv docs/performance.csv -svg docs/performance.svg
 
 bench-scale: need build ## plan, reserve and count a billion files on a thousand workers (simulated data; some minutes)
 	STOKER_SCALE_FILES=$${STOKER_SCALE_FILES:-1000000000} $(GO) test -timeout 60m -count=1 -v -run 'TestScale$$' ./internal/e2e

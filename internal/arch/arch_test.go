@@ -48,6 +48,7 @@ var layers = map[string][]string{
 	"workflows":                     {"", "activities", "cache/manifest", "internal/api"},
 	"internal/api":                  {"", "ufs"},
 	"internal/arch":                 {},
+	"scripts":                       {},
 	"internal/metrics":              {"", "internal/api"},
 	"internal/e2e":                  {"", "internal/api", "internal/testenv"},
 	"internal/testenv":              {""},

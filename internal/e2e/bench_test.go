@@ -24,8 +24,9 @@ import (
 // them, of each kind, turn and turn about in one process: hot (in the page cache) and with
 // the page cache of those files dropped, large files sequentially, small and tiny
 // ones in random order by 8 readers. It reports medians: MB/s of both, their
-// ratio, CPU seconds per GB of reader and worker together, and READs that came
-// to the worker for each file.
+// ratio, CPU seconds per GB of reader and worker together, READs that came to the
+// worker for each file, how much the page cache grew for each byte read, and the
+// most anonymous memory that the worker had.
 func BenchmarkViews(b *testing.B) {
 	const small, smallBytes, large, largeBytes, tiny, tinyBytes = 5000, 100 << 10, 4, 256 << 20, 20_000, 4 << 10
 	c := up(b, 1, "4GiB", func(root string) {
@@ -125,6 +126,8 @@ type pair struct {
 
 	rate, cpu [2][]float64 // MB/s and CPU s/GB: of the disk, of the view
 	reads     []float64    // READs for each file
+	grown     []float64    // bytes of the page cache for each byte read through the view
+	rss       float64      // MiB of the worker's RssAnon, the most that was seen
 }
 
 func (p *pair) run(b *testing.B, view bool, root string, files []string) {
@@ -132,12 +135,15 @@ func (p *pair) run(b *testing.B, view bool, root string, files []string) {
 		dropPages(b, root, files)
 		dropPages(b, filepath.Join(p.c.dir, "worker-1", "cache", "shards"), walk(b, filepath.Join(p.c.dir, "worker-1", "cache", "shards")))
 	}
+	cached := kib(b, "/proc/meminfo", "Cached")
 	before, cpu, began := p.c.readsOfWorker().FUSEReads, p.cpuSeconds(view), time.Now()
 	n := readAll(b, root, files, p.readers)
 	took := time.Since(began).Seconds()
 	side := 0
 	if view {
 		side = 1
+		p.grown = append(p.grown, float64(kib(b, "/proc/meminfo", "Cached")-cached)*1024/float64(n))
+		p.rss = max(p.rss, float64(kib(b, "/proc/"+p.c.workerPID()+"/status", "RssAnon"))/1024)
 		p.reads = append(p.reads, float64(p.c.readsOfWorker().FUSEReads-before)/float64(len(files)))
 	}
 	p.rate[side] = append(p.rate[side], float64(n)/1e6/took)
@@ -152,6 +158,36 @@ func (p *pair) report(b *testing.B) {
 	b.ReportMetric(median(p.cpu[0]), "disk-cpu-s/GB")
 	b.ReportMetric(median(p.cpu[1]), "view-cpu-s/GB")
 	b.ReportMetric(median(p.reads), "READs/file")
+	b.ReportMetric(median(p.grown), "page-cache-bytes/byte")
+	b.ReportMetric(p.rss, "RssAnon-MiB")
+}
+
+// kib is a line of a file of the kernel, in KiB.
+func kib(b *testing.B, file, name string) int64 {
+	body, err := os.ReadFile(file)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(body)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == name+":" {
+			n, err := strconv.ParseInt(f[1], 10, 64)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return n
+		}
+	}
+	b.Fatalf("%s has no %s", file, name)
+	return 0
+}
+
+// workerPID is that of the first worker.
+func (c *cluster) workerPID() string {
+	pid, err := os.ReadFile(filepath.Join(c.dir, "worker-1", "worker.pid"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(pid))
 }
 
 func median(v []float64) float64 {
@@ -183,11 +219,7 @@ func (p *pair) cpuSeconds(view bool) float64 {
 	if !view {
 		return sum
 	}
-	pid, err := os.ReadFile(filepath.Join(p.c.dir, "worker-1", "worker.pid"))
-	if err != nil {
-		p.c.t.Fatal(err)
-	}
-	stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
+	stat, err := os.ReadFile("/proc/" + p.c.workerPID() + "/stat")
 	if err != nil {
 		p.c.t.Fatal(err)
 	}
