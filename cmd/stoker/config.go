@@ -106,6 +106,8 @@ func readConfig(path string) (settings, error) {
 	file, err := config.Read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
+	} else if errors.Is(err, fs.ErrPermission) {
+		return s, stoker.Errorf(stoker.KindDenied, "config", "", "%w: whoever runs stoker has to be able to read it", err)
 	} else if err != nil {
 		return s, stoker.Errorf(stoker.KindInvalid, "config", "", "%w: known keys are controller, socket, token-file and output", err)
 	}

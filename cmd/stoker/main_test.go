@@ -7,8 +7,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -334,4 +336,28 @@ func TestConfigFilesThatAreWrong(t *testing.T) {
 	g = newRig(t, nil, nil)
 	write(t, g.etc, "# nothing\n")
 	g.want(0, "version")
+}
+
+// A config file that may not be read is an error that says so.
+func TestConfigFilesThatMayNotBeRead(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("becomes another user, which root may")
+	}
+	g := newRig(t, nil, nil)
+	write(t, g.etc, "output: json\n")
+	if err := os.Chmod(g.etc, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // it ends with its user
+		err := syscall.Setfsuid(54321)
+		if err == nil {
+			_, err = (&app{etc: g.etc}).settings()
+		}
+		done <- err
+	}()
+	if err := <-done; stoker.KindOf(err) != stoker.KindDenied || !strings.Contains(err.Error(), g.etc) || strings.Contains(err.Error(), "known keys") {
+		t.Errorf("%v", err)
+	}
 }

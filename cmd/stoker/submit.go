@@ -201,7 +201,9 @@ func (s *submission) settled(st *api.JobStatus) error {
 	case api.JobReleased, api.JobGrace:
 		return cancelledEarly(st.Job)
 	case api.JobWarming:
-		s.a.console.Note("starting with %d %% of the data here: the rest is on its way, and what is read goes first", percent(st.ResidentBytes, st.Bytes))
+		if st.ResidentBytes < st.Bytes {
+			s.a.console.Note("starting with %d %% of the data here: the rest is on its way, and what is read goes first", percent(st.ResidentBytes, st.Bytes))
+		}
 	case api.JobDegraded:
 		if st.Error != nil {
 			s.a.console.Note("starting without all of the data: %s", st.Error.Message)

@@ -29,7 +29,7 @@ func (c *Controller) changeJob(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if s.State == api.JobReleased || s.State == api.JobFailed {
-		return stoker.Errorf(stoker.KindNotExist, "job", id, "its claim has ended")
+		return stoker.Errorf(stoker.KindNotExist, "job", id, "its claim has ended: 'stoker jobs' lists those that have not")
 	}
 	if s, err = c.o.Flows.Change(r.Context(), id, change); err != nil {
 		return err
@@ -56,8 +56,8 @@ func changeOf(job string, req *api.JobChange, now time.Time) (change workflows.C
 		return bad("priority %d: want %d to %d", *p, -maxPriority, maxPriority)
 	case l != nil && *l != 0 && *l < api.LeastRate:
 		return bad("a limit of %d bytes a second: want %d or more, or 0 for none", *l, api.LeastRate)
-	case d != nil && (math.IsNaN(*d) || *d > 1e9):
-		return bad("a deadline of %v seconds", *d)
+	case d != nil && (math.IsNaN(*d) || *d > maxAhead):
+		return bad("a deadline %.0f seconds from now: want %.0f (31 years) at most", *d, maxAhead)
 	case d != nil && *d < 0:
 		change.Deadline = &time.Time{}
 	case d != nil:

@@ -105,8 +105,8 @@ func newDataset(owner string, req *api.AddDatasetRequest) (d manifest.Dataset, e
 	if err := manifest.ValidateName(req.Name); err != nil {
 		return d, err
 	}
-	if req.MaxAgeSeconds < 0 || math.IsNaN(req.MaxAgeSeconds) || req.MaxAgeSeconds > 1e9 {
-		return d, stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "a listing of at most %v seconds", req.MaxAgeSeconds)
+	if req.MaxAgeSeconds < 0 || math.IsNaN(req.MaxAgeSeconds) || req.MaxAgeSeconds > maxAhead {
+		return d, stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "a listing that is at most %.0f seconds old: want 0 (for never) to %.0f (31 years)", req.MaxAgeSeconds, maxAhead)
 	}
 	every, err := syncEvery(req.Name, req.SyncEverySeconds)
 	if err != nil {

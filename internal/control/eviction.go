@@ -35,7 +35,7 @@ func checkEviction(name string, e *api.Eviction) error {
 	}
 	switch t := e.TTLSeconds; {
 	case math.IsNaN(t) || t > maxIdle.Seconds() || t > 0 && t < minIdle.Seconds():
-		return stoker.Errorf(stoker.KindInvalid, "dataset", name, "a time to live of %v seconds: want %v to %v, 0 for what the workers say, or -1 for none", t, minIdle.Seconds(), maxIdle.Seconds())
+		return stoker.Errorf(stoker.KindInvalid, "dataset", name, "a time to live of %.0f seconds: want %.0f to %.0f (ten years), 0 for what the workers say, or -1 for none", t, minIdle.Seconds(), maxIdle.Seconds())
 	case t < 0:
 		e.TTLSeconds = -1
 	}

@@ -21,6 +21,7 @@ const (
 	maxDatasets   = 64                     // of one job
 	maxReplicas   = 16                     // of one preload
 	maxPriority   = 1000                   // and the negative of it
+	maxAhead      = 1e9                    // seconds that a deadline may be ahead, or a listing old
 	endedJobs     = 50                     // of the jobs that are listed
 	watchFirst    = 50 * time.Millisecond  // a watched job is asked at first, for small datasets
 	watchEvery    = 500 * time.Millisecond // and later
@@ -52,8 +53,8 @@ func checkClaim(req *api.ClaimRequest) error {
 		return bad("a limit of %d bytes a second: want %d or more, or 0 for none", req.LimitBytesPerSecond, api.LeastRate)
 	case req.Verify != "" && req.Verify != api.VerifyDeep:
 		return bad("verify %q: want deep, or nothing", req.Verify)
-	case req.DeadlineSeconds != nil && (*req.DeadlineSeconds < 0 || math.IsNaN(*req.DeadlineSeconds) || *req.DeadlineSeconds > 1e9):
-		return bad("a deadline of %v seconds", *req.DeadlineSeconds)
+	case req.DeadlineSeconds != nil && (*req.DeadlineSeconds < 0 || math.IsNaN(*req.DeadlineSeconds) || *req.DeadlineSeconds > maxAhead):
+		return bad("a deadline %.0f seconds from now: want 0 to %.0f (31 years)", *req.DeadlineSeconds, maxAhead)
 	}
 	if err := checkLayout(req); err != nil {
 		return err

@@ -76,7 +76,7 @@ func (f *FS) refusal(op, key string, status int, code, message string, h http.He
 	case status == http.StatusMovedPermanently, status == http.StatusTemporaryRedirect:
 		return stoker.Errorf(stoker.KindInvalid, op, key, "bucket %s is in another region: set --region (%s)", f.bucket, text)
 	default:
-		return stoker.Errorf(stoker.KindInvalid, op, key, "the store answers %s", text)
+		return stoker.Errorf(stoker.KindInvalid, op, key, "the store refuses the request at bucket %s: check its name and the endpoint (%s)", f.bucket, text)
 	}
 }
 
