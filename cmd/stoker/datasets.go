@@ -29,6 +29,7 @@ func (a *app) datasetAddCommand() *cobra.Command {
 	var at locationFlags
 	var maxAge time.Duration
 	var every string
+	var replicas int
 	var rule evictionFlags
 	cmd := &cobra.Command{
 		Use:   "add NAME URI|FOLDER=URI...",
@@ -43,8 +44,9 @@ where the store is; credentials are always the daemons' own, by name with
 With --every the dataset is listed again on schedule: what has changed by then is
 its new generation, for jobs that are submitted from then on.
 
---evict and --ttl say what becomes of its data on the workers while nobody holds
-it; 'stoker dataset set --help' explains them.
+--replicas says how many workers hold each shard, --evict and --ttl what becomes
+of its data on the workers while nobody holds it; 'stoker dataset set --help'
+explains them.
 
 Several URIs are joined, each under a folder of its own. --endpoint, --region,
 --profile, --path-style and --anonymous are then for all stores, or for one of
@@ -66,7 +68,13 @@ them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 			if maxAge < 0 {
 				return usagef(cmd, "--max-age %s: want a time such as 24h, or 0 for never", maxAge)
 			}
+			if replicas < 1 || replicas > maxReplicas {
+				return usagef(cmd, "--replicas %d: want 1 to %d", replicas, maxReplicas)
+			}
 			req := api.AddDatasetRequest{Name: args[0], MaxAgeSeconds: maxAge.Seconds()}
+			if replicas > 1 { // a controller of an earlier release knows none
+				req.Replicas = replicas
+			}
 			often, err := parseEvery(cmd, every)
 			if err != nil {
 				return err
@@ -108,6 +116,7 @@ them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 	f := cmd.Flags()
 	f.DurationVar(&maxAge, "max-age", 0, "list again before use when the listing is older, such as 24h (default never)")
 	f.StringVar(&every, "every", "", "list it again on schedule, each `TIME` from 1m to 366 days, such as 10m or 24h (default never)")
+	f.IntVar(&replicas, "replicas", 1, "workers that hold each shard, 1 to 16")
 	rule.add(cmd)
 	at.add(cmd)
 	return cmd

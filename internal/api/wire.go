@@ -490,6 +490,8 @@ type AddDatasetRequest struct {
 	MaxAgeSeconds float64   `json:"maxAgeSeconds,omitempty"`
 	// SyncEverySeconds lists it again on schedule: 60 to 366 days; 0 = not.
 	SyncEverySeconds float64 `json:"syncEverySeconds,omitempty"`
+	// Replicas is how many workers hold each shard, 1 to 16; 0 = 1.
+	Replicas int `json:"replicas,omitempty"`
 	Eviction
 	// Nonce tells a repetition, after the answer broke off, from another add of
 	// the same name: only its own add is answered once the name is registered.

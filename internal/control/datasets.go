@@ -115,8 +115,14 @@ func newDataset(owner string, req *api.AddDatasetRequest) (d manifest.Dataset, e
 	if err := checkEviction(req.Name, &req.Eviction); err != nil {
 		return d, err
 	}
+	if req.Replicas < 0 || req.Replicas > maxReplicas {
+		return d, stoker.Errorf(stoker.KindInvalid, "dataset", req.Name, "%d replicas: want 1 to %d", req.Replicas, maxReplicas)
+	}
+	if req.Replicas == 1 {
+		req.Replicas = 0 // as the registry has it
+	}
 	rs, err := roots(req)
-	return manifest.Dataset{Name: req.Name, Owner: owner, Roots: rs, Created: time.Now().UTC(),
+	return manifest.Dataset{Name: req.Name, Owner: owner, Roots: rs, Created: time.Now().UTC(), Replicas: req.Replicas,
 		MaxAge: time.Duration(req.MaxAgeSeconds * float64(time.Second)), SyncEvery: every,
 		Evict: req.Evict, TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Nonce: cmp.Or(req.Nonce, stoker.NewToken())}, err
 }
@@ -165,7 +171,7 @@ func repeats(d, there *manifest.Dataset) bool {
 // equals reports whether an entry is what was asked for, whoever asked first.
 func equals(d, there *manifest.Dataset) bool {
 	return there.Owner == d.Owner && reflect.DeepEqual(there.Roots, d.Roots) &&
-		there.MaxAge == d.MaxAge && there.SyncEvery == d.SyncEvery && there.Evict == d.Evict && there.TTL == d.TTL
+		there.MaxAge == d.MaxAge && there.SyncEvery == d.SyncEvery && there.Evict == d.Evict && there.TTL == d.TTL && there.Replicas == d.Replicas
 }
 
 // sendAdded answers with the entry, if it is the one that was asked for: an

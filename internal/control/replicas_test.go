@@ -6,8 +6,10 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/placement"
 	"stoker.dev/internal/api"
+	"stoker.dev/ufs"
 	"stoker.dev/workflows"
 )
 
@@ -25,6 +27,28 @@ func (k *keeper) quiet(t *testing.T) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.began = time.Now().Add(-time.Hour)
+}
+
+// A dataset may be added with its replicas; another add with others is another one.
+func TestAddedWithReplicas(t *testing.T) {
+	entry := func(n int) (manifest.Dataset, error) {
+		return newDataset("ann", &api.AddDatasetRequest{Name: "pets", Replicas: n, Roots: []api.AddRoot{{Location: ufs.Location{URI: "s3://pets"}}}})
+	}
+	for n, want := range map[int]int{0: 0, 1: 0, 3: 3, 16: 16} {
+		if d, err := entry(n); err != nil || d.Replicas != want {
+			t.Errorf("%d: %d, %v", n, d.Replicas, err)
+		}
+	}
+	for _, n := range []int{-1, 17} {
+		if _, err := entry(n); stoker.KindOf(err) != stoker.KindInvalid {
+			t.Errorf("%d: %v", n, err)
+		}
+	}
+	one, _ := entry(1)
+	three, _ := entry(3)
+	if equals(&one, &three) || !equals(&three, &three) {
+		t.Error("replicas make no difference")
+	}
 }
 
 // How many replicas a dataset has stands in the registry, for claims that say none
