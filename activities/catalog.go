@@ -3,6 +3,7 @@ package activities
 import (
 	"context"
 	"errors"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -69,6 +70,7 @@ func (a *Activities) freeze(ctx context.Context, in FreezeInput, journal *listin
 	if err != nil {
 		return Frozen{}, err
 	}
+	defer os.Remove(b.Path) // unless it was stored, which takes it away
 	if b.Objects == 0 && len(b.Unmountable) == 0 {
 		return Frozen{}, stoker.Errorf(stoker.KindNotExist, "dataset", in.Roots[0].URI, "nothing is stored there: check the bucket and the prefix")
 	}

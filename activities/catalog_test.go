@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"sort"
 	"strconv"
 	"strings"
@@ -150,5 +151,35 @@ func TestListingSurvivesItsController(t *testing.T) {
 	}
 	if names := journal(); len(names) > 0 {
 		t.Errorf("no other try comes, and left are %v", names)
+	}
+}
+
+// fullStore takes no manifests.
+type fullStore struct{ ufs.Objects }
+
+func (f fullStore) PutIfAbsent(ctx context.Context, name string, body []byte) (string, error) {
+	if strings.HasPrefix(name, "manifests/") {
+		return "", stoker.Errorf(stoker.KindNoSpace, "store.put", name, "no space left")
+	}
+	return f.Objects.PutIfAbsent(ctx, name, body)
+}
+
+// A listing that comes to nothing leaves no file where it was built: it is tried
+// again and again.
+func TestFailedFreezeLeavesNoFile(t *testing.T) {
+	objects, err := folder.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, files := range map[stoker.Kind]listed{stoker.KindNotExist: {}, stoker.KindNoSpace: {"a": 1, "b": 2}} {
+		dir := t.TempDir()
+		a := New(Options{Store: manifest.NewStore(fullStore{objects}, t.TempDir()), TempDir: dir,
+			Open: func(context.Context, ufs.Location) (ufs.FS, string, error) { return files, "", nil }})
+		if _, err := freezeOn(t.Context(), a); stoker.KindOf(err) != kind || err == nil {
+			t.Errorf("%v, want %v", err, kind)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+			t.Errorf("%v: %v is left, %v", kind, left, err)
+		}
 	}
 }
