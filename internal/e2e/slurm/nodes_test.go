@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -89,4 +90,74 @@ func layoutLocal(t *testing.T, r *rig) {
 	if got := r.proxy.Bytes(); got != 2*size {
 		t.Errorf("the store sent %d bytes for two loads of %d", got, size)
 	}
+}
+
+// Data that is lost while a job waits for nodes sends it back when it gets them: it
+// does not start, the reason names what is missing, and it can be tried again.
+func lostBeforeTheStart(t *testing.T, r *rig) {
+	size := r.dataset("lost", 8)
+	gate := r.at("out", "lost-gate")
+	busy := r.submit("while ! [ -e "+gate+" ]; do sleep 0.1; done", "-N2", "--exclusive")
+	r.inState(busy, "RUNNING")
+	id := r.submit("#STOKER dataset=lost onmiss=wait\ncat $(find $STOKER_MOUNT -type f) | wc -c")
+	r.claimIs(id, api.JobReady)
+	r.eventually("it waits for nodes alone", func() bool { return r.job(id)["Reason"] == "Resources" })
+	if res := r.as(r.at("bin", "stoker"), "cancel", "slurm-ci-"+id); res.code != 0 {
+		t.Fatalf("cancel exits %d\n%s", res.code, res.stderr)
+	}
+	r.eventually("its data is evicted", func() bool { return r.stoker("evict", "lost").code == 0 })
+	gone := filepath.Join(r.root, "data", "lost", "n01", "img_00001.jpg")
+	body, err := os.ReadFile(gone)
+	must(t, err)
+	must(t, os.Remove(gone))
+	must(t, os.WriteFile(gate, nil, 0o644))
+	r.eventually("it is sent back", func() bool {
+		j := r.job(id)
+		return j["JobState"] == "PENDING" && strings.Contains(j["SystemComment"], "n01/img_00001.jpg (notexist)")
+	})
+	r.released(id)
+	if out := r.outputIfAny(id); out != "" {
+		t.Errorf("it ran without its data: %q", out)
+	}
+	must(t, os.WriteFile(gone, body, 0o644))
+	r.must("dataset", "sync", "lost")
+	r.slurm("scontrol", "release", id)
+	r.startNow(id)
+	r.inState(id, "COMPLETED")
+	if out := r.output(id); out != fmt.Sprintln(size) {
+		t.Errorf("it read %q of %d", out, size)
+	}
+	r.released(id)
+	r.nothingMounted()
+}
+
+// A node whose worker does not answer is at fault: Slurm drains it and holds the job,
+// which starts when both are put back.
+func nodeWithoutWorker(t *testing.T, r *rig) {
+	size := r.dataset("orphan", 4)
+	r.stopWorker(2)
+	id := r.submit("#STOKER dataset=orphan onmiss=wait\ncat $(find $STOKER_MOUNT -type f) | wc -c", "-w", "worker-2")
+	r.eventually("the node is drained", func() bool {
+		return strings.Contains(r.slurm("sinfo", "-h", "-n", "worker-2", "-o", "%T").out, "drain")
+	})
+	r.eventually("the job is held", func() bool { j := r.job(id); return j["JobState"] == "PENDING" && j["Priority"] == "0" })
+	if out := r.outputIfAny(id); out != "" {
+		t.Errorf("it ran without its data: %q", out)
+	}
+	args := []string{"--mount", fmt.Sprintf("--target=%d", r.nodes[1].cmd.Process.Pid), "--", binary(t, "stoker-dev"), "start", "worker-2", "--dir", r.at("stoker")}
+	if out, err := exec.Command("nsenter", args...).CombinedOutput(); err != nil {
+		t.Fatalf("worker-2 does not start: %v\n%s", err, out)
+	}
+	r.eventually("the node is idle", func() bool {
+		r.slurm("scontrol", "update", "NodeName=worker-2", "State=resume")
+		return strings.TrimSpace(r.slurm("sinfo", "-h", "-n", "worker-2", "-o", "%T").out) == "idle"
+	})
+	r.slurm("scontrol", "release", id)
+	r.startNow(id)
+	r.inState(id, "COMPLETED")
+	if out := r.output(id); out != fmt.Sprintln(size) {
+		t.Errorf("it read %q of %d", out, size)
+	}
+	r.released(id)
+	r.nothingMounted()
 }

@@ -42,6 +42,8 @@ func TestSlurm(t *testing.T) {
 		{"ControllerAway", controllerAway},
 		{"CancelledClaim", cancelledClaim},
 		{"Reconciler", reconciler},
+		{"LostBeforeTheStart", lostBeforeTheStart},
+		{"NodeWithoutWorker", nodeWithoutWorker},
 	} {
 		if s.name == "PyTorch" && os.Getenv("STOKER_TEST_LONG") == "" {
 			continue // torch takes 300 MB

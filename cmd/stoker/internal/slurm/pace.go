@@ -17,7 +17,8 @@ import (
 // store for itself.
 const (
 	near      = 10 * time.Minute
-	lookEvery = time.Minute // Slurm's estimate is asked for so often
+	lookEvery = time.Minute     // Slurm's estimate is asked for so often,
+	lookSoon  = 5 * time.Second // and first of all, while there is none, after so long and twice that
 )
 
 // priorityAt is what a job's claim is worth: one less for each minute until its
@@ -39,16 +40,24 @@ func worthIt(was, now int) bool {
 }
 
 // pacer knows when Slurm was asked last.
-type pacer struct{ looked time.Time }
+type pacer struct {
+	looked time.Time
+	next   time.Duration // after it
+}
 
 // pace sets the claim's priority by Slurm's estimate, now and then. That it
 // cannot is no reason to keep a job: the load goes on as it does.
 func (p *pacer) pace(ctx context.Context, h *hooks, c *api.Controller, st *api.JobStatus) {
-	if time.Since(p.looked) < lookEvery || api.Settled(st.State) {
+	if time.Since(p.looked) < p.next || api.Settled(st.State) {
 		return
 	}
 	p.looked = time.Now()
 	start, err := h.startOf(ctx, h.id)
+	if err != nil || start.IsZero() {
+		p.next = min(max(lookSoon, 2*p.next), lookEvery)
+	} else {
+		p.next = lookEvery
+	}
 	if want := priorityAt(start, time.Now()); err == nil && worthIt(st.Priority, want) {
 		_, err = c.Change(ctx, h.name(), api.JobChange{Priority: &want})
 	}

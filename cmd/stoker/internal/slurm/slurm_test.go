@@ -275,3 +275,27 @@ func TestLocalOnceTheNodesAreChosen(t *testing.T) {
 		t.Error("the reconciler does not find the job of a claim")
 	}
 }
+
+// slurmctld waits for the check of a submission, 300 ms at most: a controller that is
+// slow refuses no job.
+func TestCheckDoesNotKeepSlurmctld(t *testing.T) {
+	ended := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-r.Context().Done():
+		case <-ended:
+		}
+	}))
+	defer srv.Close()
+	defer close(ended)
+	for lines, want := range map[string]string{"#STOKER dataset=a": "stoker-verdict ok not checked further", "#STOKER dataset=a path=b": "stoker-verdict ok not checked further", "#STOKER dataset=A": "stoker-verdict error"} {
+		var out bytes.Buffer
+		h := nobody(&out, "")
+		h.Controller = func() (*api.Controller, error) { return api.NewController(api.ClientOptions{URL: srv.URL}) }
+		begin := time.Now()
+		_ = h.check(t.Context(), []string{lines}) // the verdict says it, too
+		if took := time.Since(begin); !strings.HasPrefix(out.String(), want) || took < 200*time.Millisecond == strings.HasPrefix(want, "stoker-verdict ok") || took > 3*time.Second {
+			t.Errorf("%s: %q after %v, want %q", lines, out.String(), took, want)
+		}
+	}
+}
