@@ -1,5 +1,6 @@
 // Command stokerd holds stoker's daemons: `stokerd worker`, one on each node,
-// and `stokerd controller`, any number of them. Every flag can also be given
+// `stokerd controller`, any number of them, and `stokerd hold`, which keeps a
+// worker's mounts over its restarts where systemd does not. Every flag can also be given
 // as STOKER_NAME in the environment or as a key of the config file; a flag
 // wins over the environment, that over the file.
 package main
@@ -44,7 +45,7 @@ func run(args []string) int {
 
 func rootCommand() *cobra.Command {
 	root := &cobra.Command{
-		Use: "stokerd", Short: "stoker's daemons: worker and controller", Version: version,
+		Use: "stokerd", Short: "stoker's daemons: worker, controller, and the holder of mounts", Version: version,
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return fromOutside(cmd) },
 	}
@@ -52,12 +53,14 @@ func rootCommand() *cobra.Command {
 	root.PersistentFlags().String("log-level", "info", "debug, info, warn or error")
 	root.PersistentFlags().String("log-format", "text", "text (key=value) or json, one line each on stderr")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage{err} })
-	root.AddCommand(workerCommand(), controllerCommand(), manCommand(root))
+	root.AddCommand(workerCommand(), controllerCommand(), holdCommand(), manCommand(root))
 	return root
 }
 
 // usage marks errors of the command line.
 type usage struct{ error }
+
+func usagef(format string, args ...any) error { return usage{fmt.Errorf(format, args...)} }
 
 func exitCode(err error) int {
 	var u usage

@@ -169,7 +169,7 @@ func TestLimitsThatLetNothingIn(t *testing.T) {
 // A wrong command line is exit 2; what is not built is absent.
 func TestUsage(t *testing.T) {
 	for _, line := range []string{
-		"hold", "nonsense", "worker extra", "worker --nonsense", "worker --streams", "worker --streams x", "worker --capacity 1XB", "--nonsense", "controller --capacity 1", "-x",
+		"hold extra", "hold --keep x", "nonsense", "worker extra", "worker --nonsense", "worker --streams", "worker --streams x", "worker --capacity 1XB", "--nonsense", "controller --capacity 1", "-x",
 	} {
 		_, err := outcome(t, strings.Fields(line)...)
 		if err == nil || exitCode(err) != 2 || strings.Contains(err.Error(), "\n\n") {
@@ -177,7 +177,7 @@ func TestUsage(t *testing.T) {
 		}
 	}
 	// The real daemons, without what they need.
-	for _, args := range [][]string{{"worker"}, {"controller"}, {"worker", "--cache-dir", "x", "--redis", "y"}, {"worker", "--cache-dir", "x", "--redis", "y", "--store", t.TempDir(), "--log-level", "loud"},
+	for _, args := range [][]string{{"worker"}, {"controller"}, {"hold", "--keep", "0s"}, {"hold", "--holder", ""}, {"worker", "--cache-dir", "x", "--redis", "y"}, {"worker", "--cache-dir", "x", "--redis", "y", "--store", t.TempDir(), "--log-level", "loud"},
 		{"worker", "--cache-dir", "x", "--redis", "y", "--store", t.TempDir(), "--evict-high", "101"}, {"worker", "--cache-dir", "x", "--redis", "y", "--store", t.TempDir(), "--evict-low", "95"},
 		{"worker", "--cache-dir", "x", "--redis", "y", "--store", t.TempDir(), "--evict-idle", "10ms"}} {
 		if code := run(args); code != 2 {

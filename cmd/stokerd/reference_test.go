@@ -42,6 +42,7 @@ func TestReferenceIsUpToDate(t *testing.T) {
 	doc := filepath.Join("..", "..", "docs", "config.md")
 	testenv.Section(t, doc, "worker", of(worker))
 	testenv.Section(t, doc, "controller", of(controller))
+	testenv.Section(t, doc, "holder", table(settingsOf(commands["hold"]), func(n string) bool { return !strings.HasPrefix(n, "log-") }))
 	testenv.Section(t, doc, "both", table(worker, both))
 	var b strings.Builder
 	b.WriteString("| variable | meaning |\n|---|---|\n")

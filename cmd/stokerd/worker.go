@@ -16,7 +16,7 @@ import (
 type workerFlags struct {
 	sharedFlags
 	cacheDir, socket, listen, advertise string
-	node                                string
+	node, holder                        string
 	capacity                            byteSize
 	dirs                                folderList
 	streams                             int
@@ -43,6 +43,7 @@ func workerCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.listen, "listen", "127.0.0.1:0", "host:port for controllers and other workers; off loopback it needs --token-file")
 	cmd.Flags().StringVar(&f.advertise, "advertise", "", "base URL by which others reach --listen (default http:// and its address)")
 	cmd.Flags().StringVar(&f.node, "node-name", "", "what the scheduler calls this node, for 'stoker claim --nodes' (default the host's name)")
+	cmd.Flags().StringVar(&f.holder, "holder", "", "Unix socket of 'stokerd hold', which keeps this worker's mounts over its restarts (default the unit's FileDescriptorStoreMax= under systemd, else mounts die with the worker)")
 	f.add(cmd)
 	cmd.Flags().IntVar(&f.streams, "streams", 16, "UFS requests that one load keeps in flight")
 	cmd.Flags().Var(&f.memory, "memory", "most bytes of memory that the worker uses, at least 64MiB (default 0: an eighth of what is here, at most 1GiB)")
@@ -121,7 +122,7 @@ func runWorker(cmd *cobra.Command, f *workerFlags) error {
 		Dir: absolute(f.cacheDir), CapacityBytes: int64(f.capacity), Folders: f.dirs.folders(), Objects: d.objects, Index: d.index,
 		Socket: absolute(f.socket), Listen: f.listen, Advertise: f.advertise, Tokens: d.tokens,
 		Streams: f.streams, MemoryBytes: int64(f.memory), ScrubRate: int64(f.scrubRate), CopyRate: int64(f.copyRate), AllowFiles: f.allowFile, Version: version, Log: d.log,
-		Limits: f.limits(), Claims: d.index, Evict: f.evict, Node: f.node,
+		Limits: f.limits(), Claims: d.index, Evict: f.evict, Node: f.node, Hold: d.holder(cmd.Context(), f.holder),
 	})
 	if err != nil {
 		return err

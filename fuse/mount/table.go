@@ -95,6 +95,9 @@ func Leftovers(prefix string) ([]Left, error) {
 	return left, nil
 }
 
+// Is reports whether it is the mount that m serves.
+func (l Left) Is(m *Mounted) bool { return l.device == m.device }
+
 // Unmount takes it from its folder; who has files of it open keeps them.
 func (l Left) Unmount() error {
 	if err := unmountAt(l.Dir, l.device, unix.MNT_DETACH); err != nil {

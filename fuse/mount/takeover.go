@@ -38,6 +38,17 @@ func (h Handle) Resends() bool {
 	return len(h.Init) >= initFlags2At+4 && binary.NativeEndian.Uint32(h.Init[initFlags2At:])&hasResend != 0
 }
 
+// Mounted reports whether any folder of this mount namespace shows the mount.
+func (h Handle) Mounted() (bool, error) {
+	all, err := table()
+	for _, e := range all {
+		if e.device == h.Device && ours(e.fsType) {
+			return true, err
+		}
+	}
+	return false, err
+}
+
 // TakeOver goes on serving a mount of an earlier life, which has ended, with
 // its descriptor. fs must understand the node ids that its predecessor gave.
 // The mount is not as it was promised to the kernel if this release has other

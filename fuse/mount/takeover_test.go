@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -138,7 +139,12 @@ func live(t *testing.T, dir string) life {
 	if err := l.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	hangs := time.AfterFunc(time.Minute, func() { // with the last descriptor the mount goes, and what waits fails
+		_ = l.cmd.Process.Kill()
+		_ = l.dev.Close()
+	})
 	t.Cleanup(func() {
+		hangs.Stop()
 		_ = l.cmd.Process.Kill()
 		_ = l.cmd.Wait()
 		_ = unix.Unmount(dir, unix.MNT_DETACH)

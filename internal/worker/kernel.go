@@ -83,8 +83,10 @@ type kernelView struct {
 	mounted *mount.Mounted
 	fs      *shardfs.FS
 	shards  []*store.Shard // local devices: their space counts until the kernel has let them go
+	local   bits           // numbers of shards that are local devices
 	store   *store.Store
 	image   string // the name of its promise
+	bytes   int64  // of the image
 }
 
 func (w *kernelView) release() {
@@ -112,10 +114,12 @@ func (v *views) mountKernel(ctx context.Context, r api.MountRequest, set *cache.
 	if err := v.store.Reserve(name, bytes); err != nil {
 		return nil, stoker.Errorf(stoker.KindNoSpace, "mount", r.Dataset, "a kernel view needs room for its image: %w", err)
 	}
-	w := &kernelView{store: v.store, image: name, fs: shardfs.New(shardfs.Options{Manifest: m, Reader: countedReader{set, &v.reads}, Log: v.logOf(r)})}
+	w := &kernelView{store: v.store, image: name, bytes: bytes, fs: v.shardsOf(r, set)}
 	devices := make([]mount.Device, m.Shards())
 	for n := range devices {
-		devices[n] = w.local(v.store, m.Shard(uint32(n)))
+		if devices[n] = w.device(v.store, m.Shard(uint32(n))); devices[n].File != nil {
+			w.local.set(n)
+		}
 	}
 	w.mounted, err = mount.Kernel(mount.KernelOptions{Options: o, Images: dir, Devices: devices, Shards: w.fs, NameOf: shardfs.Name, Beneath: old})
 	if err != nil {
@@ -125,8 +129,13 @@ func (v *views) mountKernel(ctx context.Context, r api.MountRequest, set *cache.
 	return w, nil
 }
 
-// local is a shard's device if it is whole here and will not change any more.
-func (w *kernelView) local(st *store.Store, s manifest.Shard) mount.Device {
+// shardsOf makes the file system of a kernel view's shards.
+func (v *views) shardsOf(r api.MountRequest, set *cache.Set) *shardfs.FS {
+	return shardfs.New(shardfs.Options{Manifest: set.Manifest(), Reader: countedReader{set, &v.reads}, Log: v.logOf(r)})
+}
+
+// device is a shard's device if it is whole here and will not change any more.
+func (w *kernelView) device(st *store.Store, s manifest.Shard) mount.Device {
 	sh, ok := st.Get(s.ID)
 	if !ok {
 		return mount.Device{}
@@ -140,6 +149,18 @@ func (w *kernelView) local(st *store.Store, s manifest.Shard) mount.Device {
 	w.shards = append(w.shards, sh)
 	return d
 }
+
+// bits is a set of small numbers.
+type bits []byte
+
+func (b *bits) set(n int) {
+	for len(*b) <= n/8 {
+		*b = append(*b, 0)
+	}
+	(*b)[n/8] |= 1 << (n % 8)
+}
+
+func (b bits) has(n int) bool { return n/8 < len(b) && b[n/8]&(1<<(n%8)) != 0 }
 
 // try mounts an image with one file of one byte on a folder of its own and
 // reads it: local, and through the worker.

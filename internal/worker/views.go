@@ -20,6 +20,7 @@ import (
 	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/store"
 	"stoker.dev/fuse/erofs"
+	"stoker.dev/fuse/hold"
 	"stoker.dev/fuse/mount"
 	"stoker.dev/fuse/tree"
 	"stoker.dev/internal/api"
@@ -38,12 +39,14 @@ type views struct {
 	manifests *manifest.Store
 	store     *store.Store
 	kernel    *kernel
-	source    string // first part of the mounts' source, this worker's alone
+	holder    hold.Holder // of the mounts' descriptors; nil = mounts die with this life
+	source    string      // first part of the mounts' source, this worker's alone
 	log       *slog.Logger
 
 	mu     sync.Mutex
 	open   map[string]*view         // +checklocks:mu — by folder
 	making map[string]chan struct{} // +checklocks:mu — by folder; closed once the view stands, or cannot
+	held   map[string]*view         // +checklocks:mu — by the name that the holder knows; also those that no folder shows any more
 
 	reads atomic.Int64 // READs of the kernel, of views that have ended, too
 
@@ -57,7 +60,8 @@ type view struct {
 	set     *cache.Set
 	mounted *mount.Mounted
 	reads   func() int64
-	release func() // of the shards that the kernel has open; may be nil
+	kernel  *kernelView // nil: a tree view
+	held    string      // the name of its descriptor at the holder; "" = without one
 }
 
 // saved is a view's document on disk.
@@ -65,6 +69,7 @@ type saved struct {
 	api.MountRequest
 	Owner uint32 `json:"owner"`
 	choice
+	Held string `json:"held,omitempty"` // the name of its descriptor at the holder
 }
 
 // choice is the kind of a view, and why it is that. It is made once: later lives
@@ -99,7 +104,7 @@ func (v *views) mount(ctx context.Context, want saved, old *mount.Left) (api.Mou
 	if err := v.claimDir(r.Dir); err != nil {
 		return api.MountInfo{}, err
 	}
-	w, err := v.make(ctx, saved{r, uid, want.choice}, old)
+	w, err := v.make(ctx, saved{MountRequest: r, Owner: uid, choice: want.choice}, old)
 	v.mu.Lock()
 	close(v.making[r.Dir])
 	delete(v.making, r.Dir)
@@ -202,13 +207,17 @@ func (v *views) make(ctx context.Context, want saved, old *mount.Left) (*view, e
 			return undo(err)
 		}
 	}
+	if v.holder != nil {
+		want.Held = stoker.NewToken()
+	}
 	if err := v.save(want); err != nil {
 		return undo(err)
 	}
-	w := &view{info: api.MountInfo{MountRequest: r, State: "mounted"}, owner: want.Owner, set: set}
+	w := &view{info: api.MountInfo{MountRequest: r, State: "mounted"}, owner: want.Owner, set: set, held: want.Held}
 	if err := v.show(ctx, w, want, old); err != nil {
 		return undo(err)
 	}
+	v.hold(w)
 	v.serving.Go(func() { v.afterEnd(w) })
 	return w, nil
 }
@@ -245,24 +254,13 @@ func (v *views) choose(ctx context.Context, asked string, set *cache.Set) (choic
 // show mounts the kind of view that was chosen, or, where auto chose a kernel
 // view that cannot be made, a tree view.
 func (v *views) show(ctx context.Context, w *view, want saved, old *mount.Left) error {
-	r := want.MountRequest
-	owner := erofs.Options{UID: w.owner, Umask: 0o022}
-	if r.UID != nil {
-		owner.UID = *r.UID
-	}
-	owner.GID = owner.UID
-	if r.GID != nil {
-		owner.GID = *r.GID
-	}
-	if r.Umask != nil {
-		owner.Umask = *r.Umask
-	}
+	r, owner := want.MountRequest, w.shownAs()
 	o := mount.Options{Dir: r.Dir, Name: v.source + ":" + r.Dataset, Check: ownedBy(w.owner, r.Dir)}
 	if want.Kind == "kernel" {
 		k, err := v.mountKernel(ctx, r, w.set, owner, o, old)
 		if err == nil {
 			w.info.View, w.info.Why = want.Kind, want.Why
-			w.mounted, w.reads, w.release = k.mounted, k.fs.Reads, k.release
+			w.mounted, w.reads, w.kernel = k.mounted, k.fs.Reads, k
 			return nil
 		}
 		if r.View == "kernel" || ctx.Err() != nil {
@@ -278,11 +276,33 @@ func (v *views) show(ctx context.Context, w *view, want saved, old *mount.Left) 
 			return err
 		}
 	}
-	fs := tree.New(tree.Options{Manifest: w.set.Manifest(), Reader: countedReader{w.set, &v.reads}, UID: owner.UID, GID: owner.GID, Umask: owner.Umask, Log: v.logOf(r)})
+	fs := v.treeOf(w)
 	m, err := mount.Mount(fs, o)
 	w.info.View, w.info.Why = want.Kind, want.Why
 	w.mounted, w.reads = m, fs.Reads
 	return err
+}
+
+// treeOf makes the file system of a tree view.
+func (v *views) treeOf(w *view) *tree.FS {
+	as := w.shownAs()
+	return tree.New(tree.Options{Manifest: w.set.Manifest(), Reader: countedReader{w.set, &v.reads}, UID: as.UID, GID: as.GID, Umask: as.Umask, Log: v.logOf(w.info.MountRequest)})
+}
+
+// shownAs says to whom the view's files belong, and who may read them.
+func (w *view) shownAs() erofs.Options {
+	as, r := erofs.Options{UID: w.owner, Umask: 0o022}, w.info.MountRequest
+	if r.UID != nil {
+		as.UID = *r.UID
+	}
+	as.GID = as.UID
+	if r.GID != nil {
+		as.GID = *r.GID
+	}
+	if r.Umask != nil {
+		as.Umask = *r.Umask
+	}
+	return as
 }
 
 // afterEnd waits until a view has ended, whoever unmounted it and however long
@@ -293,8 +313,9 @@ func (v *views) afterEnd(w *view) {
 	case <-v.stop:
 		return // the process ends; what it still serves ends with it
 	}
-	if w.release != nil {
-		w.release()
+	v.letGo(w)
+	if w.kernel != nil {
+		w.kernel.release()
 	}
 	dir := w.info.Dir
 	v.mu.Lock()
@@ -378,16 +399,21 @@ func (v *views) List() ([]api.MountInfo, int64) {
 	return out, reads
 }
 
-// restore makes the views of the last life anew and clears what it left. Of a
+// restore goes on with the views of the last life. What its holder kept is
+// taken over, the others are made anew, and what it left is cleared. Of a
 // kernel view, what is local can be read all the while: the new one comes up
 // beneath it.
 func (v *views) restore(ctx context.Context) {
+	v.takeOver(ctx)
 	left, err := mount.Leftovers(v.source)
 	if err != nil {
 		v.log.Error("dead mounts could not be listed", "error", err)
 	}
 	alive := map[string]*mount.Left{}
 	for _, l := range left {
+		if v.serves(l) {
+			continue
+		}
 		if l.Alive && alive[l.Dir] == nil {
 			alive[l.Dir] = &l
 		} else if err := l.Unmount(); err != nil {
@@ -403,6 +429,9 @@ func (v *views) restore(ctx context.Context) {
 		body, err := v.store.GetState(name)
 		if err == nil {
 			err = json.Unmarshal(body, &s)
+		}
+		if err == nil && v.stands(s) {
+			continue
 		}
 		if err == nil {
 			old := alive[s.Dir]
@@ -426,13 +455,20 @@ func (v *views) restore(ctx context.Context) {
 	}
 }
 
-// Close unmounts what nobody uses. The views of jobs, and others with open
+// Close leaves what a holder keeps: who reads waits for the next life. Of the
+// others it unmounts what nobody uses. The views of jobs, and those with open
 // files, stay where they are, dead: a job that looks gets an error until the
 // worker's next life mounts them again, never an empty folder.
 func (v *views) Close() {
 	v.mu.Lock()
+	for _, w := range v.held {
+		w.mounted.Leave()
+	}
 	var ending []*view
 	for dir, w := range v.open {
+		if v.held[w.held] != nil {
+			continue
+		}
 		if w.info.Holder != "" {
 			v.logOf(w.info.MountRequest).Warn("a job's view stays, dead, until it is mounted anew", "dir", dir)
 			continue

@@ -23,6 +23,7 @@ import (
 	"stoker.dev/cache/peer"
 	"stoker.dev/cache/placement"
 	"stoker.dev/cache/store"
+	"stoker.dev/fuse/hold"
 	"stoker.dev/internal/api"
 	"stoker.dev/internal/metrics"
 	"stoker.dev/ufs"
@@ -51,9 +52,13 @@ type Options struct {
 	Limits        budget.Limits   // of the whole cluster, for each endpoint; none = no limits
 	Claims        budget.Table    // where those are shared out; nil = this worker has them for itself
 	Node          string          // what the scheduler calls this node; "" = the host's name
+	Hold          HoldFunc        // who keeps the mounts' descriptors when this life ends; nil = nobody
 	Version       string
 	Log           *slog.Logger
 }
+
+// HoldFunc begins a life of a worker at its holder.
+type HoldFunc func(worker string) (hold.Holder, error)
 
 // Worker is a running worker. Open makes it, Run serves until its context
 // ends, and leaves nothing behind.
@@ -68,6 +73,7 @@ type Worker struct {
 	cache       *cache.Cache
 	directory   *directory
 	views       *views
+	holder      hold.Holder
 	metrics     *metrics.Registry
 	unix, tcp   net.Listener
 	address     string
@@ -101,6 +107,11 @@ func (w *Worker) open() (err error) {
 	if w.store, err = store.Open(store.Options{Dir: w.o.Dir, CapacityBytes: w.o.CapacityBytes, Folders: w.o.Folders, Log: w.o.Log}); err != nil {
 		return err
 	}
+	if w.o.Hold != nil { // the store is this life's alone from here on, and so is what the last one left
+		if w.holder, err = w.o.Hold(w.store.WorkerID()); err != nil {
+			return err
+		}
+	}
 	if err := dropImagePromises(w.store); err != nil {
 		return err
 	}
@@ -132,8 +143,8 @@ func (w *Worker) open() (err error) {
 	w.directory.held = w.cache.EachHeld
 	w.views = &views{
 		cache: w.cache, manifests: w.manifests, store: w.store, kernel: newKernel(w.store.Dir()),
-		source: "stoker-" + w.store.WorkerID()[:12], log: w.o.Log,
-		open: map[string]*view{}, making: map[string]chan struct{}{}, stop: make(chan struct{}),
+		holder: w.holder, source: "stoker-" + w.store.WorkerID()[:12], log: w.o.Log,
+		open: map[string]*view{}, making: map[string]chan struct{}{}, held: map[string]*view{}, stop: make(chan struct{}),
 	}
 	w.metrics = w.watched()
 	return w.listen()
@@ -275,6 +286,9 @@ func (w *Worker) close() {
 	}
 	if w.peers != nil {
 		w.peers.Close()
+	}
+	if w.holder != nil {
+		_ = w.holder.Close()
 	}
 	if w.store != nil {
 		if err := w.store.Close(); err != nil {
