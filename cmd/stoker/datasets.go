@@ -224,7 +224,8 @@ func (a *app) verifyCommand() *cobra.Command {
 recorded, and counts that against the manifest. With --deep every byte is read
 from every worker's disk and compared with the checksum of its block. Exit code 4
 if something is missing, 6 if a worker had wrong bytes, whose files are named; they
-are out of use since, and 'stoker preload' brings them in again.
+are out of use since, and 'stoker preload' brings them in again. A kernel view that
+is mounted there reads them until it is mounted again; it is named, too.
 
 A URI that was preloaded without a name may be given instead; so it may to evict
 and 'dataset show'.` + selectionWords,
@@ -257,6 +258,9 @@ and 'dataset show'.` + selectionWords,
 			if n := len(cert.Wrong) - maxListed; n > 0 {
 				a.console.Note("and %d more files with wrong bytes: -o json lists them all", n)
 			}
+			if len(cert.Wrong) > 0 {
+				a.noteViews(cmd.Context(), c, refName(ref), cert)
+			}
 			if wrongBytes(cert) {
 				err = stoker.Errorf(stoker.KindCorrupt, "dataset", refName(ref), "wrong bytes were found: run 'stoker preload %s --wait' to bring them in again", ref.Name)
 			}
@@ -271,6 +275,21 @@ and 'dataset show'.` + selectionWords,
 // wrongBytes reports whether a verify found any, on whichever worker.
 func wrongBytes(cert *api.Certificate) bool {
 	return len(cert.Wrong) > 0 || slices.ContainsFunc(cert.Failed, func(f api.Failure) bool { return f.Kind == stoker.KindCorrupt.String() })
+}
+
+// noteViews names the kernel views that show wrong bytes: the kernel reads the file
+// that it has until the view ends, whatever is brought in again.
+func (a *app) noteViews(ctx context.Context, c *api.Controller, name string, cert *api.Certificate) {
+	d, err := c.Dataset(ctx, name)
+	if err != nil {
+		a.console.Note("which kernel views show them is not known: 'stoker dataset show %s' lists them: %v", name, err)
+		return
+	}
+	for _, v := range d.Views {
+		if v.View == "kernel" && slices.ContainsFunc(cert.Wrong, func(f api.WrongFile) bool { return f.Worker == v.Worker }) {
+			a.console.Note("the kernel view at %s on %s shows them until it is unmounted: end what reads it, and mount it again", printable(v.Dir), printable(v.Node))
+		}
+	}
 }
 
 // certified prints a certificate and returns the error that it stands for.

@@ -323,6 +323,24 @@ func TestVerify(t *testing.T) {
 	}
 }
 
+// A kernel view reads the file that it has, so who mounted one on a worker that had
+// wrong bytes is told; tree views and other workers' read right ones.
+func TestVerifyNamesTheViewsOfWrongBytes(t *testing.T) {
+	cert := api.Certificate{State: api.CertificateReady, Objects: 1, ResidentObjects: 1, Wrong: []api.WrongFile{{Path: "a", Worker: "w1"}}}
+	views := api.DatasetDetail{Views: []api.ViewInfo{{Worker: "w1", Node: "n1", Dir: "/mnt/k", View: "kernel"},
+		{Worker: "w1", Node: "n1", Dir: "/mnt/t", View: "tree"}, {Worker: "w2", Node: "n2", Dir: "/mnt/o", View: "kernel"}}}
+	found := events(api.Event{Certificate: &cert})
+	g := newRig(t, routes{"POST /v1/datasets/{name}/verify": found, "GET /v1/datasets/{name}": answer(views)}, nil)
+	g.want(6, "verify", "data", "--deep")
+	g.says("the kernel view at /mnt/k on n1 shows them until it is unmounted: end what reads it, and mount it again")
+	if said := g.stderr.String(); strings.Contains(said, "/mnt/t") || strings.Contains(said, "/mnt/o") {
+		t.Errorf("%s", said)
+	}
+	g = newRig(t, routes{"POST /v1/datasets/{name}/verify": found, "GET /v1/datasets/{name}": fail(stoker.KindTransient)}, nil)
+	g.want(6, "verify", "data", "--deep")
+	g.says("which kernel views show them is not known: 'stoker dataset show data' lists them")
+}
+
 func TestEvictAndCancel(t *testing.T) {
 	g := newRig(t, routes{"POST /v1/datasets/{name}/evict": answer(api.EvictReport{Shards: 2, Bytes: 5}), "DELETE /v1/jobs/{job}": done}, nil)
 	var rep api.EvictReport
