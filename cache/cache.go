@@ -209,6 +209,7 @@ type Set struct {
 	bases bases
 
 	tracker prefetch.Tracker
+	steps   prefetch.Steps
 	obeying sync.Mutex // see obey
 
 	sums atomic.Pointer[[]shardSum] // see sumOf

@@ -15,6 +15,11 @@ import (
 // Objects up to this size come in whole.
 const demandWindow = 4 << 20 / stoker.BlockBytes
 
+// footer is what comes with the last block of a large object that is asked for by itself:
+// 1 MiB. Containers (Parquet, zip and npz, HDF5 at times) have their directory at
+// the end, and its readers ask for the last bytes first.
+const footer = 1 << 20 / stoker.BlockBytes
+
 // ReadAt reads from the file of a row: len(p) bytes from off, fewer only at
 // its end. Blocks that are not here are brought in first; what is read is
 // checked against its checksum each time. A warm read does not allocate.
@@ -27,22 +32,27 @@ func (s *Set) ReadAt(ctx context.Context, row manifest.Row, p []byte, off int64)
 		return 0, nil
 	}
 	p = p[:min(int64(len(p)), e.Bytes-off)]
-	done := 0
+	done, waited := 0, false
 	for done < len(p) {
-		n, err := s.readBlock(ctx, row, e, p[done:], off+int64(done))
+		n, missed, err := s.readBlock(ctx, row, e, p[done:], off+int64(done))
 		if err != nil {
 			return done, err
 		}
 		done += n
+		waited = waited || missed
+	}
+	if waited || s.steps.Acting() || s.tracker.Acting() {
+		s.noteSteps(row, e, off, done, waited)
 	}
 	return done, nil
 }
 
-// readBlock reads up to the end of the block that off lies in.
-func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry, p []byte, off int64) (int, error) {
+// readBlock reads up to the end of the block that off lies in. waited: it was not
+// here.
+func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry, p []byte, off int64) (read int, waited bool, err error) {
 	n := s.man.ShardOf(row, off)
 	if n == manifest.NoShard || int(n) >= len(s.slots) {
-		return 0, stoker.Errorf(stoker.KindCorrupt, "cache.read", s.man.Path(row), "no shard holds offset %d", off)
+		return 0, false, stoker.Errorf(stoker.KindCorrupt, "cache.read", s.man.Path(row), "no shard holds offset %d", off)
 	}
 	inShard := off // offset in this shard's part of the object
 	if e.Bytes >= stoker.ExtentBytes {
@@ -65,25 +75,25 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 			if attempt == 0 && skip+len(want) == length && s.tracker.Acting() {
 				s.note(n, s.memberAt(n, block), block, block+1, false)
 			}
-			return len(want), nil
+			return len(want), attempt > 0, nil
 		}
 		if stoker.KindOf(err) == stoker.KindCorrupt {
 			s.c.counters.Corrupt.Add(1)
 			s.log().Error("block does not match its checksum", "path", s.man.Path(row), "shard", n, "block", block, "error", err)
 			s.retire(n, block, err)
 		} else if stoker.KindOf(err) != stoker.KindNotExist {
-			return 0, err
+			return 0, true, err
 		}
 		if attempt == 2 {
-			return 0, err
+			return 0, true, err
 		}
 		copied, err := s.demand(ctx, n, block, skip, want)
 		if err != nil {
-			return 0, err
+			return 0, true, err
 		}
 		if copied > 0 { // there is no space: the bytes were only in memory
 			s.passed(n)
-			return copied, nil
+			return copied, true, nil
 		}
 	}
 }
@@ -120,6 +130,9 @@ func (s *Set) demand(ctx context.Context, n uint32, block, skip int, p []byte) (
 	if to-from > demandWindow {
 		window := from + (block-from)/demandWindow*demandWindow
 		s.note(n, m, window, min(to, window+demandWindow), true)
+		if m.ObjectOff+m.Bytes == s.man.Entry(m.Row).Bytes && block == to-1 {
+			s.fillAhead(n, max(from, to-footer), to) // the one below joins it
+		}
 		return s.fillOne(ctx, n, block, min(to, window+demandWindow), why{prio: guard.Demand}, skip, p)
 	}
 	s.note(n, m, from, to, true)
