@@ -50,14 +50,22 @@ func (h *hooks) prolog(ctx context.Context, gid int) error {
 	if err == nil {
 		return nil
 	}
-	if e := h.epilog(context.WithoutCancel(ctx)); e != nil {
-		h.Note("job %d: %v", h.id, e)
-	}
+	h.undo(ctx)
 	switch stoker.KindOf(err) {
 	case stoker.KindInvalid, stoker.KindNotExist, stoker.KindDenied, stoker.KindHeld, stoker.KindStale:
 		return h.hold(ctx, err)
 	}
 	return err
+}
+
+// undo ends what a prolog that failed has begun. Slurm's epilog follows, so a worker
+// that does not answer is not waited for once more.
+func (h *hooks) undo(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), controlIn)
+	defer cancel()
+	if err := h.epilog(ctx); err != nil {
+		h.Note("job %d: %v", h.id, err)
+	}
 }
 
 // claimed finds what the job's claim holds. A job without one has no directive. A
