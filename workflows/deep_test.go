@@ -75,6 +75,9 @@ func TestActivitiesThatMayTakeLongBeat(t *testing.T) {
 		if info.HeartbeatTimeout == 0 && info.Deadline.Sub(info.StartedTime) > 5*time.Minute {
 			t.Errorf("%s may be silent for %v", info.ActivityType.Name, info.Deadline.Sub(info.StartedTime))
 		}
+		if info.HeartbeatTimeout > 30*time.Second {
+			t.Errorf("%s: its controller's death is noticed after %v", info.ActivityType.Name, info.HeartbeatTimeout)
+		}
 	})
 	w.joinAndLeave("a")
 	w.runDataset()

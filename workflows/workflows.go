@@ -62,6 +62,9 @@ func briefly(ctx workflow.Context, timeout time.Duration, attempts int32) workfl
 const (
 	loadSilence = 10 * time.Second
 	listSilence = time.Minute
+	// aliveSilence is three times how often those say it that have nothing else
+	// to tell. Users wait for no longer when their controller was killed.
+	aliveSilence = 30 * time.Second
 	// loadTries is often, because what ends a try is mostly the end of the
 	// controller that ran it: the worker goes on, and is found again.
 	loadTries = 50
@@ -71,7 +74,7 @@ const (
 // only that they are alive, so that one whose controller died is begun anew.
 func working(ctx workflow.Context, silence time.Duration, attempts int32) workflow.Context {
 	if silence == 0 {
-		silence = listSilence
+		silence = aliveSilence
 	}
 	retry := activities.Retry
 	retry.MaximumAttempts = attempts
