@@ -171,9 +171,9 @@ func TestMendingWithoutSpace(t *testing.T) {
 			!back && (l.Error == nil || l.Error.Kind != "nospace" || w.count("Mend") != 2) {
 			t.Errorf("back %t: %+v, %+v\n%s", back, l, l.Error, w.story())
 		}
-		last := inputsOf[activities.PartInput](w, "LoadPart")
-		if again := last[len(last)-1]; back && again != (activities.PartInput{Plan: id(1), Part: 1, Had: 7}) {
-			t.Errorf("loaded %+v", again)
+		// The others may begin after it.
+		if all := inputsOf[activities.PartInput](w, "LoadPart"); back && !slices.Contains(all, activities.PartInput{Plan: id(1), Part: 1, Had: 7}) {
+			t.Errorf("loaded %+v", all)
 		}
 	}
 }
