@@ -127,7 +127,7 @@ func (c *cluster) roles() []string {
 	if c.S3Root != "" {
 		all = append(all, "s3")
 	}
-	all = append(all, "controller")
+	all = append(all, "controller", "holder")
 	for k := range c.Workers {
 		all = append(all, "worker-"+strconv.Itoa(k+1))
 	}
@@ -144,7 +144,7 @@ func (c *cluster) choosePorts() error {
 		}
 	}()
 	for _, role := range c.roles() {
-		if c.Ports[role] != 0 || role == "controller" {
+		if c.Ports[role] != 0 || role == "controller" || role == "holder" {
 			continue
 		}
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -271,15 +271,17 @@ func (c *cluster) command(role string) (*exec.Cmd, error) {
 		return c.limited(exec.Command(stokerd, "controller", "--temporal", c.address("temporal"), "--redis", redis, "--store", c.path("store"),
 			"--dir", c.path("controller"), "--listen-socket", c.path("controller.sock"), "--token-file", c.path("token"),
 			"--return-window", cmp.Or(c.Window, defaultWindow.String()), "--allow-file", strings.Join(c.Allow, ":"))), nil
+	case role == "holder":
+		return exec.Command(stokerd, "hold", "--holder", c.path("hold.sock")), nil
 	case workerRole.MatchString(role):
 		if err := os.MkdirAll(c.path(role), dirMode); err != nil {
 			return nil, err
 		}
 		return c.limited(exec.Command(stokerd, "worker", "--cache-dir", c.path(role, "cache"), "--capacity", c.Capacity, "--redis", redis,
 			"--store", c.path("store"), "--socket", c.path(role, "worker.sock"), "--listen", c.address(role), "--token-file", c.path("token"),
-			"--node-name", role, "--allow-file", strings.Join(c.Allow, ":"))), nil
+			"--node-name", role, "--holder", c.path("hold.sock"), "--allow-file", strings.Join(c.Allow, ":"))), nil
 	}
-	return nil, usagef("%q is no role: temporal, redis, s3, controller, worker-K", role)
+	return nil, usagef("%q is no role: temporal, redis, s3, controller, holder, worker-K", role)
 }
 
 // limited adds the limits of under file systems to a daemon's command line.

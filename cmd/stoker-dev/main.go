@@ -97,10 +97,10 @@ Without --detach it stays until Ctrl-C, which stops everything.`,
 func startCommand() *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
-		Use: "start ROLE --dir D", Short: "start one process again: temporal, redis, s3, controller or worker-K",
+		Use: "start ROLE --dir D", Short: "start one process again: temporal, redis, s3, controller, holder or worker-K",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return usagef("one role is needed: temporal, redis, s3, controller or worker-K")
+				return usagef("one role is needed: temporal, redis, s3, controller, holder or worker-K")
 			}
 			return nil
 		},

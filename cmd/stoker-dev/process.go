@@ -92,7 +92,7 @@ func (c *cluster) ready(ctx context.Context, r *running) error {
 
 // serves asks: the daemons say so in their logs, the others accept connections.
 func (c *cluster) serves(r *running) bool {
-	if r.role == "controller" || workerRole.MatchString(r.role) {
+	if r.role == "controller" || r.role == "holder" || workerRole.MatchString(r.role) {
 		return strings.Contains(c.logSince(r), "msg=ready")
 	}
 	conn, err := net.DialTimeout("tcp", c.address(r.role), time.Second)
@@ -127,7 +127,7 @@ func (c *cluster) lastLine(r *running) string {
 // startAll starts what does not run, the servers first, and waits until it serves.
 func (c *cluster) startAll(ctx context.Context) ([]*running, error) {
 	var all []*running
-	servers := []string{"temporal", "redis", "s3"}
+	servers := []string{"temporal", "redis", "s3", "holder"}
 	for _, first := range []bool{true, false} {
 		var batch []*running
 		for _, role := range c.roles() {

@@ -105,6 +105,9 @@ func TestUnitsKeepWhatDaemonsNeed(t *testing.T) {
 			}
 		}
 	}
+	if set["FileDescriptorStoreMax"] == "" {
+		t.Error("worker: its views end with it: no FileDescriptorStoreMax=")
+	}
 	if set["DeviceAllow"] != "/dev/fuse rw" || !strings.Contains(set["CapabilityBoundingSet"], "CAP_SYS_ADMIN") || !strings.Contains(set["SystemCallFilter"], "@mount") {
 		t.Errorf("worker cannot mount: %v", set)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -107,4 +108,26 @@ func TestNobodyListens(t *testing.T) {
 	if _, err := newNotifier(slog.New(slog.DiscardHandler)); err == nil || exitCode(err) != 2 {
 		t.Errorf("no socket: %v", err)
 	}
+}
+
+// Who keeps a worker's mounts: the holder that is named, else systemd, else nobody.
+func TestWhoHolds(t *testing.T) {
+	s := shared{log: slog.New(slog.DiscardHandler)}
+	if s.holder(t.Context(), "") != nil {
+		t.Error("somebody holds for a worker that nobody started")
+	}
+	listen(t, filepath.Join(t.TempDir(), "n"))
+	var err error
+	if s.notify, err = newNotifier(s.log); err != nil {
+		t.Fatal(err)
+	}
+	defer s.notify.conn.Close()
+	if h, err := s.holder(t.Context(), "")("id"); err != nil || fmt.Sprintf("%T", h) != "*hold.Systemd" {
+		t.Errorf("under systemd: %T, %v", h, err)
+	}
+	h, err := s.holder(t.Context(), filepath.Join(t.TempDir(), "hold.sock"))("id") // which does not listen yet
+	if err != nil || fmt.Sprintf("%T", h) != "*hold.Client" {
+		t.Fatalf("with a holder: %T, %v", h, err)
+	}
+	_ = h.Close()
 }

@@ -71,6 +71,7 @@ func TestStoppedWorkerLeavesNoEmptyFolder(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "view")
 	job, _ := c.background("submit", "--dataset", "data="+dir, "--job-id", "x", "--view", "tree", "--", "sleep", "1000")
 	c.inState("x", api.JobLeased)
+	c.kill("holder")
 	c.signal("worker-1", syscall.SIGTERM)
 	c.eventually("the worker has stopped", func() bool { return !served(dir) })
 	if entries, err := os.ReadDir(filepath.Join(dir, "train")); err == nil && len(entries) == 0 {

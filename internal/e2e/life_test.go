@@ -169,6 +169,14 @@ func TestViewsAndDataSurviveAKilledWorker(t *testing.T) {
 	if fetched < size || fetched > size+size/20 { // requests of waiting readers may be hedged
 		t.Fatalf("reading through one mount fetched %d bytes, the dataset has %d", fetched, size)
 	}
+	device := deviceOf(t, dir)
+	c.kill("worker-1")
+	c.dev("start", "worker-1", "--dir", c.dir)
+	sameTree(t, source, dir)
+	if deviceOf(t, dir) != device {
+		t.Error("the view was mounted anew, not taken over")
+	}
+	c.kill("holder") // and all is as it was before there was one
 	c.kill("worker-1")
 	if served(dir) {
 		t.Fatal("the mount answers without its worker")

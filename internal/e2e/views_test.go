@@ -313,8 +313,8 @@ func sameNames(source, view string) error {
 }
 
 // A kernel view of resident data reads on, byte for byte and with its pages
-// dropped, while no worker lives, and while its worker's next life puts a new
-// one in its place no open fails.
+// dropped, while no worker lives, and while its worker's next life, which had no
+// holder, puts a new one in its place no open fails.
 func TestKernelViewOutlivesItsWorker(t *testing.T) {
 	if !slices.Contains(viewKinds(), "kernel") {
 		t.Skip("this kernel has no EROFS")
@@ -329,6 +329,7 @@ func TestKernelViewOutlivesItsWorker(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer open.Close()
+	c.kill("holder")
 	c.kill("worker-1")
 	trace{source: source, view: dir, seed: 5, steps: 100}.run(t)
 	dropAll(t, dir, files)
@@ -485,8 +486,8 @@ func deviceOf(t *testing.T, dir string) uint64 {
 	return uint64(st.Dev)
 }
 
-// What is not resident fails at once without its worker, never as zeros, and
-// is right when the worker is back.
+// What is not resident fails at once without its worker and a holder, never as
+// zeros, and is right when the worker is back.
 func TestKernelViewMissesWithoutItsWorker(t *testing.T) {
 	if !slices.Contains(viewKinds(), "kernel") {
 		t.Skip("this kernel has no EROFS")
@@ -495,6 +496,7 @@ func TestKernelViewMissesWithoutItsWorker(t *testing.T) {
 	c.add()
 	dir, source := c.mountAs("kernel", "data"), filepath.Join(c.root, "data")
 	files, _ := listTree(t, source)
+	c.kill("holder")
 	c.kill("worker-1")
 	if b, err := os.ReadFile(filepath.Join(dir, files[0])); !errors.Is(err, syscall.EIO) || len(b) > 0 {
 		t.Errorf("%d bytes, %v", len(b), err)
