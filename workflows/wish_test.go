@@ -65,7 +65,8 @@ func TestWishesOfThoseWhoWaitOn(t *testing.T) {
 	w.takes["LoadPart"] = 10 * time.Minute
 	a, b := wishing("a", 0, 0), wishing("b", 3<<20, 0)
 	b.Replicas = 2
-	w.at(0, func() { w.joinAs(a); w.joinAs(b) })
+	w.at(0, func() { w.joinAs(a) })
+	w.at(time.Minute, func() { w.joinAs(b) }) // together they could be one load
 	w.at(time.Hour, func() { w.leaveAs("a"); w.leaveAs("b") })
 	w.runDataset()
 	got := w.wishes()
