@@ -116,7 +116,7 @@ func hostileDirectives(t *testing.T, r *rig) {
 // that they cannot read its files is nothing to stop at.
 func homeOfAnother(t *testing.T, r *rig) {
 	home := r.at("munge", "private") // root's, 0700
-	for command, want := range map[string]int{"HOME=" + home + " stoker slurm show": 0, "HOME=" + home + " stoker jobs": 0, "XDG_CONFIG_HOME=" + home + " stoker jobs": 2} {
+	for command, want := range map[string]int{"HOME=" + home + " stoker slurm show": 0, "HOME=" + home + " stoker jobs": 0, "XDG_CONFIG_HOME=" + home + " stoker jobs": 10} {
 		if res := r.as("sh", "-c", command); res.code != want {
 			t.Errorf("%s: exit %d, want %d\n%s", command, res.code, want, res.stderr)
 		}

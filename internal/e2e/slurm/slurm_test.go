@@ -50,6 +50,7 @@ func TestSlurm(t *testing.T) {
 		}
 		t.Run(s.name, func(t *testing.T) {
 			r.t = t
+			r.slurm("scancel", "--user="+userName) // a slurmctld that was killed runs again what ended in the seconds before
 			r.eventually("the nodes are idle", func() bool { return strings.TrimSpace(r.slurm("sinfo", "-h", "-o", "%T %D").out) == "idle 2" })
 			defer func() { r.t = r.whole }()
 			s.run(t, r)
