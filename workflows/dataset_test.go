@@ -174,6 +174,7 @@ func TestServedPreloadHasLeft(t *testing.T) {
 	alone.Preload, alone.Leaves = true, true
 	var left *answer
 	early := true
+	w.takes["Plan"] = time.Millisecond // both join before it
 	w.at(0, func() { w.joinAs(other); w.joinAs(alone) })
 	w.at(time.Minute, func() { w.takes["PutLeases"] = time.Second })
 	w.at(2*time.Minute+300*time.Millisecond, func() { left = w.leaveAs("a") })
