@@ -32,15 +32,11 @@ type Reader interface {
 	ReadAt(ctx context.Context, row manifest.Row, p []byte, off int64) (int, error)
 }
 
-// DefaultDeadline is how long a READ may take: longer than a fill waits for a
-// store that is away. Readers in the kernel cannot be interrupted before.
-const DefaultDeadline = 2 * time.Minute
-
 // Options say what is shown.
 type Options struct {
 	Manifest *manifest.Manifest
 	Reader   Reader
-	Deadline time.Duration // of one READ; 0 = DefaultDeadline
+	Deadline time.Duration // of one READ; 0 = fuse.DefaultDeadline
 	Log      *slog.Logger
 }
 
@@ -65,7 +61,7 @@ func New(o Options) *FS {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Deadline <= 0 {
-		o.Deadline = DefaultDeadline
+		o.Deadline = fuse.DefaultDeadline
 	}
 	return &FS{RawFileSystem: gofuse.NewDefaultRawFileSystem(), o: o, files: uint64(o.Manifest.Shards()) + 1}
 }
@@ -161,8 +157,8 @@ func (f *FS) Read(_ <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.Read
 	}
 	off := int64(in.Offset)
 	buf = buf[:min(int64(len(buf)), size-off)]
-	ctx, cancel := context.WithTimeout(context.Background(), f.o.Deadline)
-	defer cancel()
+	ctx := fuse.NewDeadline(f.o.Deadline)
+	defer ctx.Release()
 	if err := f.read(ctx, n, buf, off); err != nil {
 		errno := fuse.Errno(err)
 		f.o.Log.Error("read of a shard failed", "manifest", f.o.Manifest.ID().Short(), "shard", n, "offset", off, "bytes", len(buf), "errno", errno.Error(), "error", err)

@@ -16,6 +16,7 @@ import (
 	"math"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 
@@ -34,7 +35,8 @@ type Options struct {
 	Manifest *manifest.Manifest
 	Reader   Reader
 	UID, GID uint32
-	Umask    uint32 // taken from 0777 for folders and executables, from 0666 for files
+	Umask    uint32        // taken from 0777 for folders and executables, from 0666 for files
+	Deadline time.Duration // of one READ; 0 = fuse.DefaultDeadline
 	Log      *slog.Logger
 }
 
@@ -61,6 +63,9 @@ type FS struct {
 func New(o Options) *FS {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Deadline <= 0 {
+		o.Deadline = fuse.DefaultDeadline
 	}
 	return &FS{RawFileSystem: gofuse.NewDefaultRawFileSystem(), o: o, rows: uint64(o.Manifest.Rows())}
 }
@@ -259,7 +264,9 @@ func (f *FS) Read(_ <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.Read
 	if in.Offset > math.MaxInt64 {
 		return nil, gofuse.EINVAL
 	}
-	n, err := f.o.Reader.ReadAt(context.Background(), r, buf, int64(in.Offset))
+	ctx := fuse.NewDeadline(f.o.Deadline)
+	defer ctx.Release()
+	n, err := f.o.Reader.ReadAt(ctx, r, buf, int64(in.Offset))
 	if err != nil && !errors.Is(err, io.EOF) {
 		errno := fuse.Errno(err)
 		if errno != syscall.EINTR {

@@ -61,6 +61,12 @@ type view struct {
 
 func newView(t *testing.T, files map[string][]byte, umask uint32) *view {
 	t.Helper()
+	return newViewOf(t, files, Options{Umask: umask})
+}
+
+// newViewOf is newView with more options.
+func newViewOf(t *testing.T, files map[string][]byte, o Options) *view {
+	t.Helper()
 	mem := memufs.New()
 	for k, b := range files {
 		mem.PutObject(ufs.Object{Key: k, Exec: strings.HasSuffix(k, ".sh"), Version: ufs.Version{ModTime: time.Unix(1700000000, 0)}}, b)
@@ -77,7 +83,8 @@ func newView(t *testing.T, files map[string][]byte, umask uint32) *view {
 		t.Fatal(err)
 	}
 	v := &view{source: &source{m: m, files: files}, dir: t.TempDir()}
-	v.fs = New(Options{Manifest: m, Reader: v.source, UID: 1234, GID: 5678, Umask: umask})
+	o.Manifest, o.Reader, o.UID, o.GID = m, v.source, 1234, 5678
+	v.fs = New(o)
 	if v.m, err = mount.Mount(v.fs, mount.Options{Dir: v.dir, Name: "tree-test"}); err != nil {
 		t.Fatal(err)
 	}
@@ -257,6 +264,27 @@ func TestReadErrorPasses(t *testing.T) {
 		if _, err := os.ReadFile(filepath.Join(v.dir, name)); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", name, err, want)
 		}
+	}
+	v.mu.Lock()
+	v.hook = nil
+	v.mu.Unlock()
+	if b, err := os.ReadFile(filepath.Join(v.dir, "a")); err != nil || string(b) != "aaa" {
+		t.Errorf("afterwards: %q, %v", b, err)
+	}
+}
+
+// A fill that hangs does not hang its reader for ever: EIO at the deadline, and
+// the next read is right.
+func TestReadDeadline(t *testing.T) {
+	v := newViewOf(t, map[string][]byte{"a": []byte("aaa")}, Options{Umask: 0o022, Deadline: time.Millisecond})
+	v.mu.Lock()
+	v.hook = func(ctx context.Context, _ string) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	v.mu.Unlock()
+	if _, err := os.ReadFile(filepath.Join(v.dir, "a")); !errors.Is(err, syscall.EIO) {
+		t.Errorf("%v, want EIO", err)
 	}
 	v.mu.Lock()
 	v.hook = nil

@@ -131,7 +131,7 @@ func (v *views) mountKernel(ctx context.Context, r api.MountRequest, set *cache.
 
 // shardsOf makes the file system of a kernel view's shards.
 func (v *views) shardsOf(r api.MountRequest, set *cache.Set) *shardfs.FS {
-	return shardfs.New(shardfs.Options{Manifest: set.Manifest(), Reader: countedReader{set, &v.reads}, Log: v.logOf(r)})
+	return shardfs.New(shardfs.Options{Manifest: set.Manifest(), Reader: countedReader{set, &v.reads}, Deadline: v.deadline, Log: v.logOf(r)})
 }
 
 // device is a shard's device if it is whole here and will not change any more.

@@ -48,6 +48,8 @@ type views struct {
 	making map[string]chan struct{} // +checklocks:mu — by folder; closed once the view stands, or cannot
 	held   map[string]*view         // +checklocks:mu — by the name that the holder knows; also those that no folder shows any more
 
+	deadline time.Duration // of one READ of a view; 0 = fuse.DefaultDeadline
+
 	reads atomic.Int64 // READs of the kernel, of views that have ended, too
 
 	stop    chan struct{} // closed when the process ends
@@ -286,7 +288,7 @@ func (v *views) show(ctx context.Context, w *view, want saved, old *mount.Left) 
 // treeOf makes the file system of a tree view.
 func (v *views) treeOf(w *view) *tree.FS {
 	as := w.shownAs()
-	return tree.New(tree.Options{Manifest: w.set.Manifest(), Reader: countedReader{w.set, &v.reads}, UID: as.UID, GID: as.GID, Umask: as.Umask, Log: v.logOf(w.info.MountRequest)})
+	return tree.New(tree.Options{Manifest: w.set.Manifest(), Reader: countedReader{w.set, &v.reads}, UID: as.UID, GID: as.GID, Umask: as.Umask, Deadline: v.deadline, Log: v.logOf(w.info.MountRequest)})
 }
 
 // shownAs says to whom the view's files belong, and who may read them.
