@@ -126,17 +126,46 @@ func WriteJSON(w http.ResponseWriter, status int, v any) {
 }
 
 // Versioned refuses requests of a version of the API that this program does
-// not speak: their paths begin with another /vN/ than /v1/.
-func Versioned(next http.Handler) http.Handler {
+// not speak: their paths begin with another /vN/ than /v1/. What mux has no
+// handler for is answered as all errors are.
+func Versioned(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 		if n, is := strings.CutPrefix(first, "v"); is && n != "1" && n != "" && strings.Trim(n, "0123456789") == "" {
 			WriteError(w, stoker.Errorf(stoker.KindInvalid, r.Method+" "+r.URL.Path, "", "here is version 1 of the API, not %.20s: upgrade this daemon, or take the release of the client that fits it", n))
 			return
 		}
-		next.ServeHTTP(w, r)
+		if h, pattern := mux.Handler(r); pattern == "" {
+			refuse(w, r, h)
+			return
+		}
+		mux.ServeHTTP(w, r)
 	})
 }
+
+// refuse says what mux would say of a path, or a method, that it does not know.
+func refuse(w http.ResponseWriter, r *http.Request, says http.Handler) {
+	a := refusal{header: http.Header{}}
+	says.ServeHTTP(&a, r)
+	err := stoker.Errorf(stoker.KindNotExist, r.Method+" "+r.URL.Path, "", "is not part of this API")
+	if allowed := a.header.Get("Allow"); a.status == http.StatusMethodNotAllowed {
+		w.Header().Set("Allow", allowed)
+		err = stoker.Errorf(stoker.KindInvalid, r.Method+" "+r.URL.Path, "", "is not part of this API: there is %s", allowed)
+	}
+	b := ErrorOf(err)
+	w.Header().Set(kindHeader, b.Kind)
+	WriteJSON(w, a.status, b)
+}
+
+// refusal keeps an answer's head.
+type refusal struct {
+	header http.Header
+	status int
+}
+
+func (a *refusal) Header() http.Header         { return a.header }
+func (a *refusal) Write(b []byte) (int, error) { return len(b), nil }
+func (a *refusal) WriteHeader(status int)      { a.status = status }
 
 // Handler is an HTTP handler whose error becomes the answer.
 type Handler func(w http.ResponseWriter, r *http.Request) error

@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -297,18 +298,39 @@ func TestNamesInPaths(t *testing.T) {
 	}
 }
 
-// Another version of the API is refused by name; what is no version is passed
-// on.
-func TestUnknownVersionIsRefused(t *testing.T) {
-	passed := Versioned(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
-	for path, want := range map[string]int{
-		"/v1/jobs": http.StatusTeapot, "/metrics": http.StatusTeapot, "/": http.StatusTeapot, "/volumes/x": http.StatusTeapot, "/v/x": http.StatusTeapot,
-		"/v2/jobs": http.StatusBadRequest, "/v10/jobs": http.StatusBadRequest, "/v2": http.StatusBadRequest,
+// Another version of the API is refused by name, and what is no part of it as all
+// errors are: whoever asked reads JSON.
+func TestWhatIsNotInTheAPI(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/jobs", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
+	mux.HandleFunc("POST /v1/jobs", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
+	for ask, want := range map[string]struct {
+		status     int
+		kind, says string
+	}{
+		"GET /v1/jobs":    {http.StatusTeapot, "", ""},
+		"PUT /v1/jobs":    {http.StatusMethodNotAllowed, "invalid", "there is GET, HEAD, POST"},
+		"GET /v1/nothing": {http.StatusNotFound, "notexist", "is not part of this API"},
+		"GET /":           {http.StatusNotFound, "notexist", "is not part of this API"},
+		"GET /volumes/x":  {http.StatusNotFound, "notexist", "is not part of this API"},
+		"POST /v2/jobs":   {http.StatusBadRequest, "invalid", "here is version 1 of the API"},
+		"GET /v10/jobs":   {http.StatusBadRequest, "invalid", "here is version 1 of the API"},
+		"GET /v2":         {http.StatusBadRequest, "invalid", "here is version 1 of the API"},
 	} {
+		method, path, _ := strings.Cut(ask, " ")
 		rec := httptest.NewRecorder()
-		passed.ServeHTTP(rec, httptest.NewRequest(http.MethodPost, path, nil))
-		if rec.Code != want || want == http.StatusBadRequest && !strings.Contains(rec.Body.String(), "here is version 1 of the API") {
-			t.Errorf("%s: %d %s", path, rec.Code, rec.Body)
+		Versioned(mux).ServeHTTP(rec, httptest.NewRequest(method, path, nil))
+		var b ErrorBody
+		if want.kind != "" {
+			if err := json.Unmarshal(rec.Body.Bytes(), &b); err != nil {
+				t.Errorf("%s: %v in %s", ask, err, rec.Body)
+			}
+		}
+		if rec.Code != want.status || b.Kind != want.kind || !strings.Contains(b.Message, want.says) {
+			t.Errorf("%s: %d %+v", ask, rec.Code, b)
+		}
+		if rec.Code == http.StatusMethodNotAllowed && rec.Header().Get("Allow") == "" {
+			t.Errorf("%s: what is allowed is not said", ask)
 		}
 	}
 }
