@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -190,6 +191,31 @@ func some() *source {
 	s.add("a//b", 1)
 	s.object(ufs.Object{Key: "link", Link: "train"}, ufs.Version{})
 	return s
+}
+
+// What a killed process left in its folder goes; what is whole, and others', stays.
+func TestClearTemp(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a[b")
+	whole := stoker.ID{7}.String()
+	for _, name := range []string{"manifest-123", ".new-9", whole, "notes"} {
+		if err := errors.Join(os.MkdirAll(filepath.Join(dir, "manifest-folder"), 0o755), os.WriteFile(filepath.Join(dir, name), []byte("x"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := ClearTemp(dir); err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	all, err := os.ReadDir(dir)
+	for _, f := range all {
+		left = append(left, f.Name())
+	}
+	if err != nil || !slices.Equal(left, []string{whole, "manifest-folder", "notes"}) {
+		t.Errorf("left are %v, %v", left, err)
+	}
+	if err := ClearTemp(filepath.Join(dir, "none")); err == nil {
+		t.Error("a folder that is not there is no error")
+	}
 }
 
 func TestIDIsOfTheContent(t *testing.T) {

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -37,6 +39,19 @@ func tempFile(dir string) (*os.File, error) {
 		return nil, tempError(dir, err)
 	}
 	return f, nil
+}
+
+// ClearTemp removes what a process that was killed left of manifests in the making,
+// and of copies of them, in a folder that nobody else uses.
+func ClearTemp(dir string) error {
+	all, err := os.ReadDir(dir)
+	errs := []error{err}
+	for _, f := range all {
+		if name := f.Name(); f.Type().IsRegular() && (strings.HasPrefix(name, "manifest-") || strings.HasPrefix(name, ".new-")) {
+			errs = append(errs, os.Remove(filepath.Join(dir, name)))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // tempError says what to do about a temporary file that cannot be written.

@@ -95,6 +95,9 @@ func Open(o Options) (*Controller, error) {
 		c.closeListeners()
 		return nil, err
 	}
+	if err := manifest.ClearTemp(o.Dir); err != nil {
+		o.Log.Warn("files of an earlier life stay", "dir", o.Dir, "error", err)
+	}
 	return c, nil
 }
 
