@@ -75,6 +75,9 @@ func TestStreamIsReadAhead(t *testing.T) {
 	if ahead := n.cache.Counters().AheadBlocks.Load(); ahead < int64(len(want)/stoker.BlockBytes/2) {
 		t.Errorf("%d blocks came ahead", ahead)
 	}
+	if k := n.cache.Counters(); k.AheadUsedBytes.Load() != k.AheadBytes.Load() || k.AheadBytes.Load() < int64(len(want)/2) || k.Streams.Load() != 1 {
+		t.Errorf("%d bytes came ahead of %d streams, %d were read", k.AheadBytes.Load(), k.Streams.Load(), k.AheadUsedBytes.Load())
+	}
 }
 
 // Small files that are opened in the order of the listing come in ahead, each

@@ -89,6 +89,8 @@ type Counters struct {
 	Corrupt                            atomic.Int64 // blocks that could not be read, or whose checksum did not match
 	LostBytes                          atomic.Int64 // of objects that were here and went with their disk
 	AheadBlocks                        atomic.Int64 // that fills began to bring in before they were asked for
+	AheadBytes, AheadUsedBytes         atomic.Int64 // of those; and of these, what somebody read since
+	Streams, Steppers, Footers         atomic.Int64 // readers that were followed; ends of containers that came as a whole
 	ScrubbedBytes, ScrubPasses         atomic.Int64 // read by scrubs; passes that came to their end
 	UFS                                guard.Count  // all data requests
 	Bypass                             guard.Count  // those past an owner that did not answer
@@ -225,6 +227,7 @@ type slot struct {
 
 	misses atomic.Int32 // demands that another worker's whole copy served
 	lost   atomic.Bool  // its file went with a disk since a load last looked
+	early  early        // blocks that came ahead and that nobody has read
 }
 
 type rootFS struct {
@@ -257,6 +260,7 @@ func (c *Cache) Open(ctx context.Context, id stoker.ID) (*Set, error) {
 	s := &Set{c: c, id: id, man: m, users: 1, use: c.useLocked(id),
 		slots: make([]slot, m.Shards()), roots: make([]rootFS, len(m.Roots())), load: guard.NewLoad()}
 	s.plan.Store(plan)
+	s.tracker.Followed, s.steps.Followed = &c.counters.Streams, &c.counters.Steppers
 	s.use.share.Use(mode)
 	c.sets[id] = s
 	c.mu.Unlock()

@@ -111,6 +111,9 @@ func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
 	f := &flight{from: from, to: to, cancel: cancel, waiters: 1, copies: w.copies, ahead: w.ahead || w.early || w.copies, urgency: guard.NewUrgency(w.prio),
 		done: make(chan struct{}), changed: make(chan struct{})}
 	c.fills.runs[id] = append(c.fills.runs[id], f)
+	for b := from; b < to && !w.early; b++ { // what came ahead and went again unread
+		s.slots[n].early.take(b)
+	}
 	s.retain()
 	c.busy.Add(1)
 	go func() {

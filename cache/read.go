@@ -72,6 +72,9 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 		err := s.readLocal(n, block, e.Off+start, length, skip, want)
 		if err == nil {
 			s.c.counters.LocalBytes.Add(int64(len(want)))
+			if s.slots[n].early.take(block) {
+				s.c.counters.AheadUsedBytes.Add(int64(length))
+			}
 			if attempt == 0 && skip+len(want) == length && s.tracker.Acting() {
 				s.note(n, s.memberAt(n, block), block, block+1, false)
 			}
@@ -131,7 +134,9 @@ func (s *Set) demand(ctx context.Context, n uint32, block, skip int, p []byte) (
 		window := from + (block-from)/demandWindow*demandWindow
 		s.note(n, m, window, min(to, window+demandWindow), true)
 		if m.ObjectOff+m.Bytes == s.man.Entry(m.Row).Bytes && block == to-1 {
-			s.fillAhead(n, max(from, to-footer), to) // the one below joins it
+			if began, _ := s.fillAhead(n, max(from, to-footer), to); began { // the one below joins it
+				s.c.counters.Footers.Add(1)
+			}
 		}
 		return s.fillOne(ctx, n, block, min(to, window+demandWindow), why{prio: guard.Demand}, skip, p)
 	}

@@ -37,7 +37,7 @@ func (s *Set) fillPiece(row manifest.Row, e manifest.Entry, off, end int64) bool
 			in, most = off%stoker.ExtentBytes, stoker.ExtentBytes
 		}
 		most = min(most, in+end-off)
-		if !s.fillAhead(n, int(e.FirstBlock)+int(in/stoker.BlockBytes), int(e.FirstBlock)+manifest.BlocksOf(most)) {
+		if _, more := s.fillAhead(n, int(e.FirstBlock)+int(in/stoker.BlockBytes), int(e.FirstBlock)+manifest.BlocksOf(most)); !more {
 			return false
 		}
 		off += most - in

@@ -41,6 +41,10 @@ func TestPiecesAreReadAhead(t *testing.T) {
 			if most := int64(4*window + pieces*3*stoker.BlockBytes); asked > most || requests > 2*pieces {
 				t.Errorf("%d requests for %d bytes: %d pieces, at most %d bytes", requests, asked, pieces, most)
 			}
+			k := n.cache.Counters()
+			if ahead, used := k.AheadBytes.Load(), k.AheadUsedBytes.Load(); k.Steppers.Load() != 1 || used < int64(pieces-6)*stoker.BlockBytes || used > ahead {
+				t.Errorf("%d bytes came ahead of %d readers in steps, %d were read", ahead, k.Steppers.Load(), used)
+			}
 			t.Logf("%d pieces of %d bytes: %d requests, %d bytes", pieces, x.bytes, requests, asked)
 			if ahead := n.cache.Counters().AheadBlocks.Load(); ahead < int64(pieces-8) {
 				t.Errorf("%d blocks came ahead of %d pieces", ahead, pieces)
@@ -64,7 +68,7 @@ func TestFooterComesAtOnce(t *testing.T) {
 		}
 	}
 	n.settle(t)
-	if requests, asked := c.ufs.counted(); requests != 1 || asked > 1<<20 {
+	if requests, asked := c.ufs.counted(); requests != 1 || asked > 1<<20 || n.cache.Counters().Footers.Load() != 1 {
 		t.Errorf("%d requests for %d bytes", requests, asked)
 	}
 }

@@ -44,6 +44,8 @@ const (
 
 // Tracker follows the reads of one dataset. It may be used from any goroutine.
 type Tracker struct {
+	Followed *atomic.Int64 // counts the streams that were read ahead of; may be nil
+
 	mu      sync.Mutex
 	streams []stream // +checklocks:mu
 	reads   uint64   // +checklocks:mu — all of them, the clock of idle
@@ -94,6 +96,12 @@ func (t *Tracker) Note(r Read) (ahead int) {
 // stream is read ahead of.
 func (t *Tracker) Acting() bool {
 	return t.acting.Load() > 0
+}
+
+func count(n *atomic.Int64) {
+	if n != nil {
+		n.Add(1)
+	}
 }
 
 // find returns the stream that a read belongs to; behind: it was there before.
@@ -180,6 +188,7 @@ func (t *Tracker) ahead(s *stream, r Read) int {
 	case s.window == 0:
 		s.window = FirstWindow
 		t.acting.Add(1)
+		count(t.Followed)
 	case r.Waited:
 		s.window = min(2*s.window, MostWindow)
 	}

@@ -35,6 +35,8 @@ type Pieces struct {
 // column of a table with rows of one size, every n-th record. It names those
 // pieces and not what lies between. It may be used from any goroutine.
 type Steps struct {
+	Followed *atomic.Int64 // counts the readers that were read ahead of; may be nil
+
 	mu    sync.Mutex
 	all   []stepper // +checklocks:mu
 	reads uint64    // +checklocks:mu — all of them, the clock of stepperIdle
@@ -164,6 +166,7 @@ func (t *Steps) ahead(s *stepper, r Piece) Pieces {
 	case s.window == 0:
 		s.window = firstSteps
 		t.acting.Add(1)
+		count(t.Followed)
 	case r.Waited:
 		s.window = min(2*s.window, mostSteps)
 	}

@@ -53,6 +53,9 @@ With --reads it shows what each worker did since it started: READ requests of it
 views, bytes that reads had from its disk, and bytes that it brought in, for reads
 and loads, from other workers and the store. What the kernel has in its page
 cache, and what kernel views have of the disk, asks no worker and is not counted.
+Beneath stands what came before anybody asked for it: how much of that was read
+since, and for whom: readers in order (streams), of pieces at equal distances
+(steps), and of the directory at the end of a container (footers).
 
 With --failed it lists the objects of a dataset that its loads could not bring
 in, and why, by path: --limit of them, from the first or behind the path --after.
@@ -114,7 +117,9 @@ func (a *app) status(ctx context.Context, f statusFlags, name string) error {
 	}
 	fill(&st)
 	if f.reads {
-		return a.print(st.Workers, func(w io.Writer) { a.tables(w, f.wide, readTable(st.Workers, f.wide)) })
+		return a.print(st.Workers, func(w io.Writer) {
+			a.tables(w, f.wide, append([]*live.Table{readTable(st.Workers, f.wide)}, aheadTable(st.Workers, f.wide)...)...)
+		})
 	}
 	return a.print(st, func(w io.Writer) {
 		all := []*live.Table{datasetTable(st.Datasets, f.wide), jobTable(st.Jobs, f.wide), workerTable(st.Workers, f.wide)}

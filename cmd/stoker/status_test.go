@@ -67,6 +67,15 @@ all           -         13    5.0 MiB     1.0 MiB     3.0 MiB         8
 	if got := g.stdout.String(); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
+	st.Workers[0].Reads.Ahead = &api.AheadCounters{Bytes: 4 << 20, UsedBytes: 3 << 20, Streams: 2, Steps: 1, Footers: 5}
+	g = newRig(t, routes{"GET /v1/status": answer(st)}, nil)
+	g.want(0, "status", "--reads")
+	if want += `
+WORKER          AHEAD  USED  NOT YET  STREAMS  STEPS  FOOTERS
+0123456789ab  4.0 MiB  75 %  1.0 MiB        2      1        5
+`; g.stdout.String() != want {
+		t.Errorf("got\n%swant\n%s", g.stdout.String(), want)
+	}
 	var workers []api.WorkerInfo
 	g = newRig(t, routes{"GET /v1/status": answer(st)}, nil)
 	g.json(&workers, 0, "status", "--reads")

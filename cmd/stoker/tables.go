@@ -102,6 +102,28 @@ func readTable(workers []api.WorkerInfo, wide bool) *live.Table {
 	return t
 }
 
+// aheadTable shows what workers brought in before anybody asked for it, and how
+// much of it was of use; nothing if none did.
+func aheadTable(workers []api.WorkerInfo, wide bool) []*live.Table {
+	t := table(left("WORKER"), number("AHEAD"), number("USED"), number("NOT YET"), number("STREAMS"), number("STEPS"), number("FOOTERS"))
+	came := false
+	for _, w := range workers {
+		if w.Reads == nil || w.Reads.Ahead == nil || w.Reads.Ahead.Bytes == 0 {
+			continue
+		}
+		id, a := live.ShortID(w.ID), w.Reads.Ahead
+		if wide {
+			id = w.ID
+		}
+		came = true
+		t.Row(id, api.HumanBytes(a.Bytes), fmt.Sprintf("%d %%", percent(a.UsedBytes, a.Bytes)), api.HumanBytes(a.Bytes-a.UsedBytes), a.Streams, a.Steps, a.Footers)
+	}
+	if !came {
+		return nil
+	}
+	return []*live.Table{t}
+}
+
 // diskTable lists the cache folders that are out of service or full; nothing
 // if all are well.
 func diskTable(workers []api.WorkerInfo, wide bool) []*live.Table {

@@ -94,6 +94,10 @@ func (w *Worker) status(rw http.ResponseWriter, r *http.Request) error {
 		Reads: api.ReadCounters{
 			LocalBytes: c.LocalBytes.Load(), PeerBytes: c.PeerBytes.Load(),
 			UFSBytes: c.UFS.Bytes.Load(), UFSRequests: c.UFS.Requests.Load(), FUSEReads: fuseReads, ServedBytes: c.ServedBytes.Load(),
+			Ahead: &api.AheadCounters{
+				Bytes: c.AheadBytes.Load(), UsedBytes: c.AheadUsedBytes.Load(),
+				Streams: c.Streams.Load(), Steps: c.Steppers.Load(), Footers: c.Footers.Load(),
+			},
 		},
 	})
 	return nil
