@@ -15,7 +15,7 @@ import (
 
 // aboutTheDaemon are the log lines that are about no one job or dataset.
 var aboutTheDaemon = []string{
-	"limit of open files stays as it is", "store not closed well", "dead mounts could not be cleared", "dead mounts could not be listed", "views of the last life cannot be read", "the holder keeps a descriptor that nobody knows",
+	"limit of open files stays as it is", "store not closed well", "dead mounts could not be cleared", "dead mounts could not be listed", "views of the last life cannot be read", "the holder keeps a descriptor that nobody knows", "files of an earlier life stay",
 	"not registered: the placement index does not answer", "not all that is here was announced", "lease not renewed: the placement index does not answer",
 	"search attributes are missing: let an operator of Temporal add StokerDataset (KeywordList), StokerJob and StokerPhase (Keyword)",
 	"search attributes are gone; going on without them",
