@@ -69,9 +69,7 @@ func (s *Set) readUnread(ctx context.Context, n uint32) (why string, err error) 
 		err := s.readFromDisk(n, block, off, (*b)[:length])
 		switch stoker.KindOf(err) {
 		case stoker.KindCorrupt:
-			s.c.counters.Corrupt.Add(1)
-			s.log().Error("a block does not match its checksum", "shard", n, "block", block, "error", err)
-			s.retire(n, block, err)
+			s.wrong(n, block, err)
 			s.refill(n)
 			return fmt.Sprintf("wrong bytes were found in shard %d and are brought in again", n), nil
 		case stoker.KindNotExist:

@@ -81,9 +81,7 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 			return len(want), attempt > 0, nil
 		}
 		if stoker.KindOf(err) == stoker.KindCorrupt {
-			s.c.counters.Corrupt.Add(1)
-			s.log().Error("block does not match its checksum", "path", s.man.Path(row), "shard", n, "block", block, "error", err)
-			s.retire(n, block, err)
+			s.wrong(n, block, err, "path", s.man.Path(row))
 		} else if stoker.KindOf(err) != stoker.KindNotExist {
 			return 0, true, err
 		}
@@ -180,6 +178,14 @@ func (s *Set) follow(n uint32, block int) {
 		return
 	}
 	s.startLocked(n, first, end, why{ahead: true, prio: guard.Prefetch})
+}
+
+// wrong takes a block that was read and does not match its checksum out of use, counts
+// and names it.
+func (s *Set) wrong(n uint32, block int, why error, named ...any) {
+	s.c.counters.Corrupt.Add(1)
+	s.log().Error("block does not match its checksum", append(named, "shard", n, "block", block, "error", why)...)
+	s.retire(n, block, why)
 }
 
 // retire takes a block whose bytes went bad out of use. A sealed shard is

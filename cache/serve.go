@@ -64,9 +64,7 @@ func (r *run) Block(ctx context.Context, block int, buf []byte) ([]byte, error) 
 		r.s.c.counters.ServedBytes.Add(int64(length))
 		return buf[:length], nil
 	case stoker.KindOf(err) == stoker.KindCorrupt:
-		r.s.c.counters.Corrupt.Add(1)
-		r.s.log().Error("block does not match its checksum", "shard", r.n, "block", block, "error", err)
-		r.s.retire(r.n, block, err)
+		r.s.wrong(r.n, block, err)
 	case stoker.KindOf(err) != stoker.KindNotExist:
 		return nil, err
 	}
