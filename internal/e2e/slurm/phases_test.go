@@ -253,14 +253,16 @@ func (r *rig) outputIfAny(id string) string {
 // startNow ends the time that Slurm lets a job wait after a requeue or a restart.
 // Slurm may set it late, and anew: the job is asked to start until it does, with time
 // for a pass of the scheduler in between, which passes over a job that is changed.
+// Not at once: a slurmd of 22.05 forgets that a job was there at most every two
+// seconds, and one that it knows gets no Prolog.
 func (r *rig) startNow(id string) {
 	r.t.Helper()
 	var asked time.Time
 	r.eventually("job "+id+" may start", func() bool {
 		switch r.state(id) {
 		case "PENDING":
-			if time.Since(asked) > 4*time.Second {
-				r.slurm("scontrol", "update", "JobId="+id, "StartTime=now")
+			if time.Since(asked) > 7*time.Second {
+				r.slurm("scontrol", "update", "JobId="+id, "StartTime=now+3seconds")
 				asked = time.Now()
 			}
 			return false
