@@ -18,6 +18,7 @@ const module = "stoker.dev"
 var layers = map[string][]string{
 	"":                              {},
 	"planner":                       {""},
+	"planner/order":                 {""},
 	"ufs":                           {""},
 	"ufs/ufstest":                   {"", "ufs", "internal/testenv"},
 	"ufs/memufs":                    {"", "ufs"},
