@@ -1,8 +1,6 @@
 package cache
 
 import (
-	"sync/atomic"
-
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/prefetch"
@@ -70,41 +68,7 @@ func (s *Set) fillAhead(n uint32, from, to int) (began, more bool) {
 	default:
 		return false, false
 	}
-	c.counters.AheadBlocks.Add(int64(end - first))
-	marks := s.slots[n].early.made(int(s.man.Shard(n).Blocks))
-	for b := first; b < end; b++ {
-		_, length := s.where(n, b)
-		c.counters.AheadBytes.Add(int64(length))
-		marks.set(b)
-	}
+	s.count(func(r *Reads) { r.AheadBlocks.Add(int64(end - first)) })
 	s.startLocked(n, first, end, why{early: true, prio: guard.Prefetch})
 	return true, true
-}
-
-// early are the blocks of a shard that came ahead of readers and that no reader
-// has had yet. Most shards have none and take no memory for it.
-type early struct{ p atomic.Pointer[marks] }
-
-type marks []atomic.Uint32
-
-func (m marks) set(block int) { m[block/32].Or(1 << (block % 32)) }
-
-// made returns the marks, for so many blocks. REQUIRES: fills.mu is held.
-func (e *early) made(blocks int) marks {
-	if m := e.p.Load(); m != nil {
-		return *m
-	}
-	m := make(marks, (blocks+31)/32)
-	e.p.Store(&m)
-	return m
-}
-
-// take ends a block's mark, and reports whether it had one.
-func (e *early) take(block int) bool {
-	m := e.p.Load()
-	if m == nil {
-		return false
-	}
-	w, bit := &(*m)[block/32], uint32(1)<<(block%32)
-	return w.Load()&bit != 0 && w.And(^bit)&bit != 0
 }

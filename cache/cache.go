@@ -82,18 +82,15 @@ type Options struct {
 	Log      *slog.Logger
 }
 
-// Counters say where the bytes of reads and loads came from.
+// Counters say what was read, brought in and served of all datasets.
 type Counters struct {
-	LocalBytes, PeerBytes, ServedBytes atomic.Int64
-	CopiedBytes                        atomic.Int64 // from older generations, here or at a peer
-	Corrupt                            atomic.Int64 // blocks that could not be read, or whose checksum did not match
-	LostBytes                          atomic.Int64 // of objects that were here and went with their disk
-	AheadBlocks                        atomic.Int64 // that fills began to bring in before they were asked for
-	AheadBytes, AheadUsedBytes         atomic.Int64 // of those; and of these, what somebody read since
-	Streams, Steppers, Footers         atomic.Int64 // readers that were followed; ends of containers that came as a whole
-	ScrubbedBytes, ScrubPasses         atomic.Int64 // read by scrubs; passes that came to their end
-	UFS                                guard.Count  // all data requests
-	Bypass                             guard.Count  // those past an owner that did not answer
+	Reads
+	ServedBytes                atomic.Int64 // to other workers
+	CopiedBytes                atomic.Int64 // from older generations, here or at a peer
+	Corrupt                    atomic.Int64 // blocks that could not be read, or whose checksum did not match
+	LostBytes                  atomic.Int64 // of objects that were here and went with their disk
+	ScrubbedBytes, ScrubPasses atomic.Int64 // read by scrubs; passes that came to their end
+	Bypass                     guard.Count  // of the data requests: those past an owner that did not answer
 
 	evictions [reasons]evictions
 }
@@ -260,7 +257,8 @@ func (c *Cache) Open(ctx context.Context, id stoker.ID) (*Set, error) {
 	s := &Set{c: c, id: id, man: m, users: 1, use: c.useLocked(id),
 		slots: make([]slot, m.Shards()), roots: make([]rootFS, len(m.Roots())), load: guard.NewLoad()}
 	s.plan.Store(plan)
-	s.tracker.Followed, s.steps.Followed = &c.counters.Streams, &c.counters.Steppers
+	s.tracker.Followed = func() { s.count(func(r *Reads) { r.Streams.Add(1) }) }
+	s.steps.Followed = func() { s.count(func(r *Reads) { r.Steppers.Add(1) }) }
 	s.use.share.Use(mode)
 	c.sets[id] = s
 	c.mu.Unlock()
@@ -329,6 +327,7 @@ func (s *Set) release(n uint32) {
 		sl.sh.Release()
 		sl.sh = nil
 	}
+	s.wasteLocked(n, sl)
 	sl.mu.Unlock()
 }
 

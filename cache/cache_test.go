@@ -38,7 +38,8 @@ type cluster struct {
 	ufs     *countingFS
 	openUFS func() ufs.FS // instead of ufs, if not nil
 	guard   guard.Options
-	memory  int64 // of each node
+	guarded ufs.FS // instead of a guard for each dataset, if not nil
+	memory  int64  // of each node
 	evict   Evict
 	alone   bool // nodes reach no other
 	store   *manifest.Store
@@ -188,6 +189,9 @@ func newCluster(t testing.TB, nodes int, capacity int64) *cluster {
 
 // open guards the one UFS, as the daemons do: the guard counts.
 func (c *cluster) open(context.Context, ufs.Location) (ufs.FS, string, error) {
+	if c.guarded != nil {
+		return c.guarded, "", nil
+	}
 	if c.openUFS != nil {
 		return guard.New(c.openUFS(), c.guard), "", nil
 	}

@@ -309,7 +309,7 @@ func (s *Set) copyRuns(ctx context.Context, n uint32, f *flight, o *origin, want
 					return here
 				}
 				delete(wanted, was)
-				s.c.counters.PeerBytes.Add(int64(length))
+				s.count(func(r *Reads) { r.PeerBytes.Add(int64(length)) })
 				s.copied(n, length)
 				return nil
 			})

@@ -131,6 +131,7 @@ func (s *Set) countLost(n uint32, sh *store.Shard) {
 func (s *Set) freshen(n uint32, sl *slot) {
 	if sl.sh != nil && sl.sh.Retired() {
 		s.countLost(n, sl.sh)
+		s.wasteLocked(n, sl)
 		sl.sh.Release()
 		sl.sh = nil
 		sl.lost.Store(true)

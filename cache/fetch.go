@@ -17,6 +17,7 @@ import (
 // it before would have to send it to all. What cannot be had stands in
 // f.failed by object.
 func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
+	f.phases.enter(forDisk)
 	// Without space the run is read through memory; see deliver.
 	err := s.place(n, f, w)
 	f.memory = err != nil
@@ -36,6 +37,7 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 	if f.urgency.Priority() >= guard.Preload {
 		ctx = peer.Ordered(ctx)
 	}
+	f.phases.enter(forPeer)
 	o := s.ownersOf(ctx, n, w)
 	if o.self && !w.ahead && !w.copies {
 		s.askOwners(ctx, n, f, o, 1)
@@ -60,6 +62,7 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 		return
 	}
 	ctx = guard.WithCount(guard.WithUrgency(guard.WithLoad(guard.WithFlow(ctx, s.id.Short()), s.load), f.urgency), &s.c.counters.UFS)
+	ctx = guard.WithTurn(guard.WithCount(ctx, &s.use.reads.UFS), f.phases.turn)
 	a := s.accountOf(n)
 	if a != nil {
 		ctx = guard.WithCount(ctx, &a.count)
@@ -70,6 +73,7 @@ func (s *Set) fly(ctx context.Context, n uint32, f *flight, w why) {
 			ctx = guard.WithCount(ctx, &a.bypass)
 		}
 	}
+	f.phases.enter(forUFS)
 	s.fromUFS(ctx, n, f)
 	s.seal(n)
 }
@@ -182,7 +186,7 @@ func (s *Set) askPeer(ctx context.Context, n uint32, f *flight, p Peer, r piece,
 		if len(data) != length {
 			return stoker.Errorf(stoker.KindCorrupt, "cache.peer", p.ID, "block %d has %d bytes, want %d", block, len(data), length)
 		}
-		s.c.counters.PeerBytes.Add(int64(len(data)))
+		s.count(func(r *Reads) { r.PeerBytes.Add(int64(len(data))) })
 		return s.deliver(n, f, block, off, data)
 	})
 }

@@ -42,6 +42,9 @@ type flight struct {
 	id       stoker.ID     // of the shard; set when kept
 	memory   bool          // there was no space when it began; only its own goroutine looks
 	once     bool          // and it is not kept: the next read asks the policy again; likewise
+	early    bool          // began ahead of readers: what it brings is marked
+	whose    cause         // see whoseIs
+	phases   phases
 
 	share   *share // of its blocks in memory; set before the first
 	granted int64  // bytes of it that the flight has
@@ -109,10 +112,11 @@ func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
 	c, id := s.c, s.man.Shard(n).ID
 	ctx, cancel := context.WithCancel(c.stop)
 	f := &flight{from: from, to: to, cancel: cancel, waiters: 1, copies: w.copies, ahead: w.ahead || w.early || w.copies, urgency: guard.NewUrgency(w.prio),
-		done: make(chan struct{}), changed: make(chan struct{})}
+		done: make(chan struct{}), changed: make(chan struct{}), early: w.early, whose: whoseIs(w)}
+	f.phases.enter(forTurn)
 	c.fills.runs[id] = append(c.fills.runs[id], f)
-	for b := from; b < to && !w.early; b++ { // what came ahead and went again unread
-		s.slots[n].early.take(b)
+	for b := from; b < to; b++ { // what came ahead and went again unread
+		s.wasted(n, b)
 	}
 	s.retain()
 	c.busy.Add(1)
@@ -200,7 +204,11 @@ func (s *Set) fillOne(ctx context.Context, n uint32, block, to int, w why, skip 
 		if f == nil {
 			return 0, s.c.stopped()
 		}
+		then := f.phases.soFar()
 		mem, here, err := s.await(ctx, n, f, block)
+		if !w.direct { // who asked for another worker waits for that one
+			s.waited(f, then)
+		}
 		if mem != nil { // valid until leave
 			copied = copy(p, mem[min(skip, len(mem)):])
 		}
@@ -296,7 +304,12 @@ func (s *Set) failure(n uint32, f *flight, block int) error {
 // deliver puts the bytes of a block where its waiters find them: on the disk,
 // or in memory if the disk has no space.
 func (s *Set) deliver(n uint32, f *flight, block int, off int64, data []byte) error {
+	here := func(bool) {}
+	if f.early {
+		here = s.came(n, block, len(data))
+	}
 	onDisk, err := s.write(n, f, block, off, data)
+	here(onDisk)
 	if err != nil {
 		return err
 	}

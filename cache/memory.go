@@ -136,6 +136,7 @@ func (s *Set) narrow(ctx context.Context, n uint32, f *flight, w why) bool {
 		f.share = &m.ownerBlocks
 	}
 	if !s.c.fills.room(m, f.share, need) {
+		defer f.phases.turn()()
 		defer m.blocked.Add(-1)
 		if m.acquire(ctx, f.share, need) != nil {
 			return false

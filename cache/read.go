@@ -31,6 +31,7 @@ func (s *Set) ReadAt(ctx context.Context, row manifest.Row, p []byte, off int64)
 	if off >= e.Bytes {
 		return 0, nil
 	}
+	s.count(func(r *Reads) { r.Reads.Add(1) })
 	p = p[:min(int64(len(p)), e.Bytes-off)]
 	done, waited := 0, false
 	for done < len(p) {
@@ -71,10 +72,8 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 	for attempt := 0; ; attempt++ {
 		err := s.readLocal(n, block, e.Off+start, length, skip, want)
 		if err == nil {
-			s.c.counters.LocalBytes.Add(int64(len(want)))
-			if s.slots[n].early.take(block) {
-				s.c.counters.AheadUsedBytes.Add(int64(length))
-			}
+			s.countLocal(len(want))
+			s.used(n, block, length)
 			if attempt == 0 && skip+len(want) == length && s.tracker.Acting() {
 				s.note(n, s.memberAt(n, block), block, block+1, false)
 			}
@@ -133,7 +132,7 @@ func (s *Set) demand(ctx context.Context, n uint32, block, skip int, p []byte) (
 		s.note(n, m, window, min(to, window+demandWindow), true)
 		if m.ObjectOff+m.Bytes == s.man.Entry(m.Row).Bytes && block == to-1 {
 			if began, _ := s.fillAhead(n, max(from, to-footer), to); began { // the one below joins it
-				s.c.counters.Footers.Add(1)
+				s.count(func(r *Reads) { r.Footers.Add(1) })
 			}
 		}
 		return s.fillOne(ctx, n, block, min(to, window+demandWindow), why{prio: guard.Demand}, skip, p)

@@ -50,6 +50,7 @@ var reasonNames = [reasons]string{"asked", "reservation", "read", "policy", "idl
 type use struct {
 	share evict.Share
 	read  atomic.Int64 // Unix time of the last read; 0: none in this life
+	reads Reads
 }
 
 // useLocked finds or makes it. REQUIRES: c.mu is held.

@@ -44,7 +44,7 @@ const (
 
 // Tracker follows the reads of one dataset. It may be used from any goroutine.
 type Tracker struct {
-	Followed *atomic.Int64 // counts the streams that were read ahead of; may be nil
+	Followed func() // called for each stream that is read ahead of; may be nil
 
 	mu      sync.Mutex
 	streams []stream // +checklocks:mu
@@ -98,9 +98,9 @@ func (t *Tracker) Acting() bool {
 	return t.acting.Load() > 0
 }
 
-func count(n *atomic.Int64) {
-	if n != nil {
-		n.Add(1)
+func count(followed func()) {
+	if followed != nil {
+		followed()
 	}
 }
 

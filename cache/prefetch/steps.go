@@ -35,7 +35,7 @@ type Pieces struct {
 // column of a table with rows of one size, every n-th record. It names those
 // pieces and not what lies between. It may be used from any goroutine.
 type Steps struct {
-	Followed *atomic.Int64 // counts the readers that were read ahead of; may be nil
+	Followed func() // called for each reader that is read ahead of; may be nil
 
 	mu    sync.Mutex
 	all   []stepper // +checklocks:mu

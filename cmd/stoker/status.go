@@ -49,13 +49,27 @@ drawn over the whole screen until Ctrl-C (exit code 130), and leaves it as it
 was; elsewhere a block is printed when something changed, with -o json one line
 of JSON, with -o yaml one document.
 
-With --reads it shows what each worker did since it started: READ requests of its
-views, bytes that reads had from its disk, and bytes that it brought in, for reads
-and loads, from other workers and the store. What the kernel has in its page
-cache, and what kernel views have of the disk, asks no worker and is not counted.
-Beneath stands what came before anybody asked for it: how much of that was read
-since, and for whom: readers in order (streams), of pieces at equal distances
-(steps), and of the directory at the end of a container (footers).
+With --reads it shows what each worker did since it started, of all datasets or of
+one: READ requests of its views, bytes that reads had from its disk, and bytes
+that it brought in, for reads and loads, from other workers and the store. What
+the kernel has in its page cache, and what kernel views have of the disk, asks no
+worker and is not counted. A dataset's figures are those of all its generations;
+NAME@GEN has those of one.
+
+The second table is what came before anybody asked for it (AHEAD): how much of
+that was read since (USED), may be read yet, or went, or was left when the last
+view was unmounted, unread (WASTED); and for whom: readers in order (streams), of
+pieces at equal distances (steps), and of the directory at the end of a container
+(footers). Much WASTED: readers stop early, or the space is too small.
+
+The third is how long readers waited for bytes that were not here, added up over
+all of them, so that 8 readers may wait 8 seconds in one:
+  STORE  the store was asked: it is far or slow, or 'stoker preload' did not run
+  PEERS  another worker was looked for, sent, or fetched it for this one
+  DISK   space was made, an older generation copied, or what a disk lost fetched
+  QUEUE  --memory was used up, or the limits of the store (--ufs-bandwidth,
+         --ufs-requests, what it throttles) had this one wait its turn
+  LOADS  a preload had begun to bring it: the job began before its data was here
 
 With --failed it lists the objects of a dataset that its loads could not bring
 in, and why, by path: --limit of them, from the first or behind the path --after.
@@ -68,13 +82,15 @@ Names that do not fit into the terminal end in an ellipsis; --wide, a pipe, and
   stoker status train-17 --watch --interval 5s
   stoker status imagenet --failed --limit 100
   stoker status --reads
+  stoker status --reads imagenet
+  stoker status --reads imagenet -o json | jq 'map(.reads.waits.ufsSeconds) | add'
   stoker status -o json | jq '.workers[] | {id, ufs: .reads.ufsBytes}'`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return usagef(cmd, "one job or dataset at most")
 			}
-			if f.reads && (f.watch || f.failed || len(args) > 0) {
-				return usagef(cmd, "--reads is of all workers, once: it goes without a name, --watch and --failed")
+			if f.reads && (f.watch || f.failed) {
+				return usagef(cmd, "--reads is shown once: it goes without --watch and --failed")
 			}
 			if cmd.Flags().Changed("interval") && (!f.watch || f.interval < leastEvery) {
 				return usagef(cmd, "--interval %v: goes with --watch, and is %v or more", f.interval, leastEvery)
@@ -87,7 +103,7 @@ Names that do not fit into the terminal end in an ellipsis; --wide, a pipe, and
 	}
 	cmd.Flags().BoolVarP(&f.watch, "watch", "w", false, "stay, and show it anew again and again")
 	cmd.Flags().DurationVar(&f.interval, "interval", 0, "with --watch: how often (default 1s on a terminal, 5s elsewhere)")
-	cmd.Flags().BoolVar(&f.reads, "reads", false, "what each worker read, from where, since it started")
+	cmd.Flags().BoolVar(&f.reads, "reads", false, "what each worker read since it started, from where, and what readers waited for")
 	cmd.Flags().BoolVar(&f.failed, "failed", false, "list the objects that could not be brought in")
 	cmd.Flags().StringVar(&f.after, "after", "", "with --failed: those behind this `PATH`")
 	cmd.Flags().IntVar(&f.limit, "limit", api.DefaultPage, "with --failed: how many at most")
@@ -106,6 +122,8 @@ func (a *app) status(ctx context.Context, f statusFlags, name string) error {
 		return err
 	case f.failed:
 		return a.listFailed(ctx, c, f, name)
+	case f.reads && name != "":
+		return a.readsOf(ctx, c, f, name)
 	case f.watch:
 		return a.watchStatus(ctx, c, f, name)
 	case name != "":
@@ -118,7 +136,7 @@ func (a *app) status(ctx context.Context, f statusFlags, name string) error {
 	fill(&st)
 	if f.reads {
 		return a.print(st.Workers, func(w io.Writer) {
-			a.tables(w, f.wide, append([]*live.Table{readTable(st.Workers, f.wide)}, aheadTable(st.Workers, f.wide)...)...)
+			a.tables(w, f.wide, readTables(ofAll(st.Workers), f.wide)...)
 		})
 	}
 	return a.print(st, func(w io.Writer) {

@@ -67,12 +67,21 @@ all           -         13    5.0 MiB     1.0 MiB     3.0 MiB         8
 	if got := g.stdout.String(); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
-	st.Workers[0].Reads.Ahead = &api.AheadCounters{Bytes: 4 << 20, UsedBytes: 3 << 20, Streams: 2, Steps: 1, Footers: 5}
+	st.Workers[0].Reads.Ahead = &api.AheadCounters{Bytes: 4 << 20, UsedBytes: 3 << 20, WastedBytes: 256 << 10, Streams: 2, Steps: 1, Footers: 5}
 	g = newRig(t, routes{"GET /v1/status": answer(st)}, nil)
 	g.want(0, "status", "--reads")
 	if want += `
-WORKER          AHEAD  USED  NOT YET  STREAMS  STEPS  FOOTERS
-0123456789ab  4.0 MiB  75 %  1.0 MiB        2      1        5
+WORKER          AHEAD  USED    NOT YET     WASTED  STREAMS  STEPS  FOOTERS
+0123456789ab  4.0 MiB  75 %  768.0 KiB  256.0 KiB        2      1        5
+`; g.stdout.String() != want {
+		t.Errorf("got\n%swant\n%s", g.stdout.String(), want)
+	}
+	st.Workers[0].Reads.Waits = &api.ReadWaits{UFSSeconds: 61.2, PeerSeconds: 0.25, DiskSeconds: 0.001, LoadSeconds: 2}
+	g = newRig(t, routes{"GET /v1/status": answer(st)}, nil)
+	g.want(0, "status", "--reads")
+	if want += `
+WORKER        WAITED  STORE    PEERS     DISK    QUEUE    LOADS
+0123456789ab    63 s   61 s  0.250 s  0.001 s  0.000 s  2.000 s
 `; g.stdout.String() != want {
 		t.Errorf("got\n%swant\n%s", g.stdout.String(), want)
 	}
@@ -82,9 +91,41 @@ WORKER          AHEAD  USED  NOT YET  STREAMS  STEPS  FOOTERS
 	if len(workers) != 3 || workers[0].Reads.LocalBytes != 5<<20 {
 		t.Errorf("%+v", workers)
 	}
-	for _, args := range [][]string{{"x"}, {"--watch"}, {"--failed"}} {
+	for _, args := range [][]string{{"--watch"}, {"--failed"}} {
 		g.want(2, append([]string{"status", "--reads"}, args...)...)
 	}
+}
+
+// With a name it is what was read of that dataset alone, by the same words; a name
+// that is none is an error, not an empty table.
+func TestStatusReadsOfADataset(t *testing.T) {
+	all := []api.WorkerReads{{ID: "0123456789abcdef", State: "live", Reads: &api.ReadCounters{FUSEReads: 2, LocalBytes: 1 << 20, UFSRequests: 3,
+		Ahead: &api.AheadCounters{}, Waits: &api.ReadWaits{QueueSeconds: 0.5}}}, {ID: "f123", State: "lost"}}
+	rs := routes{"GET /v1/datasets/pets/reads": answer(all), "GET /v1/datasets/pets@2/reads": answer(all[1:])}
+	g := newRig(t, rs, nil)
+	g.want(0, "status", "--reads", "pets")
+	want := `WORKER        STATE  READS  FROM DISK  FROM PEERS  FROM STORE  REQUESTS
+0123456789ab  live       2    1.0 MiB         0 B         0 B         3
+f123          lost       -          -           -           -         -
+all           -          2    1.0 MiB         0 B         0 B         3
+
+WORKER         WAITED    STORE    PEERS     DISK    QUEUE    LOADS
+0123456789ab  0.500 s  0.000 s  0.000 s  0.000 s  0.500 s  0.000 s
+`
+	if got := g.stdout.String(); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	var got []api.WorkerReads
+	g = newRig(t, rs, nil)
+	g.json(&got, 0, "status", "--reads", "pets")
+	if len(got) != 2 || got[0].Reads.Waits.QueueSeconds != 0.5 {
+		t.Errorf("%+v", got)
+	}
+	g = newRig(t, rs, nil)
+	g.want(0, "status", "--reads", "pets@2")
+	g = newRig(t, routes{"GET /v1/datasets/cats/reads": fail(stoker.KindNotExist)}, nil)
+	g.want(3, "status", "--reads", "cats")
+	g.says("as told: do this")
 }
 
 // A disk that is out of service or full is seen by a person: beneath the

@@ -75,55 +75,6 @@ func workerTable(workers []api.WorkerInfo, wide bool) *live.Table {
 	return t
 }
 
-// readTable shows what workers read, and brought in, since they started, and the
-// sum; one that did not answer has no figures.
-func readTable(workers []api.WorkerInfo, wide bool) *live.Table {
-	t := table(left("WORKER"), left("STATE"), number("READS"), number("FROM DISK"), number("FROM PEERS"), number("FROM STORE"), number("REQUESTS"))
-	row := func(id string, state any, r *api.ReadCounters) {
-		t.Row(id, state, r.FUSEReads, api.HumanBytes(r.LocalBytes), api.HumanBytes(r.PeerBytes), api.HumanBytes(r.UFSBytes), r.UFSRequests)
-	}
-	var sum api.ReadCounters
-	for _, w := range workers {
-		id := live.ShortID(w.ID)
-		if wide {
-			id = w.ID
-		}
-		if w.Reads == nil {
-			t.Row(id, live.State(w.State), "", "", "", "", "")
-			continue
-		}
-		row(id, live.State(w.State), w.Reads)
-		sum.LocalBytes, sum.PeerBytes, sum.UFSBytes = sum.LocalBytes+w.Reads.LocalBytes, sum.PeerBytes+w.Reads.PeerBytes, sum.UFSBytes+w.Reads.UFSBytes
-		sum.UFSRequests, sum.FUSEReads = sum.UFSRequests+w.Reads.UFSRequests, sum.FUSEReads+w.Reads.FUSEReads
-	}
-	if len(workers) > 1 {
-		row("all", "", &sum)
-	}
-	return t
-}
-
-// aheadTable shows what workers brought in before anybody asked for it, and how
-// much of it was of use; nothing if none did.
-func aheadTable(workers []api.WorkerInfo, wide bool) []*live.Table {
-	t := table(left("WORKER"), number("AHEAD"), number("USED"), number("NOT YET"), number("STREAMS"), number("STEPS"), number("FOOTERS"))
-	came := false
-	for _, w := range workers {
-		if w.Reads == nil || w.Reads.Ahead == nil || w.Reads.Ahead.Bytes == 0 {
-			continue
-		}
-		id, a := live.ShortID(w.ID), w.Reads.Ahead
-		if wide {
-			id = w.ID
-		}
-		came = true
-		t.Row(id, api.HumanBytes(a.Bytes), fmt.Sprintf("%d %%", percent(a.UsedBytes, a.Bytes)), api.HumanBytes(a.Bytes-a.UsedBytes), a.Streams, a.Steps, a.Footers)
-	}
-	if !came {
-		return nil
-	}
-	return []*live.Table{t}
-}
-
 // diskTable lists the cache folders that are out of service or full; nothing
 // if all are well.
 func diskTable(workers []api.WorkerInfo, wide bool) []*live.Table {

@@ -792,24 +792,3 @@ type FailurePage struct {
 	Next   string    `json:"next,omitempty"` // ask for those after this path; absent = there are no more
 	Total  int       `json:"total"`          // on a worker all it knows of; of a dataset the sum over the workers
 }
-
-// ReadCounters counts where bytes came from since the worker started.
-type ReadCounters struct {
-	LocalBytes  int64 `json:"localBytes"`
-	PeerBytes   int64 `json:"peerBytes"`
-	UFSBytes    int64 `json:"ufsBytes"`
-	UFSRequests int64 `json:"ufsRequests"`
-	FUSEReads   int64 `json:"fuseReads"`
-	ServedBytes int64 `json:"servedBytes,omitempty"` // to other workers
-	// Ahead is what came before anybody asked for it.
-	Ahead *AheadCounters `json:"ahead,omitempty"`
-}
-
-// AheadCounters say what was read ahead of readers, and for whom.
-type AheadCounters struct {
-	Bytes     int64 `json:"bytes"`
-	UsedBytes int64 `json:"usedBytes"` // of those, what somebody has read since
-	Streams   int64 `json:"streams"`   // readers in order that were followed
-	Steps     int64 `json:"steps"`     // readers of pieces at equal distances
-	Footers   int64 `json:"footers"`   // ends of containers that came as a whole
-}

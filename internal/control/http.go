@@ -16,6 +16,7 @@ func (c *Controller) patterns() map[string]api.Handler {
 		"GET /v1/datasets":                  c.listDatasets,
 		"GET /v1/datasets/{name}":           c.showDataset,
 		"GET /v1/datasets/{name}/failed":    c.failed,
+		"GET /v1/datasets/{name}/reads":     c.datasetReads,
 		"GET /v1/datasets/{name}/changes":   c.datasetChanges,
 		"DELETE /v1/datasets/{name}":        c.removeDataset,
 		"POST /v1/datasets/{name}/sync":     c.syncDataset,

@@ -169,6 +169,7 @@ func wires() map[string]wire {
 		"GET /v1/datasets/{name}":           {out: api.DatasetDetail{}},
 		"POST /v1/datasets/{name}/verify":   {out: api.Event{}, stream: true},
 		"GET /v1/datasets/{name}/failed":    {out: api.FailurePage{}},
+		"GET /v1/datasets/{name}/reads":     {out: []api.WorkerReads{}},
 		"GET /v1/datasets/{name}/changes":   {out: api.DatasetChanges{}},
 		"DELETE /v1/datasets/{name}":        {out: api.EvictReport{}},
 		"POST /v1/datasets/{name}/sync":     {in: api.SyncRequest{}, out: api.Event{}, stream: true},

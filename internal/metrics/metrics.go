@@ -69,6 +69,11 @@ func (s *Samples) Counter(name, help string, v int64, labels ...string) {
 	s.add(prometheus.CounterValue, name, help, float64(v), labels)
 }
 
+// Seconds adds a count of seconds, which only grows.
+func (s *Samples) Seconds(name, help string, v float64, labels ...string) {
+	s.add(prometheus.CounterValue, name, help, v, labels)
+}
+
 // Gauge adds a value that goes up and down.
 func (s *Samples) Gauge(name, help string, v float64, labels ...string) {
 	s.add(prometheus.GaugeValue, name, help, v, labels)

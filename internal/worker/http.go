@@ -42,6 +42,7 @@ func (w *Worker) routes(local bool) http.Handler {
 	mux.Handle("PUT /v1/leases", admin(w.leases))
 	mux.Handle("PUT /v1/rules", admin(w.rules))
 	mux.Handle("POST /v1/verify", api.Handler(w.verify))
+	mux.Handle("POST /v1/reads", api.Handler(w.readsOf))
 	mux.Handle("POST /v1/evict", admin(w.evict))
 	mux.Handle("PUT /v1/drain", admin(w.drain))
 	mux.Handle("DELETE /v1/drain", admin(w.undrain))
@@ -89,16 +90,10 @@ func (w *Worker) status(rw http.ResponseWriter, r *http.Request) error {
 	}
 	mounts, fuseReads := w.views.List()
 	c := w.cache.Counters()
+	reads := countersOf(&c.Reads)
+	reads.FUSEReads, reads.ServedBytes = fuseReads, c.ServedBytes.Load()
 	api.WriteJSON(rw, http.StatusOK, api.WorkerStatus{
-		WorkerInfo: info, Mounts: mounts, Leases: w.cache.Leases(), Manifests: held,
-		Reads: api.ReadCounters{
-			LocalBytes: c.LocalBytes.Load(), PeerBytes: c.PeerBytes.Load(),
-			UFSBytes: c.UFS.Bytes.Load(), UFSRequests: c.UFS.Requests.Load(), FUSEReads: fuseReads, ServedBytes: c.ServedBytes.Load(),
-			Ahead: &api.AheadCounters{
-				Bytes: c.AheadBytes.Load(), UsedBytes: c.AheadUsedBytes.Load(),
-				Streams: c.Streams.Load(), Steps: c.Steppers.Load(), Footers: c.Footers.Load(),
-			},
-		},
+		WorkerInfo: info, Mounts: mounts, Leases: w.cache.Leases(), Manifests: held, Reads: reads,
 	})
 	return nil
 }

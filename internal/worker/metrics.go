@@ -18,6 +18,7 @@ const askDisk = 5 * time.Second
 func (w *Worker) watched() *metrics.Registry {
 	r := metrics.New("worker", w.o.Version)
 	r.Live(w.readMetrics)
+	r.Live(w.aheadMetrics)
 	r.Live(w.spaceMetrics)
 	r.Live(w.budgetMetrics)
 	r.Asked(askDisk, w.heldMetrics)
@@ -31,7 +32,6 @@ func (w *Worker) readMetrics(s *metrics.Samples) {
 	s.Counter(read, source, c.LocalBytes.Load(), "source", "local")
 	s.Counter(read, source, c.PeerBytes.Load(), "source", "peer")
 	s.Counter(read, source, c.UFS.Bytes.Load(), "source", "ufs")
-	s.Counter("stoker_read_ahead_blocks_total", "Blocks (of at most 256 KiB) that fills began to bring in before they were asked for.", c.AheadBlocks.Load())
 	s.Counter("stoker_copied_bytes_total", "Bytes of a new generation that were copied from an older one, here or at a peer.", c.CopiedBytes.Load())
 	s.Counter("stoker_peer_served_bytes_total", "Bytes that other workers got from this one.", c.ServedBytes.Load())
 	s.Counter("stoker_ufs_requests_total", "Data requests to the under file system, retries included.", c.UFS.Requests.Load())

@@ -183,8 +183,8 @@ func TestMetricsOfReads(t *testing.T) {
 	cat()
 	w.do(t, http.MethodPut, "/v1/leases", api.LeaseRequest{Leases: []api.Lease{{Holder: "j1", Manifest: id, TTLSeconds: 60}}})
 	w.do(t, http.MethodGet, "/v1/manifests/"+id.String()+"/shards/0/blocks?from=0&to=2", nil)
-	over := series(t, http.DefaultClient, w.address+"/metrics") // by TCP, without a token, on loopback
-	for over["stoker_flights_running"] != 0 {                   // who has read need not wait for the shard to be sealed
+	over := series(t, http.DefaultClient, w.address+"/metrics")                   // by TCP, without a token, on loopback
+	for over["stoker_flights_running"]+over[`stoker_shards{state="open"}`] != 0 { // who has read need not wait for the shard to be sealed
 		over = series(t, http.DefaultClient, w.address+"/metrics")
 	}
 	wantSeries(t, "mounted", over, map[string]float64{
@@ -198,7 +198,20 @@ func TestMetricsOfReads(t *testing.T) {
 		`stoker_cache_held_bytes`: over["stoker_cache_used_bytes"],
 		`stoker_http_requests_total{code="204",method="PUT",route="/v1/leases"}`:      1,
 		`stoker_http_request_duration_seconds_count{method="PUT",route="/v1/leases"}`: 1,
+		`stoker_read_wait_seconds_total{cause="load"}`:                                0,
+		`stoker_read_ahead_wasted_bytes_total`:                                        0, `stoker_read_patterns_total{pattern="steps"}`: 0,
 	})
+	var of api.ReadCounters
+	if err := json.Unmarshal(w.do(t, http.MethodPost, "/v1/reads", api.ReadsRequest{Manifests: []stoker.ID{id, {1}}}), &of); err != nil {
+		t.Fatal(err)
+	}
+	if of.UFSBytes != objects*size || of.LocalBytes != objects*size || of.FUSEReads != int64(over["stoker_fuse_reads_total"]) ||
+		of.Waits.UFSSeconds <= 0 || of.Waits.UFSSeconds != over[`stoker_read_wait_seconds_total{cause="ufs"}`] {
+		t.Errorf("of the dataset alone %+v, waits %+v", of, of.Waits)
+	}
+	if err := json.Unmarshal(w.do(t, http.MethodPost, "/v1/reads", api.ReadsRequest{Manifests: []stoker.ID{{1}}}), &of); err != nil || of.UFSBytes != 0 || of.FUSEReads != 0 {
+		t.Errorf("of another dataset %+v, %v", of, err)
+	}
 	reads := over["stoker_fuse_reads_total"]
 	if reads < objects || over["stoker_cache_used_bytes"] < objects*size {
 		t.Errorf("%v READs, %v bytes used", reads, over["stoker_cache_used_bytes"])

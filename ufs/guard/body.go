@@ -50,13 +50,7 @@ type body struct {
 // open asks for what is left, trying as often as the options say.
 func (b *body) open() error {
 	for {
-		if err := b.pace(); err != nil {
-			return err
-		}
-		if err := b.f.mayAsk(b.ctx, b.who(), b.flow); err != nil {
-			return err
-		}
-		t, err := b.f.at.limit.take(b.ctx, b.u, b.load)
+		t, err := b.mayBegin()
 		if err != nil {
 			return err
 		}
@@ -80,6 +74,18 @@ func (b *body) open() error {
 			return err
 		}
 	}
+}
+
+// mayBegin waits until the limits let the next request run.
+func (b *body) mayBegin() (*ticket, error) {
+	defer turn(b.ctx)()
+	if err := b.pace(); err != nil {
+		return nil, err
+	}
+	if err := b.f.mayAsk(b.ctx, b.who(), b.flow); err != nil {
+		return nil, err
+	}
+	return b.f.at.limit.take(b.ctx, b.u, b.load)
 }
 
 // expect takes over the checksum of a whole object, if the store sent one.

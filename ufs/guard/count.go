@@ -42,6 +42,23 @@ func WithCount(ctx context.Context, c *Count) context.Context {
 	return context.WithValue(ctx, countKey{}, &counts{c, outer})
 }
 
+type turnKey struct{}
+
+// WithTurn has begin called when a request of this context begins to wait for its
+// turn, as the limits say, and what it returns when its turn has come. A body may
+// wait again while it is read.
+func WithTurn(ctx context.Context, begin func() (end func())) context.Context {
+	return context.WithValue(ctx, turnKey{}, begin)
+}
+
+// turn is WithTurn's begin.
+func turn(ctx context.Context) (end func()) {
+	if begin, ok := ctx.Value(turnKey{}).(func() func()); ok {
+		return begin()
+	}
+	return func() {}
+}
+
 // Wasted counts bytes that came for this context and were of no use.
 func Wasted(ctx context.Context, n int64) {
 	c, _ := ctx.Value(countKey{}).(*counts)

@@ -46,13 +46,22 @@ func (b *body) earn(n int64) (int64, error) {
 	}
 	if b.credit <= 0 {
 		want := min(b.left, creditBytes)
-		err := b.f.at.budget.Take(b.ctx, budget.Bytes, b.who(), b.flow, want, b.f.at.limit.park)
+		err := b.f.at.budget.Take(b.ctx, budget.Bytes, b.who(), b.flow, want, b.park)
 		if err != nil {
 			return 0, err
 		}
 		b.credit += want
 	}
 	return min(n, b.credit), nil
+}
+
+// park notes that the body waits for the budget; what it returns, that it goes on.
+func (b *body) park() func() {
+	end, goOn := turn(b.ctx), b.f.at.limit.park()
+	return func() {
+		end()
+		goOn()
+	}
 }
 
 // pace waits until the load that the body is for may read what is left of it.
