@@ -2,9 +2,12 @@ package cache
 
 import (
 	"context"
+	"io"
+	"os"
 
 	"stoker.dev"
 	"stoker.dev/cache/peer"
+	"stoker.dev/cache/store"
 	"stoker.dev/ufs/guard"
 )
 
@@ -12,12 +15,14 @@ var _ peer.Blocks = (*Cache)(nil)
 
 // run serves blocks of one shard to a peer.
 type run struct {
-	s       *Set
-	n       uint32
-	to      int
-	through bool
-	share   *share
-	prio    guard.Priority // of what is read through
+	s        *Set
+	n        uint32
+	from, to int
+	through  bool
+	share    *share
+	prio     guard.Priority // of what is read through
+	plain    *os.File       // of its shard, which is held, too
+	sh       *store.Shard
 }
 
 // OpenRun implements peer.Blocks.
@@ -51,7 +56,7 @@ func (c *Cache) OpenRun(ctx context.Context, id stoker.ID, n uint32, from, to in
 	if peer.IsOrdered(ctx) {
 		prio = guard.Preload
 	}
-	return &run{s, n, to, through, share, prio}, nil
+	return &run{s: s, n: n, from: from, to: to, through: through, share: share, prio: prio}, nil
 }
 
 // Block implements peer.Run.
@@ -83,8 +88,68 @@ func (r *run) Block(ctx context.Context, block int, buf []byte) ([]byte, error) 
 	return buf[:length], nil
 }
 
+// A plain answer is worth to open the file once more from plainBytes on, and while
+// gaps between small objects are no more than gapsPercent of what they have.
+const (
+	plainBytes  = 64 << 10
+	gapsPercent = 25
+)
+
+// Plain implements peer.Run.
+func (r *run) Plain() *peer.Plain {
+	p := &peer.Plain{Blocks: make([]peer.Sum, 0, r.to-r.from)}
+	var ok bool
+	if r.sh, ok = r.s.c.o.Store.Get(r.s.man.Shard(r.n).ID); !ok || !r.sh.HasAll(r.from, r.to-r.from) {
+		return nil
+	}
+	start, sum, ok := r.sums(p)
+	if !ok || p.Bytes < plainBytes || p.Bytes*100 > sum*(100+gapsPercent) {
+		return nil
+	}
+	var err error
+	if r.plain, err = r.sh.Reopen(); err == nil {
+		_, err = r.plain.Seek(start, io.SeekStart)
+	}
+	if err != nil {
+		r.s.log().Warn("a shard's file cannot be opened once more; its blocks are copied", "shard", r.n, "error", err)
+		return nil
+	}
+	for b := r.from; b < r.to; b++ {
+		r.s.noteRead(r.n, b)
+	}
+	r.s.c.counters.ServedBytes.Add(sum)
+	p.File = r.plain
+	return p
+}
+
+// sums notes what the index has of each block and how long the run is; start is where it
+// begins in the file, sum what its blocks have.
+func (r *run) sums(p *peer.Plain) (start, sum int64, ok bool) {
+	sl := r.s.shard(r.n)
+	defer sl.mu.RUnlock()
+	next := int64(0)
+	for b := r.from; b < r.to; b++ {
+		off, _, length := blockOf(memberOf(sl.members, b), b)
+		if b == r.from {
+			start = off
+		} else if off != next {
+			return 0, 0, false
+		}
+		next = off + int64(peer.Aligned(length))
+		p.Blocks = append(p.Blocks, peer.Sum{Length: uint32(length), CRC: r.sh.CRC(b)})
+		p.Bytes, sum = off+int64(length)-start, sum+int64(length)
+	}
+	return start, sum, true
+}
+
 // Close implements peer.Run.
 func (r *run) Close() error {
+	if r.plain != nil {
+		_ = r.plain.Close()
+	}
+	if r.sh != nil {
+		r.sh.Release()
+	}
 	r.s.c.memory.release(r.share, answerBytes)
 	return r.s.Close()
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 
 	"stoker.dev"
@@ -62,38 +63,77 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, stoker.BlockBytes); 
 // (it is not the incarnation, or holds nothing), Corrupt, Transient.
 func (c *Client) Fetch(ctx context.Context, base string, inc stoker.Incarnation, id stoker.ID, n uint32, from, to int,
 	through bool, got func(block int, data []byte) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	watch := time.AfterFunc(c.stall, func() { cancel(errStalled) })
-	defer watch.Stop()
+	r := &request{base: base, inc: inc, id: id, shard: n, from: from, to: to, through: through, plain: true, got: got}
+	err := c.fetch(ctx, r)
+	if errors.Is(err, errPlain) { // the peer looks at its bytes then
+		r.plain = false
+		err = c.fetch(ctx, r)
+	}
+	return err
+}
 
-	url := fmt.Sprintf("%s/v1/manifests/%s/shards/%d/blocks?from=%d&to=%d", base, id, n, from, to)
-	if through {
+// request is what is asked of a peer.
+type request struct {
+	base           string
+	inc            stoker.Incarnation
+	id             stoker.ID
+	shard          uint32
+	from, to       int // what was handed out is behind from
+	through, plain bool
+	got            func(block int, data []byte) error
+	conn           syscall.RawConn // that the answer comes from, if it may be long
+}
+
+func (r *request) http(ctx context.Context, token string) (*http.Request, error) {
+	url := fmt.Sprintf("%s/v1/manifests/%s/shards/%d/blocks?from=%d&to=%d", r.base, r.id, r.shard, r.from, r.to)
+	if r.through {
 		url += "&through=1"
 	}
 	if IsOrdered(ctx) {
 		url += "&ordered=1"
 	}
+	if r.plain {
+		url += "&plain=1"
+	}
+	if r.to-r.from > 1 {
+		ctx = r.seesConn(ctx)
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return stoker.Errorf(stoker.KindInvalid, "peer.fetch", base, "%w", err)
+		return nil, stoker.Errorf(stoker.KindInvalid, "peer.fetch", r.base, "%w", err)
 	}
-	if inc != 0 {
-		req.Header.Set(IncarnationHeader, inc.String())
+	if r.inc != 0 {
+		req.Header.Set(IncarnationHeader, r.inc.String())
 	}
-	if c.token != "" {
-		req.Header.Set("Authorization", "Bearer "+c.token)
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	return req, nil
+}
+
+func (c *Client) fetch(ctx context.Context, r *request) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watch := time.AfterFunc(c.stall, func() { cancel(errStalled) })
+	defer watch.Stop()
+	req, err := r.http(ctx, c.token)
+	if err != nil {
+		return err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return c.failed(ctx, base, err)
+		return c.failed(ctx, r.base, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		return api.ReadError(resp)
 	}
-	if err := readFrames(resp.Body, from, to, func() { watch.Reset(c.stall) }, got); err != nil {
-		return c.failed(ctx, base, err)
+	read := readFrames
+	if resp.Header.Get(plainHeader) != "" {
+		read = readPlain
+	}
+	if err := read(resp.Body, r, func() { watch.Reset(c.stall) }); err != nil {
+		return c.failed(ctx, r.base, err)
 	}
 	return nil
 }
@@ -115,35 +155,50 @@ func (c *Client) failed(ctx context.Context, base string, err error) error {
 }
 
 // readFrames hands out the blocks of a response after checking each.
-func readFrames(r io.Reader, from, to int, alive func(), got func(int, []byte) error) error {
+func readFrames(body io.Reader, r *request, alive func()) error {
 	br := readers.Get().(*bufio.Reader)
-	br.Reset(r)
+	br.Reset(body)
 	defer func() { br.Reset(nil); readers.Put(br) }()
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
 	var head [headerBytes]byte
-	for block := from; block < to; block++ {
+	for ; r.from < r.to; r.from++ {
 		if _, err := io.ReadFull(br, head[:]); err != nil {
-			return fmt.Errorf("broken off before block %d: %w", block, err)
+			return fmt.Errorf("broken off before block %d: %w", r.from, err)
 		}
 		alive()
 		h := parseHeader(head[:])
-		if int(h.block) != block || h.length > stoker.BlockBytes {
-			return stoker.Errorf(stoker.KindCorrupt, "peer.fetch", "", "frame says block %d with %d bytes, expected block %d", h.block, h.length, block)
+		if err := h.check(r.from); err != nil {
+			return err
 		}
 		if h.length == 0 {
 			continue
 		}
 		data := (*b)[:h.length]
 		if _, err := io.ReadFull(br, data); err != nil {
-			return fmt.Errorf("broken off in block %d: %w", block, err)
+			return fmt.Errorf("broken off in block %d: %w", r.from, err)
 		}
-		if sum := crc32.Checksum(data, castagnoli); sum != h.crc {
-			return stoker.Errorf(stoker.KindCorrupt, "peer.fetch", "", "block %d has checksum %08x, announced %08x", block, sum, h.crc)
-		}
-		if err := got(block, data); err != nil {
+		if err := h.compare(data); err != nil {
 			return err
 		}
+		if err := r.got(r.from, data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check refuses the header of another block, or of more than a block has.
+func (h header) check(block int) error {
+	if int(h.block) != block || h.length > stoker.BlockBytes {
+		return stoker.Errorf(stoker.KindCorrupt, "peer.fetch", "", "frame says block %d with %d bytes, expected block %d", h.block, h.length, block)
+	}
+	return nil
+}
+
+func (h header) compare(data []byte) error {
+	if sum := crc32.Checksum(data, castagnoli); sum != h.crc {
+		return stoker.Errorf(stoker.KindCorrupt, "peer.fetch", "", "block %d has checksum %08x, announced %08x", h.block, sum, h.crc)
 	}
 	return nil
 }

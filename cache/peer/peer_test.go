@@ -41,6 +41,8 @@ func (s *someBlocks) Block(_ context.Context, b int, buf []byte) ([]byte, error)
 	return s.have[b], nil
 }
 
+func (s *someBlocks) Plain() *Plain { return nil }
+
 func (s *someBlocks) Close() error { return nil }
 
 func serveBlocks(t *testing.T, inc stoker.Incarnation, b Blocks) (*Client, string) {

@@ -26,7 +26,10 @@ type Run interface {
 	// its own memory; nil if this worker does not have it. The bytes are used
 	// before the next call.
 	Block(ctx context.Context, block int, buf []byte) ([]byte, error)
-	// Close ends the run.
+	// Plain returns the run as it lies on the disk; nil if it does not all lie
+	// there, or not closely enough.
+	Plain() *Plain
+	// Close ends the run, and with it its Plain.
 	Close() error
 }
 
@@ -84,20 +87,26 @@ func serve(w http.ResponseWriter, r *http.Request, inc stoker.Incarnation, block
 	}
 	defer func() { _ = run.Close() }()
 	w.Header().Set("Content-Type", "application/octet-stream")
+	conn := http.NewResponseController(w)
+	defer func() { _ = conn.SetWriteDeadline(time.Time{}) }() // the connection serves others
+	if q.Get("plain") == "1" {
+		if p := run.Plain(); p != nil {
+			sendPlain(w, conn, p, from)
+			return nil
+		}
+	}
 	bw := writers.Get().(*bufio.Writer)
 	bw.Reset(w)
 	defer func() { bw.Reset(nil); writers.Put(bw) }()
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
-	conn := http.NewResponseController(w)
 	for block := from; block < to; block++ {
 		_ = conn.SetWriteDeadline(time.Now().Add(slowest)) // an asker that hangs must not keep what the answer holds
 		if err := sendBlock(r.Context(), bw, run, block, *b); err != nil {
 			return nil // the answer has begun: breaking off tells the asker
 		}
 	}
-	_ = bw.Flush()                         // as above
-	_ = conn.SetWriteDeadline(time.Time{}) // the connection serves others
+	_ = bw.Flush() // as above
 	return nil
 }
 

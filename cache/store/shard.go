@@ -257,6 +257,16 @@ func (sh *Shard) Bitmap() []byte {
 // File returns the data file, valid until Release.
 func (sh *Shard) File() *os.File { return sh.data }
 
+// Reopen opens the data file anew, for an offset of its own. Who reads from it keeps
+// the shard, and closes it before Release.
+func (sh *Shard) Reopen() (*os.File, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", sh.data.Fd()))
+	if err != nil {
+		return nil, failed("store.open", sh.spec.ID.Short(), err)
+	}
+	return f, nil
+}
+
 // Sealed reports whether the shard is whole and read-only.
 func (sh *Shard) Sealed() bool { return sh.sealed.Load() }
 

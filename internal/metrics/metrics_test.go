@@ -153,6 +153,32 @@ func TestCloseEndsQuestions(t *testing.T) {
 	})
 }
 
+// takesFiles is an answer that has files sent by the kernel.
+type takesFiles struct {
+	http.ResponseWriter
+	took io.Reader
+}
+
+func (w *takesFiles) ReadFrom(r io.Reader) (int64, error) {
+	w.took = r
+	return 1, nil
+}
+
+// What counts requests does not keep the kernel from sending a file.
+func TestTheKernelSends(t *testing.T) {
+	r := New("worker", "")
+	defer r.Close()
+	w, file := &takesFiles{ResponseWriter: httptest.NewRecorder()}, io.LimitReader(strings.NewReader("x"), 1)
+	r.Requests(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if n, err := io.Copy(w, file); n != 1 || err != nil {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+	})).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+	if w.took != file {
+		t.Error("it was copied")
+	}
+}
+
 func TestRequestsAreCountedByRoute(t *testing.T) {
 	r := New("worker", "")
 	defer r.Close()

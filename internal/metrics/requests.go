@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"cmp"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -65,6 +66,12 @@ func (r *recorder) WriteHeader(code int) {
 func (r *recorder) Write(p []byte) (int, error) {
 	r.code = cmp.Or(r.code, http.StatusOK)
 	return r.ResponseWriter.Write(p)
+}
+
+// ReadFrom lets the kernel send what comes from a file.
+func (r *recorder) ReadFrom(src io.Reader) (int64, error) {
+	r.code = cmp.Or(r.code, http.StatusOK)
+	return io.Copy(r.ResponseWriter, src)
 }
 
 // Unwrap lets http.ResponseController through: streams flush.

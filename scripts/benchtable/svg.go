@@ -19,6 +19,8 @@ var charts = []chart{
 	{"Time of a read: view ÷ local disk (shorter is better)", "view/disk", true},
 	{"First walk over a million names: rate of the view ÷ rate of the local disk", "first-view/disk", false},
 	{"Second walk over them", "second-view/disk", false},
+	{"Rate of reads from another worker ÷ rate of sendfile(2)", "peer/sendfile", false},
+	{"Small files from another worker: rate in batches ÷ rate one by one", "batched/single", false},
 	{"Rate of a cold view ÷ rate of a lean S3 client", "view/lean", false},
 	{"Time of a preload ÷ time of a lean S3 client (shorter is better)", "preload/lean", false},
 }
@@ -32,6 +34,7 @@ var goals = map[string]float64{
 	"Names/tree/second": .80, "Cold/small": .45, "Cold/large": .60,
 	"Random/kernel/4KiB/hot": 1.15, "Random/kernel/4KiB/dropped": 1.15, "Random/kernel/128KiB/hot": 1.15,
 	"Random/kernel/128KiB/dropped": 1.15, "Random/kernel/mapped/hot": 1.15, "Random/kernel/mapped/dropped": 1.15,
+	"Peer": .85, "PeerSmall/4KiB": 3, "PeerSmall/100KiB": 3,
 	"Preload/20000x100KiB": 1.1, "Preload/8x256MiB": 1.1,
 }
 
