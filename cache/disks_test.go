@@ -13,6 +13,7 @@ import (
 	"stoker.dev"
 	"stoker.dev/cache/store"
 	"stoker.dev/internal/api"
+	"stoker.dev/internal/testenv"
 )
 
 // sickDisk is a folder on a file system of its own that can be broken.
@@ -29,7 +30,7 @@ func (d *sickDisk) folder() store.Folder { return store.Folder{Dir: d.dir, Capac
 func sickDisks(t *testing.T) map[string]func(t *testing.T) *sickDisk {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("only root can mount")
+		testenv.Lacks(t, "only root can mount")
 	}
 	mounted := func(t *testing.T, source, kind, options string, flags uintptr) string {
 		t.Helper()
@@ -39,7 +40,7 @@ func sickDisks(t *testing.T) map[string]func(t *testing.T) *sickDisk {
 		}
 		if kind == "loop" {
 			if out, err := exec.Command("mount", "-o", "loop", source, dir).CombinedOutput(); err != nil {
-				t.Skipf("no loop mounts: %s", out)
+				testenv.Lacks(t, "no loop mounts: %s", out)
 			}
 		} else if err := unix.Mount(source, dir, kind, flags, options); err != nil {
 			t.Fatal(err)
@@ -58,7 +59,7 @@ func sickDisks(t *testing.T) map[string]func(t *testing.T) *sickDisk {
 		"read-only": func(t *testing.T) *sickDisk {
 			image := filepath.Join(t.TempDir(), "image")
 			if out, err := exec.Command("mkfs.ext4", "-q", image, "400m").CombinedOutput(); err != nil {
-				t.Skipf("no ext4: %s", out)
+				testenv.Lacks(t, "no ext4: %s", out)
 			}
 			dir := mounted(t, image, "loop", "", 0)
 			return &sickDisk{dir, func() error { return unix.Mount("", dir, "ext4", unix.MS_REMOUNT, "abort") }, store.Readonly}

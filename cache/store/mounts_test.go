@@ -10,13 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stoker.dev"
+	"stoker.dev/internal/testenv"
 )
 
 // mountTmpfs mounts a file system of its own at a folder of the test.
 func mountTmpfs(t testing.TB, dir string, options string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("only root can mount")
+		testenv.Lacks(t, "only root can mount")
 	}
 	must(t, os.MkdirAll(dir, 0o700), unix.Mount("tmpfs", dir, "tmpfs", 0, options))
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })

@@ -12,6 +12,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
+	"stoker.dev/internal/testenv"
 )
 
 func TestPrintable(t *testing.T) {
@@ -52,7 +53,7 @@ func terminal(t *testing.T) (*os.File, func() string) {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {
-		t.Skipf("no pseudo-terminals here: %v", err)
+		testenv.Lacks(t, "no pseudo-terminals here: %v", err)
 	}
 	t.Cleanup(func() { _ = master.Close() })
 	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
@@ -60,11 +61,11 @@ func terminal(t *testing.T) (*os.File, func() string) {
 		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
 	}
 	if err != nil {
-		t.Skip(err)
+		testenv.Lacks(t, "no pseudo-terminals here: %v", err)
 	}
 	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skip(err)
+		testenv.Lacks(t, "no pseudo-terminals here: %v", err)
 	}
 	return slave, func() string {
 		_ = slave.Close() // then the master reads to the end: EIO

@@ -18,6 +18,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
+	"stoker.dev/internal/testenv"
 )
 
 // codes is the contract's table. A kind that is missing here fails the tests.
@@ -341,7 +342,7 @@ func TestConfigFilesThatAreWrong(t *testing.T) {
 // A config file that may not be read is an error that says so.
 func TestConfigFilesThatMayNotBeRead(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("becomes another user, which root may")
+		testenv.Lacks(t, "becomes another user, which root may")
 	}
 	g := newRig(t, nil, nil)
 	write(t, g.etc, "output: json\n")

@@ -27,6 +27,7 @@ import (
 	"stoker.dev/fuse/erofs"
 	"stoker.dev/fuse/mount"
 	"stoker.dev/fuse/shardfs"
+	"stoker.dev/internal/testenv"
 	"stoker.dev/ufs"
 	"stoker.dev/ufs/memufs"
 )
@@ -325,7 +326,7 @@ func (d *dataset) mount(t *testing.T, local func(uint32) bool) view {
 		Options: mount.Options{Dir: dir, Name: name}, Images: images, Devices: devices, Shards: v.fs, NameOf: shardfs.Name,
 	})
 	if stoker.KindOf(err) == stoker.KindInvalid && !hasEROFS() {
-		t.Skip(err)
+		testenv.Lacks(t, "%v", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -567,7 +568,7 @@ func (l many) mount(t *testing.T, shard func(n int) *os.File) (dir string) {
 		Options: mount.Options{Dir: dir, Name: "x"}, Images: images, Devices: devices, Shards: fs, NameOf: func(uint32) string { return shardfs.Name(0) },
 	})
 	if stoker.KindOf(err) == stoker.KindInvalid && !hasEROFS() {
-		t.Skip(err)
+		testenv.Lacks(t, "%v", err)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stoker.dev"
+	"stoker.dev/internal/testenv"
 )
 
 // oneFile is a file system with a file "f" whose bytes tell where they are.
@@ -208,7 +209,7 @@ func TestTakeOver(t *testing.T) {
 	dir := t.TempDir()
 	l := live(t, dir)
 	if !l.handle.Resends() {
-		t.Skip("Linux 6.9 and later can do it")
+		testenv.Lacks(t, "Linux 6.9 and later can do it")
 	}
 	got := reading(filepath.Join(dir, "f"))
 	l.hears(t, "stuck\n")
@@ -284,7 +285,7 @@ func TestLeave(t *testing.T) {
 	dir := t.TempDir()
 	l := live(t, dir)
 	if !l.handle.Resends() {
-		t.Skip("Linux 6.9 and later can do it")
+		testenv.Lacks(t, "Linux 6.9 and later can do it")
 	}
 	got := reading(filepath.Join(dir, "f"))
 	l.hears(t, "stuck\n")

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stoker.dev"
+	"stoker.dev/internal/testenv"
 )
 
 func wantKind(t *testing.T, what string, err error, kind stoker.Kind) {
@@ -255,7 +256,7 @@ func TestUnixSocketKnowsItsCaller(t *testing.T) {
 // it has no name; it is no admin.
 func TestUnixSocketOfAnotherUser(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("only root can take another uid")
+		testenv.Lacks(t, "only root can take another uid")
 	}
 	dir, err := os.MkdirTemp("", "stoker-api-")
 	if err != nil {

@@ -36,7 +36,7 @@ func BenchmarkViews(b *testing.B) {
 	c.add()
 	c.must("preload", "data", "--wait")
 	disk := filepath.Join(c.root, "data")
-	for _, kind := range viewKinds() {
+	for _, kind := range viewKinds(b) {
 		b.Run(kind, func(b *testing.B) { benchmarkView(b, c, kind, disk) })
 	}
 }

@@ -45,13 +45,13 @@ func ext4Disk(t *testing.T, limit int64) aDisk {
 	d := aDisk{filepath.Join(t.TempDir(), "disk"), limit}
 	image := d.at + ".kept"
 	if out, err := exec.Command("mkfs.ext4", "-q", image, fmt.Sprint((limit+limit/4)>>20)+"m").CombinedOutput(); err != nil {
-		t.Skipf("no ext4: %s", out)
+		testenv.Lacks(t, "no ext4: %s", out)
 	}
 	if err := os.Mkdir(d.at, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command("mount", "-o", "loop", image, d.at).CombinedOutput(); err != nil {
-		t.Skipf("no loop mounts: %s", out)
+		testenv.Lacks(t, "no loop mounts: %s", out)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(d.at, unix.MNT_DETACH) })
 	return d
@@ -124,7 +124,7 @@ const (
 func upForFolders(t *testing.T) (c *cluster, size int64) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("only root can mount")
+		testenv.Lacks(t, "only root can mount")
 	}
 	return up(t, 1, "64MiB", func(root string) {
 		size = makeFiles(t, root, 800, 100<<10, foldersLarge, 60<<20)

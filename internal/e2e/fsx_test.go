@@ -36,7 +36,7 @@ func TestFsx(t *testing.T) {
 	})
 	c.add()
 	for _, warm := range []string{"cold", "resident"} {
-		for _, kind := range viewKinds() {
+		for _, kind := range viewKinds(t) {
 			t.Run(warm+"/"+kind, func(t *testing.T) {
 				if warm == "resident" {
 					c.must("preload", "data", "--wait")

@@ -104,7 +104,7 @@ func TestReadersOutliveTheirWorker(t *testing.T) {
 		views[name] = &rereader{source: source, view: c.mountAs(kind, "data"), files: files, body: body, step: make(chan struct{}), failed: make(chan struct{}, 2)}
 		sameTree(t, source, views[name].view)
 	}
-	kernel := slices.Contains(viewKinds(), "kernel")
+	kernel := slices.Contains(viewKinds(t), "kernel")
 	if kernel {
 		show("kernel", "kernel")
 	}

@@ -36,7 +36,7 @@ type shown struct {
 	Worker int
 }
 
-func drawSetting(r *rand.Rand) (s setting) {
+func drawSetting(t testing.TB, r *rand.Rand) (s setting) {
 	one := func(of ...string) string { return of[r.IntN(len(of))] }
 	s.Warm, s.Replicas, s.Layout = one("cold", "half", "whole"), 1+r.IntN(3), one("spread", "spread", "local")
 	s.Advice = []int{unix.FADV_NORMAL, unix.FADV_RANDOM, unix.FADV_SEQUENTIAL}[r.IntN(3)]
@@ -51,7 +51,7 @@ func drawSetting(r *rand.Rand) (s setting) {
 			"--evict-high", one("60", "95", "100"), "--evict-low", "50",
 		}
 	}
-	kinds := append(viewKinds(), "auto")
+	kinds := append(viewKinds(t), "auto")
 	for range 1 + r.IntN(2) {
 		s.Views = append(s.Views, shown{kinds[r.IntN(len(kinds))], 1 + r.IntN(2)})
 	}
@@ -88,7 +88,7 @@ func TestReadsUnderRandomSettings(t *testing.T) {
 			m.t, m.c.t = t, t
 			m.baseline()
 			for i := range settings {
-				s := drawSetting(r)
+				s := drawSetting(t, r)
 				began := time.Now()
 				m.run(s, seed)
 				t.Logf("setting %d: %+v: %v", i, s, time.Since(began).Round(time.Millisecond))

@@ -125,7 +125,7 @@ func TestPosix(t *testing.T) {
 		if warm == "resident" {
 			c.must("preload", "posix", "--wait")
 		}
-		for _, kind := range viewKinds() {
+		for _, kind := range viewKinds(t) {
 			mnt := c.mountAs(kind, "posix")
 			t.Run(warm+"/"+kind, func(t *testing.T) { posixView(t, pid, mnt) })
 			c.must("umount", mnt)

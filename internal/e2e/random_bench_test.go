@@ -25,7 +25,7 @@ func BenchmarkRandom(b *testing.B) {
 	c.must("preload", "data", "--wait")
 	const name = "shards/0.tar"
 	disk := filepath.Join(c.root, "data")
-	for _, kind := range viewKinds() {
+	for _, kind := range viewKinds(b) {
 		view := b.TempDir()
 		c.must("mount", "data", view, "--view", kind)
 		for _, w := range []struct {
@@ -147,7 +147,7 @@ func BenchmarkNames(b *testing.B) {
 	}
 	c := up(b, 1, "1GiB", func(string) {}, "--allow-file", disk)
 	c.must("dataset", "add", "names", "file://"+disk)
-	for _, kind := range viewKinds() {
+	for _, kind := range viewKinds(b) {
 		b.Run(kind, func(b *testing.B) {
 			p := &pair{c: c}
 			var rate [2][2][]float64 // of the first and the second walk

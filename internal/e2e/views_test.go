@@ -23,11 +23,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stoker.dev/internal/api"
+	"stoker.dev/internal/testenv"
 )
 
 // viewKinds are both kinds of views, where this machine has both.
-func viewKinds() []string {
+func viewKinds(t testing.TB) []string {
+	t.Helper()
 	if known, err := os.ReadFile("/proc/filesystems"); err != nil || !bytes.Contains(known, []byte("erofs")) {
+		testenv.Without(t, "this kernel has no EROFS: no kernel views")
 		return []string{"tree"}
 	}
 	return []string{"tree", "kernel"}
@@ -65,7 +68,7 @@ func TestViewsShowTheSource(t *testing.T) {
 	})
 	c.add()
 	source := filepath.Join(c.root, "data")
-	for _, kind := range viewKinds() {
+	for _, kind := range viewKinds(t) {
 		t.Run(kind, func(t *testing.T) {
 			before := c.proxy.Bytes()
 			dir := c.mountAs(kind, "data")
@@ -316,8 +319,8 @@ func sameNames(source, view string) error {
 // dropped, while no worker lives, and while its worker's next life, which had no
 // holder, puts a new one in its place no open fails.
 func TestKernelViewOutlivesItsWorker(t *testing.T) {
-	if !slices.Contains(viewKinds(), "kernel") {
-		t.Skip("this kernel has no EROFS")
+	if !slices.Contains(viewKinds(t), "kernel") {
+		testenv.Lacks(t, "this kernel has no EROFS")
 	}
 	c := up(t, 1, "1GiB", func(root string) { makeFiles(t, root, 100, 200<<10, 1, 66<<20+777) })
 	c.add()
@@ -386,7 +389,7 @@ func TestKernelViewOutlivesItsWorker(t *testing.T) {
 func TestAutoViewStaysWhatItIs(t *testing.T) {
 	c := up(t, 1, "1GiB", func(root string) { makeFiles(t, root, 100, 200<<10, 1, 66<<20+777) })
 	c.add()
-	whole := viewKinds()[len(viewKinds())-1]
+	whole := viewKinds(t)[len(viewKinds(t))-1]
 	shown := map[string]api.MountInfo{}
 	for _, want := range []string{"tree", whole} {
 		dir := t.TempDir()
@@ -417,7 +420,7 @@ func TestAutoViewStaysWhatItIs(t *testing.T) {
 				t.Errorf("a %s view reads ahead %s KiB, want %s", m.View, readAhead(t, dir), want)
 			}
 		}
-		if slices.Contains(viewKinds(), "kernel") {
+		if slices.Contains(viewKinds(t), "kernel") {
 			c.must("evict", "data", "--force")
 			dir := c.mountAs("kernel", "data")
 			if got := readAhead(t, dir); got != "4096" {
@@ -489,8 +492,8 @@ func deviceOf(t *testing.T, dir string) uint64 {
 // What is not resident fails at once without its worker and a holder, never as
 // zeros, and is right when the worker is back.
 func TestKernelViewMissesWithoutItsWorker(t *testing.T) {
-	if !slices.Contains(viewKinds(), "kernel") {
-		t.Skip("this kernel has no EROFS")
+	if !slices.Contains(viewKinds(t), "kernel") {
+		testenv.Lacks(t, "this kernel has no EROFS")
 	}
 	c := up(t, 1, "1GiB", func(root string) { makeFiles(t, root, 50, 100<<10, 0, 0) })
 	c.add()

@@ -20,6 +20,7 @@ import (
 	"stoker.dev/cache/placement"
 	"stoker.dev/cache/store"
 	"stoker.dev/internal/api"
+	"stoker.dev/internal/testenv"
 	"stoker.dev/ufs/folder"
 )
 
@@ -126,7 +127,7 @@ func TestDoctorFindsWhatIsBroken(t *testing.T) {
 // by a metric, and its capacity is not counted.
 func TestDoctorNamesABadDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can mount")
+		testenv.Lacks(t, "only root can mount")
 	}
 	root := t.TempDir()
 	bad, good := filepath.Join(root, "bad"), filepath.Join(root, "good")

@@ -14,6 +14,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
+	"stoker.dev/internal/testenv"
 	"stoker.dev/ufs"
 )
 
@@ -46,7 +47,7 @@ func (w *watchedWorker) show(t *testing.T, id stoker.ID, kind string) (dir, said
 func TestViewsAreAlike(t *testing.T) {
 	w := startWatched(t)
 	if w.views.kernel.err != nil {
-		t.Skip(w.views.kernel.err)
+		testenv.Lacks(t, "%v", w.views.kernel.err)
 	}
 	mod := time.Unix(1_650_000_000, 123_000_000)
 	for i, name := range []string{"a/b/c", "a/b/run.sh", "empty", "odd/\xff", "odd/ü\n", "odd/!", "odd/.h", "odd/..x", "odd/" + strings.Repeat("n", 255), "z"} {
@@ -100,7 +101,7 @@ func (w *watchedWorker) bringIn(t *testing.T, id stoker.ID, path string) {
 func TestAutoView(t *testing.T) {
 	w := startWatched(t)
 	if w.views.kernel.err != nil {
-		t.Skip(w.views.kernel.err)
+		testenv.Lacks(t, "%v", w.views.kernel.err)
 	}
 	w.ufs.Put("f", bytes.Repeat([]byte("0123456789"), 50_000))
 	id := w.freeze(t)
@@ -186,7 +187,7 @@ func TestFallbackToTheTreeView(t *testing.T) {
 func TestKernelViewHoldsItsShards(t *testing.T) {
 	w := startWatched(t)
 	if w.views.kernel.err != nil {
-		t.Skip(w.views.kernel.err)
+		testenv.Lacks(t, "%v", w.views.kernel.err)
 	}
 	body := bytes.Repeat([]byte("0123456789"), 50_000)
 	w.ufs.Put("f", body)
@@ -235,7 +236,7 @@ func TestKernelViewHoldsItsShards(t *testing.T) {
 func TestImagesCount(t *testing.T) {
 	w := startWatched(t)
 	if w.views.kernel.err != nil {
-		t.Skip(w.views.kernel.err)
+		testenv.Lacks(t, "%v", w.views.kernel.err)
 	}
 	w.ufs.Put("f", []byte("x"))
 	id := w.freeze(t)
