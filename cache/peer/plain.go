@@ -85,25 +85,36 @@ func readPlain(body io.Reader, r *request, alive func()) error {
 		if err := parseHeader(h).check(block); err != nil {
 			return err
 		}
+		if padded(h) == 0 {
+			return stoker.Errorf(stoker.KindCorrupt, "peer.fetch", "", "block %d is said to be there, and to have no bytes", block)
+		}
 		left += padded(h)
 	}
 	in := &patient{r: body, conn: r.conn, left: left}
 	defer in.wake(1)
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
-	for ; r.from < r.to; r.from++ {
+	for len(heads) > 0 {
+		group := 0 // of blocks that come at once: a system call for each small one would cost more than its bytes
+		for h := heads; len(h) > 0 && group+padded(h) <= len(*b); h = h[headerBytes:] {
+			group += padded(h)
+		}
+		n, broken := io.ReadFull(in, (*b)[:group])
 		alive()
-		h, bytes := parseHeader(heads), padded(heads)
-		heads = heads[headerBytes:]
-		if _, err := io.ReadFull(in, (*b)[:bytes]); err != nil {
-			return fmt.Errorf("%w: broken off in block %d: %w", errPlain, r.from, err)
-		}
-		data := (*b)[:h.length]
-		if err := h.compare(data); err != nil {
-			return fmt.Errorf("%w: %w", errPlain, err)
-		}
-		if err := r.got(r.from, data); err != nil {
-			return err
+		for at := 0; at < group; heads = heads[headerBytes:] {
+			h := parseHeader(heads)
+			if n < at+int(h.length) {
+				return fmt.Errorf("%w: broken off in block %d: %w", errPlain, r.from, broken)
+			}
+			data := (*b)[at : at+int(h.length)]
+			if err := h.compare(data); err != nil {
+				return fmt.Errorf("%w: %w", errPlain, err)
+			}
+			if err := r.got(r.from, data); err != nil {
+				return err
+			}
+			at += padded(heads)
+			r.from++
 		}
 	}
 	return nil

@@ -187,6 +187,7 @@ func TestBrokenPlainAnswers(t *testing.T) {
 	for name, body := range map[string][]byte{
 		"another block": heads(header{0, 4, 0}, header{7, 4, 0}),
 		"too long":      heads(header{0, 4, 0}, header{1, stoker.BlockBytes + 1, 0}),
+		"nothing":       heads(header{0, 0, 0}, header{1, 0, 0}),
 	} {
 		c, url := dial(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set(plainHeader, "1")
