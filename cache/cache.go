@@ -224,7 +224,8 @@ type slot struct {
 
 	misses atomic.Int32 // demands that another worker's whole copy served
 	lost   atomic.Bool  // its file went with a disk since a load last looked
-	early  early        // blocks that came ahead and that nobody has read
+	early  blockSet     // blocks that came ahead and that nobody has read
+	given  blockSet     // blocks that the kernel has whole; see delivered
 }
 
 type rootFS struct {
@@ -328,6 +329,7 @@ func (s *Set) release(n uint32) {
 		sl.sh = nil
 	}
 	s.wasteLocked(n, sl)
+	sl.given.p.Store(nil)
 	sl.mu.Unlock()
 }
 

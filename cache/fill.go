@@ -350,6 +350,7 @@ func (s *Set) seal(n uint32) {
 		return
 	}
 	if whole {
+		s.letAllPagesGo(n)
 		s.c.o.Directory.Announce(s.id, n, true)
 	}
 }

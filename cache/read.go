@@ -74,6 +74,9 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 		if err == nil {
 			s.countLocal(len(want))
 			s.used(n, block, length)
+			if skip == 0 && len(want) == length && e.Bytes > demandWindow*stoker.BlockBytes {
+				s.delivered(n, block)
+			}
 			if attempt == 0 && skip+len(want) == length && s.tracker.Acting() {
 				s.note(n, s.memberAt(n, block), block, block+1, false)
 			}

@@ -181,32 +181,3 @@ func (s *Set) wasteLocked(n uint32, sl *slot) {
 	}
 	s.count(func(r *Reads) { r.AheadWastedBytes.Add(sum) })
 }
-
-// early are the blocks of a shard that came ahead of readers and that no reader
-// has had yet. Most shards have none and take no memory for it.
-type early struct{ p atomic.Pointer[marks] }
-
-type marks []atomic.Uint32
-
-func (m marks) set(block int) { m[block/32].Or(1 << (block % 32)) }
-
-// made returns the marks, for so many blocks.
-func (e *early) made(blocks int) marks {
-	for {
-		if m := e.p.Load(); m != nil {
-			return *m
-		}
-		m := make(marks, (blocks+31)/32)
-		e.p.CompareAndSwap(nil, &m)
-	}
-}
-
-// take ends a block's mark, and reports whether it had one.
-func (e *early) take(block int) bool {
-	m := e.p.Load()
-	if m == nil {
-		return false
-	}
-	w, bit := &(*m)[block/32], uint32(1)<<(block%32)
-	return w.Load()&bit != 0 && w.And(^bit)&bit != 0
-}

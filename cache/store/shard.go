@@ -254,6 +254,12 @@ func (sh *Shard) Bitmap() []byte {
 	return out
 }
 
+// DropPages lets go of what the page cache has of the file from off on, n bytes of it,
+// as far as it is clean and nobody maps it. REQUIRES: a reference.
+func (sh *Shard) DropPages(off, n int64) {
+	_ = unix.Fadvise(int(sh.data.Fd()), off, n, unix.FADV_DONTNEED) // advice: what stays costs memory, no more
+}
+
 // File returns the data file, valid until Release.
 func (sh *Shard) File() *os.File { return sh.data }
 
