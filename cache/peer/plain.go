@@ -45,8 +45,9 @@ type Sum struct {
 	Length, CRC uint32 // bytes; CRC32C
 }
 
-// plainStep is how much of a plain answer goes by one call.
-const plainStep = 16
+// plainStep is how much of a plain answer goes by one call, within slowest: an asker
+// that hangs must not keep what the answer holds.
+const plainStep = 4 * stoker.BlockBytes
 
 // sendPlain lets the kernel send the blocks. One that breaks off tells the asker.
 func sendPlain(w http.ResponseWriter, conn *http.ResponseController, p *Plain, from int) {
@@ -61,8 +62,8 @@ func sendPlain(w http.ResponseWriter, conn *http.ResponseController, p *Plain, f
 		return
 	}
 	for left := p.Bytes; left > 0; {
-		_ = conn.SetWriteDeadline(time.Now().Add(plainStep * slowest))
-		n, err := io.CopyN(w, p.File, min(left, plainStep*stoker.BlockBytes))
+		_ = conn.SetWriteDeadline(time.Now().Add(slowest))
+		n, err := io.CopyN(w, p.File, min(left, plainStep))
 		if err != nil {
 			return
 		}

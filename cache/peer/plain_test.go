@@ -6,12 +6,14 @@ import (
 	"hash/crc32"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"stoker.dev"
 )
@@ -173,6 +175,49 @@ func TestPlainAndOlderPeers(t *testing.T) {
 		t.Errorf("%d bytes, %v, %v", len(body), err, resp.Header)
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// hanging is an answer whose asker reads nothing after some steps.
+type hanging struct {
+	http.ResponseWriter
+	steps     int
+	deadlines []time.Duration
+}
+
+func (h *hanging) SetWriteDeadline(t time.Time) error {
+	h.deadlines = append(h.deadlines, time.Until(t))
+	return nil
+}
+
+func (h *hanging) ReadFrom(r io.Reader) (int64, error) {
+	if h.steps--; h.steps < 0 {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return io.Copy(io.Discard, r)
+}
+
+// An asker that hangs keeps an answer for no longer than with frames: each step has its
+// own deadline, and the first one that is missed ends it.
+func TestPlainAskerHangs(t *testing.T) {
+	lengths := make([]int, 16)
+	for i := range lengths {
+		lengths[i] = stoker.BlockBytes
+	}
+	run, err := newOnDisk(t, lengths...).OpenRun(t.Context(), stoker.ID{}, 1, 0, len(lengths), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = run.Close() }()
+	w := &hanging{ResponseWriter: httptest.NewRecorder(), steps: 2}
+	sendPlain(w, http.NewResponseController(w), run.Plain(), 0)
+	if len(w.deadlines) != 4 || w.steps != -1 { // the headers, two steps, and the one that fails
+		t.Errorf("%d deadlines, %d steps left", len(w.deadlines), w.steps)
+	}
+	for _, d := range w.deadlines {
+		if d <= 0 || d > slowest {
+			t.Errorf("a deadline of %v", d)
+		}
+	}
 }
 
 // Headers of a plain answer that cannot be are refused before a byte of it is read.
