@@ -127,6 +127,7 @@ type Cache struct {
 	following chan struct{} // holds one for each copy ahead of demand
 	ahead     chan struct{} // and one for each fill
 
+	orders      atomic.Int64  // bytes that the orders of samplers take
 	readerWaits time.Duration // see there
 	waitMost    time.Duration // see there
 }

@@ -24,20 +24,25 @@ const footer = 1 << 20 / stoker.BlockBytes
 // its end. Blocks that are not here are brought in first; what is read is
 // checked against its checksum each time. A warm read does not allocate.
 func (s *Set) ReadAt(ctx context.Context, row manifest.Row, p []byte, off int64) (int, error) {
+	n, _, err := s.read(ctx, row, p, off)
+	return n, err
+}
+
+// read is ReadAt. waited: for bytes that were not here.
+func (s *Set) read(ctx context.Context, row manifest.Row, p []byte, off int64) (done int, waited bool, err error) {
 	e := s.man.Entry(row)
 	if e.Kind != manifest.File || off < 0 {
-		return 0, stoker.Errorf(stoker.KindInvalid, "cache.read", s.man.Path(row), "not a file, or a negative offset")
+		return 0, false, stoker.Errorf(stoker.KindInvalid, "cache.read", s.man.Path(row), "not a file, or a negative offset")
 	}
 	if off >= e.Bytes {
-		return 0, nil
+		return 0, false, nil
 	}
 	s.count(func(r *Reads) { r.Reads.Add(1) })
 	p = p[:min(int64(len(p)), e.Bytes-off)]
-	done, waited := 0, false
 	for done < len(p) {
 		n, missed, err := s.readBlock(ctx, row, e, p[done:], off+int64(done))
 		if err != nil {
-			return done, err
+			return done, waited, err
 		}
 		done += n
 		waited = waited || missed
@@ -45,7 +50,7 @@ func (s *Set) ReadAt(ctx context.Context, row manifest.Row, p []byte, off int64)
 	if waited || s.steps.Acting() || s.tracker.Acting() {
 		s.noteSteps(row, e, off, done, waited)
 	}
-	return done, nil
+	return done, waited, nil
 }
 
 // readBlock reads up to the end of the block that off lies in. waited: it was not

@@ -18,6 +18,7 @@ type Reads struct {
 	AheadBytes, AheadUsedBytes atomic.Int64 // of those, what came; and of these, what somebody read since
 	AheadWastedBytes           atomic.Int64 // what went, or was left by the last user of its dataset, unread
 	Streams, Steppers, Footers atomic.Int64 // readers that were followed; ends of containers that came as a whole
+	Epochs                     atomic.Int64 // of jobs whose samplers are known, that were recognised
 	UFS                        guard.Count  // all data requests
 
 	waits [causes]atomic.Int64 // ns

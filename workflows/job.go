@@ -58,6 +58,8 @@ type JobInput struct {
 	// spread will do if they have no room.
 	Nodes []string `json:",omitempty"`
 	Auto  bool     `json:",omitempty"`
+	// Sampler is the order in which the job reads; "" = not known.
+	Sampler string `json:",omitempty"`
 }
 
 func (in *JobInput) names() (names []string) {

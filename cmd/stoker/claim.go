@@ -58,6 +58,8 @@ release a claim may be made anew; the data stays for the --grace of the
 controller or of the claim unless its space is needed.
 ` + layoutHelp + `
 Name the --nodes once the scheduler has chosen them.
+` + samplerHelp + `
+Its mounts are told of it: by 'stoker mount --sampler'.
 
 Exit code 75 says that nobody answers now: run it again.` + selectionWords,
 		Example: `  stoker claim --job-id "$SLURM_JOB_ID" --submitted "$SUBMIT_TIME" --dataset imagenet
@@ -86,6 +88,7 @@ Exit code 75 says that nobody answers now: run it again.` + selectionWords,
 	fs.BoolVar(&req.Sync, "sync", false, "list the datasets again first")
 	fs.StringVar(&req.Layout, "layout", "auto", "auto, local or spread")
 	fs.StringSliceVar(&req.Nodes, "nodes", nil, nodesWords)
+	samplerFlag(cmd, &req.Sampler)
 	verifyFlag(cmd, &req.Verify)
 	fs.DurationVar(&f.ttl, "ttl", 24*time.Hour, "how long it lives if it is neither repeated nor released")
 	fs.DurationVar(&f.grace, "grace", 0, "how long after its release the data is evicted only after what nobody wanted (default the controller's)")
@@ -124,6 +127,9 @@ func (f *claimFlags) read(cmd *cobra.Command, req *api.ClaimRequest) error {
 		return err
 	}
 	if err := checkLayout(cmd, req, false); err != nil {
+		return err
+	}
+	if err := checkSampler(cmd, &req.Sampler); err != nil {
 		return err
 	}
 	if err := checkVerify(cmd, req.Verify); err != nil {

@@ -22,6 +22,9 @@ func (a *app) printJob(st *api.JobStatus) error {
 		if st.Layout != "" {
 			row(w, "layout", st.Layout+" on "+nodeList(st.Nodes))
 		}
+		if st.Sampler != "" {
+			row(w, "sampler", st.Sampler)
+		}
 		row(w, "resident", fmt.Sprintf("%s of %s (%d %%)", api.HumanBytes(st.ResidentBytes), api.HumanBytes(st.Bytes), percent(st.ResidentBytes, st.Bytes)))
 		if !api.Settled(st.State) {
 			row(w, "rate", api.HumanBytes(int64(st.BytesPerSec))+"/s")

@@ -163,14 +163,14 @@ func TestTokenFileThatIsNotThere(t *testing.T) {
 var contract = map[string]string{
 	"submit": "dataset on-miss deadline sync layout sampler job-id", "status": "watch reads", "wait": "", "cancel": "", "jobs": "",
 	"dataset add": "endpoint region path-style anonymous profile max-age", "dataset ls": "", "dataset show": "changes", "dataset sync": "", "dataset rm": "",
-	"preload": "wait sync replicas", "verify": "deep", "evict": "force", "pin": "for reason", "unpin": "", "mount": "view uid gid umask", "umount": "",
-	"workers": "", "workers drain": "", "claim": "", "release": "", "doctor": "ufs endpoint region path-style anonymous profile", "bench": "", "completion": "", "version": "",
+	"preload": "wait sync replicas", "verify": "deep", "evict": "force", "pin": "for reason", "unpin": "", "mount": "view uid gid umask sampler", "umount": "",
+	"workers": "", "workers drain": "", "claim": "sampler", "release": "", "doctor": "ufs endpoint region path-style anonymous profile", "bench": "", "completion": "", "version": "",
 }
 
 var built = map[string]string{
-	"submit": "dataset on-miss deadline sync layout job-id", "status": "", "wait": "", "cancel": "", "jobs": "",
+	"submit": "dataset on-miss deadline sync layout sampler job-id", "status": "", "wait": "", "cancel": "", "jobs": "",
 	"dataset add": "endpoint region path-style anonymous profile max-age", "dataset ls": "", "dataset show": "changes", "dataset sync": "", "dataset rm": "",
-	"preload": "wait sync replicas", "verify": "deep", "evict": "force", "pin": "for reason", "unpin": "", "claim": "", "release": "", "mount": "view uid gid umask", "umount": "", "workers": "", "doctor": "ufs endpoint region path-style anonymous profile", "completion": "", "version": "",
+	"preload": "wait sync replicas", "verify": "deep", "evict": "force", "pin": "for reason", "unpin": "", "claim": "sampler", "release": "", "mount": "view uid gid umask sampler", "umount": "", "workers": "", "doctor": "ufs endpoint region path-style anonymous profile", "completion": "", "version": "",
 }
 
 func TestWhatIsNotBuiltIsAbsent(t *testing.T) {

@@ -29,6 +29,8 @@ func mountPoint(dir string) (string, error) {
 
 func (a *app) mountCommand() *cobra.Command {
 	req := api.MountRequest{}
+	var sampler string
+	var sel api.Selection
 	var uid, gid int
 	var umask string
 	cmd := &cobra.Command{
@@ -41,8 +43,12 @@ yours. What is not resident is brought in as it is read. The mount stays until
 A kernel view is read by the kernel alone where the data is on this node's disks,
 and stands whatever happens to the worker; O_DIRECT is refused in it. A tree view
 is served by the worker. auto is a kernel view if all of the data is here and the
-kernel and the worker's rights allow it, else a tree view. It stays what it is.`,
+kernel and the worker's rights allow it, else a tree view. It stays what it is.
+` + samplerHelp + `
+All of the dataset is mounted: --path, --include and --exclude say which files the
+order is of.`,
 		Example: `  mkdir ~/imagenet && stoker mount imagenet ~/imagenet
+  stoker mount imagenet ~/imagenet --sampler pytorch:seed=0,world=8 --path train
   stoker umount ~/imagenet`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
@@ -68,6 +74,17 @@ kernel and the worker's rights allow it, else a tree view. It stays what it is.`
 			if err := ids(cmd, &req, uid, gid, umask); err != nil {
 				return err
 			}
+			some, err := selected(cmd, &sel)
+			if err != nil {
+				return err
+			}
+			if err := checkSampler(cmd, &sampler); err != nil {
+				return err
+			}
+			if some != nil && sampler == "" {
+				return usagef(cmd, "--path, --include and --exclude go with --sampler: all of a dataset is mounted")
+			}
+			req.ReadAs(sampler, some)
 			n, err := a.node()
 			if err != nil {
 				return err
@@ -88,6 +105,8 @@ kernel and the worker's rights allow it, else a tree view. It stays what it is.`
 	f.IntVar(&uid, "uid", 0, "owner of the files (default yours; only root may choose)")
 	f.IntVar(&gid, "gid", 0, "group of the files (default the owner's)")
 	f.StringVar(&umask, "umask", "0022", "permissions taken away, octal")
+	samplerFlag(cmd, &sampler)
+	selectionFlags(cmd, &sel)
 	return cmd
 }
 

@@ -74,7 +74,7 @@ func readTable(workers []api.WorkerReads, wide bool) *live.Table {
 // aheadTable shows what workers brought in before anybody asked for it, and how
 // much of it was of use; nothing if none did.
 func aheadTable(workers []api.WorkerReads, wide bool) []*live.Table {
-	t := table(left("WORKER"), number("AHEAD"), number("USED"), number("NOT YET"), number("WASTED"), number("STREAMS"), number("STEPS"), number("FOOTERS"))
+	t := table(left("WORKER"), number("AHEAD"), number("USED"), number("NOT YET"), number("WASTED"), number("STREAMS"), number("STEPS"), number("FOOTERS"), number("EPOCHS"))
 	came := false
 	for _, w := range workers {
 		if w.Reads == nil || w.Reads.Ahead == nil || w.Reads.Ahead.Bytes == 0 {
@@ -83,7 +83,7 @@ func aheadTable(workers []api.WorkerReads, wide bool) []*live.Table {
 		came = true
 		a := w.Reads.Ahead
 		t.Row(idOf(w.ID, wide), api.HumanBytes(a.Bytes), fmt.Sprintf("%d %%", percent(a.UsedBytes, a.Bytes)),
-			api.HumanBytes(max(0, a.Bytes-a.UsedBytes-a.WastedBytes)), api.HumanBytes(a.WastedBytes), a.Streams, a.Steps, a.Footers)
+			api.HumanBytes(max(0, a.Bytes-a.UsedBytes-a.WastedBytes)), api.HumanBytes(a.WastedBytes), a.Streams, a.Steps, a.Footers, a.Epochs)
 	}
 	if !came {
 		return nil

@@ -67,12 +67,12 @@ all           -         13    5.0 MiB     1.0 MiB     3.0 MiB         8
 	if got := g.stdout.String(); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
-	st.Workers[0].Reads.Ahead = &api.AheadCounters{Bytes: 4 << 20, UsedBytes: 3 << 20, WastedBytes: 256 << 10, Streams: 2, Steps: 1, Footers: 5}
+	st.Workers[0].Reads.Ahead = &api.AheadCounters{Bytes: 4 << 20, UsedBytes: 3 << 20, WastedBytes: 256 << 10, Streams: 2, Steps: 1, Footers: 5, Epochs: 3}
 	g = newRig(t, routes{"GET /v1/status": answer(st)}, nil)
 	g.want(0, "status", "--reads")
 	if want += `
-WORKER          AHEAD  USED    NOT YET     WASTED  STREAMS  STEPS  FOOTERS
-0123456789ab  4.0 MiB  75 %  768.0 KiB  256.0 KiB        2      1        5
+WORKER          AHEAD  USED    NOT YET     WASTED  STREAMS  STEPS  FOOTERS  EPOCHS
+0123456789ab  4.0 MiB  75 %  768.0 KiB  256.0 KiB        2      1        5       3
 `; g.stdout.String() != want {
 		t.Errorf("got\n%swant\n%s", g.stdout.String(), want)
 	}

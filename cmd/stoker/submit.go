@@ -62,10 +62,12 @@ in the queue of the cluster, and holds nothing. 'stoker jobs' shows its place,
 'stoker status JOB' what it waits for. What can never fit is refused at once
 (exit code 8).` + selectionWords + `
 All of a dataset is mounted: what was not taken is read from the store.
-` + layoutHelp + ` The job's node is this one.`,
+` + layoutHelp + ` The job's node is this one.
+` + samplerHelp,
 		Example: `  stoker submit --dataset imagenet -- python train.py
   stoker submit --dataset imagenet=/data --dataset labels@3 --deadline 10m --on-miss fail -- ./train.sh
   stoker submit --dataset imagenet --ready-at auto --read-rate 800MB/s -- python train.py
+  stoker submit --dataset imagenet --path train --sampler pytorch:seed=0,world=8 --deadline 0 -- torchrun --nproc-per-node 8 train.py
   stoker submit --dataset s3://bucket/prefix -- sh -c 'ls "$STOKER_MOUNT"'`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 || cmd.ArgsLenAtDash() != 0 {
@@ -86,6 +88,9 @@ All of a dataset is mounted: what was not taken is read from the store.
 				return usagef(cmd, "--dataset is needed")
 			}
 			if err := s.checkFlags(cmd, deadline); err != nil {
+				return err
+			}
+			if err := checkSampler(cmd, &s.req.Sampler); err != nil {
 				return err
 			}
 			if s.req.Selection, err = selected(cmd, &sel); err != nil {
@@ -124,6 +129,7 @@ All of a dataset is mounted: what was not taken is read from the store.
 	f.DurationVar(&grace, "grace", 0, "how long after its end the data is evicted only after what nobody wanted (default the controller's)")
 	f.BoolVar(&s.req.Sync, "sync", false, "list the datasets again first")
 	f.StringVar(&s.req.Layout, "layout", "auto", "auto, local (all of it on this node) or spread")
+	samplerFlag(cmd, &s.req.Sampler)
 	verifyFlag(cmd, &s.req.Verify)
 	f.StringVar(&s.req.Job, "job-id", "", "id of the job (default a generated one)")
 	f.StringVar(&s.view, "view", "auto", viewWords)
@@ -343,7 +349,9 @@ func (s *submission) mountOne(ctx context.Context, d api.JobDataset, dir string)
 	} else if !errors.Is(err, os.ErrExist) {
 		return stoker.Errorf(stoker.KindInvalid, "submit", dir, "%w", err)
 	}
-	_, err := s.n.Mount(ctx, api.MountRequest{Dataset: d.Name, Manifest: d.Manifest, Generation: d.Generation, Dir: dir, View: s.view, Holder: s.req.Job, Own: own})
+	r := api.MountRequest{Dataset: d.Name, Manifest: d.Manifest, Generation: d.Generation, Dir: dir, View: s.view, Holder: s.req.Job, Own: own}
+	r.ReadAs(s.req.Sampler, d.Selection)
+	_, err := s.n.Mount(ctx, r)
 	if err != nil {
 		if ctx.Err() != nil { // it may have been mounted
 			_ = s.n.Unmount(context.WithoutCancel(ctx), dir, true)

@@ -28,6 +28,7 @@ type AheadCounters struct {
 	Streams     int64 `json:"streams"`     // readers in order that were followed
 	Steps       int64 `json:"steps"`       // readers of pieces at equal distances
 	Footers     int64 `json:"footers"`     // ends of containers that came as a whole
+	Epochs      int64 `json:"epochs"`      // of jobs whose samplers are known, that were recognised
 }
 
 // ReadWaits is how long readers waited for bytes that were not here, in seconds, added
@@ -55,7 +56,7 @@ func (r *ReadCounters) Add(o ReadCounters) {
 		}
 		x := r.Ahead
 		x.Bytes, x.UsedBytes, x.WastedBytes = x.Bytes+a.Bytes, x.UsedBytes+a.UsedBytes, x.WastedBytes+a.WastedBytes
-		x.Streams, x.Steps, x.Footers = x.Streams+a.Streams, x.Steps+a.Steps, x.Footers+a.Footers
+		x.Streams, x.Steps, x.Footers, x.Epochs = x.Streams+a.Streams, x.Steps+a.Steps, x.Footers+a.Footers, x.Epochs+a.Epochs
 	}
 	if w := o.Waits; w != nil {
 		if r.Waits == nil {

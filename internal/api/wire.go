@@ -145,6 +145,9 @@ type ClaimRequest struct {
 	// Selection is what the claim wants of each of its datasets that does not say;
 	// absent = all.
 	Selection *Selection `json:"selection,omitempty"`
+	// Sampler is the job's order of samples, as planner/order reads it:
+	// pytorch:seed=0,world=8; "" = not known.
+	Sampler string `json:"sampler,omitempty"`
 	// LimitBytesPerSecond is the most that the load may read from its stores while it
 	// is for this claim alone; 0 = no limit.
 	LimitBytesPerSecond int64  `json:"limitBytesPerSecond,omitempty"`
@@ -246,6 +249,7 @@ type JobStatus struct {
 	Submitted     time.Time    `json:"submitted"`
 	Layout        string       `json:"layout,omitempty"`      // local or auto, as it was asked for; absent = spread
 	Nodes         []string     `json:"nodes,omitempty"`       // of it: ids of workers
+	Sampler       string       `json:"sampler,omitempty"`     // as it was claimed
 	WaitingSince  time.Time    `json:"waitingSince,omitzero"` // since then the UFS does not answer a load that runs for it
 	// Check is how far a deep verification is that the job waits for: all is
 	// resident then.
@@ -739,6 +743,18 @@ type MountRequest struct {
 	Umask      *uint32   `json:"umask,omitempty"`  // nil = 0022
 	Holder     string    `json:"holder,omitempty"` // job the mount belongs to
 	Own        bool      `json:"own,omitempty"`    // Dir was made for this mount: it goes with it if its job is killed
+	// Sampler is the order in which the view is read, as in ClaimRequest; Selection is
+	// which files it is the order of: absent = all.
+	Sampler   string     `json:"sampler,omitempty"`
+	Selection *Selection `json:"selection,omitempty"`
+}
+
+// ReadAs says in which order the view is read, and of which files that is the order.
+// Without a sampler it says nothing.
+func (r *MountRequest) ReadAs(sampler string, some *Selection) {
+	if sampler != "" {
+		r.Sampler, r.Selection = sampler, some
+	}
 }
 
 // MountInfo is one mounted view of a worker.

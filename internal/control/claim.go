@@ -10,6 +10,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
+	"stoker.dev/planner/order"
 	"stoker.dev/workflows"
 )
 
@@ -26,6 +27,22 @@ func hookNonce(req *api.ClaimRequest) string {
 		return "hook"
 	}
 	return "hook " + req.Submitted.UTC().Format(time.RFC3339Nano)
+}
+
+// checkSampler checks the order of samples that a claim names, and writes it as all do.
+func checkSampler(req *api.ClaimRequest) error {
+	if req.Sampler == "" {
+		return nil
+	}
+	s, err := order.Parse(req.Sampler)
+	switch {
+	case err != nil:
+		return err
+	case req.Preload:
+		return stoker.Errorf(stoker.KindInvalid, "job", req.Job, "a preload reads nothing in an order: leave the sampler to the job's own claim")
+	}
+	req.Sampler = s.String()
+	return nil
 }
 
 // checkTimes checks what a claim says of its own time.

@@ -133,10 +133,10 @@ func TestClaim(t *testing.T) {
 	w.register(t, "cars", 4000, number(2))
 	deadline := 60.0
 	a := w.ask(t, watchedToken, "POST", "/v1/jobs", api.ClaimRequest{
-		Job: "mine", OnMiss: "fail", DeadlineSeconds: &deadline, Owner: "root",
+		Job: "mine", OnMiss: "fail", DeadlineSeconds: &deadline, Owner: "root", Sampler: "pytorch:world=8,seed=7",
 		Datasets: []api.DatasetRef{{Name: "pets", Generation: 1, Dir: "/data"}, {Name: "cars"}}})
 	events := a.lines(t)
-	if st := events[len(events)-1].Job; st == nil || st.Job != "mine" || st.Owner != "ann" || st.State != api.JobPlanned || st.Bytes != 5000 || len(st.Datasets) != 2 {
+	if st := events[len(events)-1].Job; st == nil || st.Job != "mine" || st.Owner != "ann" || st.State != api.JobPlanned || st.Bytes != 5000 || len(st.Datasets) != 2 || st.Sampler != "pytorch:seed=7,world=8" {
 		t.Fatalf("%s", a.body)
 	}
 	in := flows.jobs["job-default-mine"].Input
@@ -191,6 +191,8 @@ func TestCheckClaim(t *testing.T) {
 		"less than none":     func(r *api.ClaimRequest) { r.Replicas = -1 },
 		"deadline":           func(r *api.ClaimRequest) { r.DeadlineSeconds = number(-1) },
 		"deadline, a NaN":    func(r *api.ClaimRequest) { r.DeadlineSeconds = number(math.NaN()) },
+		"no sampler":         func(r *api.ClaimRequest) { r.Sampler = "pytorch:seed=0" },
+		"sampler of a load":  func(r *api.ClaimRequest) { r.Sampler, r.Preload = "pytorch:world=2", true },
 		"deadline, overflow": func(r *api.ClaimRequest) { r.DeadlineSeconds = number(1e10) },
 	} {
 		bad := good

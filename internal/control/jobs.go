@@ -59,6 +59,9 @@ func checkClaim(req *api.ClaimRequest) error {
 	if err := checkLayout(req); err != nil {
 		return err
 	}
+	if err := checkSampler(req); err != nil {
+		return err
+	}
 	return checkTimes(req)
 }
 
@@ -120,7 +123,8 @@ func sameClaim(a, b workflows.JobInput) bool {
 // start resolves what a claim names and begins its workflow.
 func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted time.Time, stream *api.Stream) (*api.JobStatus, error) {
 	in := workflows.JobInput{Job: req.Job, Owner: req.Owner, OnMiss: req.OnMiss, Submitted: submitted, Preload: req.Preload, Replicas: req.Replicas, Nonce: req.Nonce,
-		TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Grace: c.grace(req), Deep: req.Verify == api.VerifyDeep, Priority: req.Priority, LimitBytes: req.LimitBytesPerSecond}
+		TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Grace: c.grace(req), Deep: req.Verify == api.VerifyDeep, Priority: req.Priority, LimitBytes: req.LimitBytesPerSecond,
+		Sampler: req.Sampler}
 	if req.DeadlineSeconds != nil {
 		in.Deadline = submitted.Add(time.Duration(*req.DeadlineSeconds * float64(time.Second)))
 	}
@@ -247,7 +251,7 @@ const (
 // jobStatus completes what a job's workflow knows with how far its loads are.
 func (c *Controller) jobStatus(ctx context.Context, s workflows.JobState, how detail) (*api.JobStatus, error) {
 	in := s.Input
-	st := &api.JobStatus{Job: in.Job, State: s.State, Owner: in.Owner, Datasets: []api.JobDataset{}, Submitted: in.Submitted, Error: s.Error, ETASeconds: unknownETA, Priority: in.Priority}
+	st := &api.JobStatus{Job: in.Job, State: s.State, Owner: in.Owner, Datasets: []api.JobDataset{}, Submitted: in.Submitted, Error: s.Error, ETASeconds: unknownETA, Priority: in.Priority, Sampler: in.Sampler}
 	if len(in.Nodes) > 0 {
 		if st.Layout, st.Nodes = layoutLocal, in.Nodes; in.Auto {
 			st.Layout = layoutAuto

@@ -161,6 +161,7 @@ func (v *views) resume(ctx context.Context, name string, doc heldView, dev *os.F
 		return errors.Join(err, set.Close())
 	}
 	w := &view{info: doc.Info, owner: doc.Owner, set: set, held: name}
+	v.sample(w)
 	if doc.Handle.Kernel {
 		w.kernel = v.heldKernel(w, doc)
 		w.reads = w.kernel.fs.Reads
@@ -176,6 +177,7 @@ func (v *views) resume(ctx context.Context, name string, doc heldView, dev *os.F
 		if w.kernel != nil {
 			w.kernel.release()
 		}
+		w.endSampled()
 		return errors.Join(err, v.cache.Mounted(doc.Info.Manifest, doc.Info.Dataset, -1), set.Close())
 	}
 	v.mu.Lock()
@@ -192,7 +194,7 @@ func (v *views) resume(ctx context.Context, name string, doc heldView, dev *os.F
 // heldKernel is what a kernel view of the last life holds: its image, and the
 // files of its shards, also those that the store has no more.
 func (v *views) heldKernel(w *view, doc heldView) *kernelView {
-	k := &kernelView{store: v.store, image: doc.Image, bytes: doc.ImageBytes, local: doc.Local, fs: v.shardsOf(w.info.MountRequest, w.set)}
+	k := &kernelView{store: v.store, image: doc.Image, bytes: doc.ImageBytes, local: doc.Local, fs: v.shardsOf(w)}
 	bytes := doc.ImageBytes
 	for n := range w.set.Manifest().Shards() {
 		if !k.local.has(n) {

@@ -9,13 +9,11 @@ import (
 	"time"
 
 	"stoker.dev"
-	"stoker.dev/cache"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/store"
 	"stoker.dev/fuse/erofs"
 	"stoker.dev/fuse/mount"
 	"stoker.dev/fuse/shardfs"
-	"stoker.dev/internal/api"
 )
 
 // imageFolder is where images lie while they are mounted, below the first cache
@@ -100,11 +98,11 @@ func (w *kernelView) release() {
 // mountKernel mounts a kernel view. Which shards are local is settled here: those
 // that are sealed. The others are read through the worker, as in a tree view,
 // for as long as the view is mounted.
-func (v *views) mountKernel(ctx context.Context, r api.MountRequest, set *cache.Set, owner erofs.Options, o mount.Options, old *mount.Left) (*kernelView, error) {
+func (v *views) mountKernel(ctx context.Context, of *view, owner erofs.Options, o mount.Options, old *mount.Left) (*kernelView, error) {
 	if v.kernel.err != nil {
 		return nil, v.kernel.err
 	}
-	m := set.Manifest()
+	m, r := of.set.Manifest(), of.info.MountRequest
 	dir, bytes, end, err := v.kernel.image(ctx, m, owner, o.Name)
 	if err != nil {
 		return nil, err
@@ -114,7 +112,7 @@ func (v *views) mountKernel(ctx context.Context, r api.MountRequest, set *cache.
 	if err := v.store.Reserve(name, bytes); err != nil {
 		return nil, stoker.Errorf(stoker.KindNoSpace, "mount", r.Dataset, "a kernel view needs room for its image: %w", err)
 	}
-	w := &kernelView{store: v.store, image: name, bytes: bytes, fs: v.shardsOf(r, set)}
+	w := &kernelView{store: v.store, image: name, bytes: bytes, fs: v.shardsOf(of)}
 	devices := make([]mount.Device, m.Shards())
 	for n := range devices {
 		if devices[n] = w.device(v.store, m.Shard(uint32(n))); devices[n].File != nil {
@@ -130,8 +128,8 @@ func (v *views) mountKernel(ctx context.Context, r api.MountRequest, set *cache.
 }
 
 // shardsOf makes the file system of a kernel view's shards.
-func (v *views) shardsOf(r api.MountRequest, set *cache.Set) *shardfs.FS {
-	return shardfs.New(shardfs.Options{Manifest: set.Manifest(), Reader: countedReader{set, &v.reads}, Deadline: v.deadline, Log: v.logOf(r)})
+func (v *views) shardsOf(w *view) *shardfs.FS {
+	return shardfs.New(shardfs.Options{Manifest: w.set.Manifest(), Reader: v.reader(w), Deadline: v.deadline, Log: v.logOf(w.info.MountRequest)})
 }
 
 // device is a shard's device if it is whole here and will not change any more.

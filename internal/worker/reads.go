@@ -16,7 +16,7 @@ func countersOf(r *cache.Reads) api.ReadCounters {
 		UFSBytes: r.UFS.Bytes.Load(), UFSRequests: r.UFS.Requests.Load(), FUSEReads: r.Reads.Load(),
 		Ahead: &api.AheadCounters{
 			Bytes: r.AheadBytes.Load(), UsedBytes: r.AheadUsedBytes.Load(), WastedBytes: r.AheadWastedBytes.Load(),
-			Streams: r.Streams.Load(), Steps: r.Steppers.Load(), Footers: r.Footers.Load(),
+			Streams: r.Streams.Load(), Steps: r.Steppers.Load(), Footers: r.Footers.Load(), Epochs: r.Epochs.Load(),
 		},
 		Waits: &api.ReadWaits{
 			UFSSeconds: w.UFS.Seconds(), PeerSeconds: w.Peer.Seconds(), DiskSeconds: w.Disk.Seconds(),
@@ -44,10 +44,11 @@ func (w *Worker) aheadMetrics(s *metrics.Samples) {
 	s.Counter("stoker_read_ahead_bytes_total", "Bytes that came before they were asked for.", c.Ahead.Bytes)
 	s.Counter("stoker_read_ahead_used_bytes_total", "Of those, what was read since.", c.Ahead.UsedBytes)
 	s.Counter("stoker_read_ahead_wasted_bytes_total", "Of those, what went, or was left by the last view of its dataset, unread.", c.Ahead.WastedBytes)
-	const patterns, help = "stoker_read_patterns_total", "Readers whose pattern was seen and read ahead of: in order (stream), at equal distances (steps), the end of a container (footer)."
+	const patterns, help = "stoker_read_patterns_total", "Readers whose pattern was seen and read ahead of: in order (stream), at equal distances (steps), the end of a container (footer), an epoch of a job whose sampler is known (epoch)."
 	s.Counter(patterns, help, c.Ahead.Streams, "pattern", "stream")
 	s.Counter(patterns, help, c.Ahead.Steps, "pattern", "steps")
 	s.Counter(patterns, help, c.Ahead.Footers, "pattern", "footer")
+	s.Counter(patterns, help, c.Ahead.Epochs, "pattern", "epoch")
 	const waits, waitHelp = "stoker_read_wait_seconds_total", "How long readers waited for bytes that were not here, added up: for the under file system (ufs), another worker (peer), the disk, memory or a turn (queue), what a load was bringing (load)."
 	for _, x := range []struct {
 		cause   string

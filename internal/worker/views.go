@@ -60,6 +60,7 @@ type view struct {
 	info    api.MountInfo
 	owner   uint32 // uid that asked for it
 	set     *cache.Set
+	sampled *cache.Sampled // nil: in what order it is read is not known
 	mounted *mount.Mounted
 	reads   func() int64
 	kernel  *kernelView // nil: a tree view
@@ -152,7 +153,8 @@ func (v *views) check(uid uint32, r *api.MountRequest) error {
 	if uid != 0 && r.UID != nil && *r.UID != uid {
 		return stoker.Errorf(stoker.KindDenied, "mount", r.Dir, "only root may give files to another uid (%d)", *r.UID)
 	}
-	return nil
+	_, _, err := samplerOf(r)
+	return err
 }
 
 // ownedBy lets only the folder's owner, or root, mount on it.
@@ -216,7 +218,9 @@ func (v *views) make(ctx context.Context, want saved, old *mount.Left) (*view, e
 		return undo(err)
 	}
 	w := &view{info: api.MountInfo{MountRequest: r, State: "mounted"}, owner: want.Owner, set: set, held: want.Held}
+	v.sample(w)
 	if err := v.show(ctx, w, want, old); err != nil {
+		w.endSampled()
 		return undo(err)
 	}
 	v.hold(w)
@@ -259,7 +263,7 @@ func (v *views) show(ctx context.Context, w *view, want saved, old *mount.Left) 
 	r, owner := want.MountRequest, w.shownAs()
 	o := mount.Options{Dir: r.Dir, Name: v.source + ":" + r.Dataset, Check: ownedBy(w.owner, r.Dir)}
 	if want.Kind == "kernel" {
-		k, err := v.mountKernel(ctx, r, w.set, owner, o, old)
+		k, err := v.mountKernel(ctx, w, owner, o, old)
 		if err == nil {
 			w.info.View, w.info.Why = want.Kind, want.Why
 			w.mounted, w.reads, w.kernel = k.mounted, k.fs.Reads, k
@@ -288,7 +292,7 @@ func (v *views) show(ctx context.Context, w *view, want saved, old *mount.Left) 
 // treeOf makes the file system of a tree view.
 func (v *views) treeOf(w *view) *tree.FS {
 	as := w.shownAs()
-	return tree.New(tree.Options{Manifest: w.set.Manifest(), Reader: countedReader{w.set, &v.reads}, UID: as.UID, GID: as.GID, Umask: as.Umask, Deadline: v.deadline, Log: v.logOf(w.info.MountRequest)})
+	return tree.New(tree.Options{Manifest: w.set.Manifest(), Reader: v.reader(w), UID: as.UID, GID: as.GID, Umask: as.Umask, Deadline: v.deadline, Log: v.logOf(w.info.MountRequest)})
 }
 
 // shownAs says to whom the view's files belong, and who may read them.
@@ -328,6 +332,7 @@ func (v *views) afterEnd(w *view) {
 		}
 	}
 	v.mu.Unlock()
+	w.endSampled()
 	if err := errors.Join(v.cache.Mounted(w.info.Manifest, w.info.Dataset, -1), w.set.Close()); err != nil {
 		v.logOf(w.info.MountRequest).Error("a view's data cannot be let go", "dir", dir, "error", err)
 	}

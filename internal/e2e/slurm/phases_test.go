@@ -24,7 +24,7 @@ func submitChecks(t *testing.T, r *rig) {
 		"#STOKER dataset=nosuch":                         "dataset nosuch: is not known",
 		"#STOKER dataset=small@7":                        "small@7",
 		"#STOKER dataset=small order=random":             `"order" is not known here: the keys are dataset, path, include,`,
-		"#STOKER dataset=small sampler=pytorch:seed=0":   "sampler= is not built",
+		"#STOKER dataset=small sampler=pytorch:seed=0":   "sampler=pytorch:seed=0: lacks world=N",
 		"#STOKER dataset=small path=n0":                  "path=n0: none of its 4 objects is meant",
 		"#STOKER dataset=small path=n00 exclude=*.jpg":   "none of its 4 objects is meant",
 		"#STOKER dataset=small include=*.[jpg":           "include=*.[jpg: is no pattern: write *.jpg",

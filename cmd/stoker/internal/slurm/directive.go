@@ -7,6 +7,7 @@ package slurm
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
+	"stoker.dev/planner/order"
 )
 
 const (
@@ -30,7 +32,7 @@ const (
 
 // keys are those that a directive may have. A key of which the rest of stoker
 // knows nothing is refused, never ignored.
-const keys = "dataset, path, include, exclude, mount, deadline, onmiss, layout, replicas"
+const keys = "dataset, path, include, exclude, mount, deadline, onmiss, layout, replicas, sampler"
 
 // want is what the directives of one job ask for: one claim.
 type want struct {
@@ -39,6 +41,7 @@ type want struct {
 	deadline *time.Duration   // counted from the begin of the stage-in; nil = none
 	layout   string
 	replicas int // 0 = the controller's default
+	sampler  string
 }
 
 var nameOf = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}(@[1-9][0-9]{0,8})?$`)
@@ -137,9 +140,7 @@ func (w *want) line(line string, said map[string]string) error {
 			if err := narrow(&some, key, value); err != nil {
 				return bad("%w", err)
 			}
-		case "sampler":
-			return bad("sampler= is not built: a load brings all of the data before the job starts, in an order of its own. Leave it out")
-		case "deadline", "onmiss", "layout", "replicas":
+		case "deadline", "onmiss", "layout", "replicas", "sampler":
 			if other, twice := said[key]; twice && other != value {
 				return bad("%s=%s, and %s=%s before it: they hold for the whole job, say one", key, shown(value), key, shown(other))
 			}
@@ -226,6 +227,12 @@ func (w *want) set(key, value string) error {
 			return errors.New("replicas=" + shown(value) + ": want 1 to " + strconv.Itoa(maxReplicas))
 		}
 		w.replicas = n
+	case "sampler":
+		s, err := order.Parse(value)
+		if e := (*stoker.Error)(nil); errors.As(err, &e) {
+			return fmt.Errorf("sampler=%s: %w", shown(value), e.Err)
+		}
+		w.sampler = s.String()
 	}
 	return nil
 }

@@ -45,7 +45,7 @@ func (j job) claim(w *want, ttl time.Duration, owner string) (api.ClaimRequest, 
 	if !ok {
 		return api.ClaimRequest{}, stoker.Errorf(stoker.KindNotExist, "job script", shown(j.script), "is gone: is this the host of slurmctld?")
 	}
-	req := api.ClaimRequest{Job: j.name(), Datasets: w.datasets, OnMiss: w.onMiss, Layout: w.staged(), Replicas: w.replicas,
+	req := api.ClaimRequest{Job: j.name(), Datasets: w.datasets, OnMiss: w.onMiss, Layout: w.staged(), Replicas: w.replicas, Sampler: w.sampler,
 		Submitted: at, TTLSeconds: ttl.Seconds(), For: owner}
 	if w.deadline != nil {
 		seconds := (max(0, time.Since(at)) + *w.deadline).Seconds()

@@ -42,11 +42,11 @@ func (h *hooks) recordFile() string {
 // An error says that the node is at fault, which Slurm drains for it. A job that
 // asks for what cannot be is held instead.
 func (h *hooks) prolog(ctx context.Context, gid int) error {
-	st, err := h.claimed(ctx)
+	st, sampler, err := h.claimed(ctx)
 	if err != nil || len(st) == 0 {
 		return err
 	}
-	err = h.mountAll(ctx, st, gid)
+	err = h.mountAll(ctx, st, sampler, gid)
 	if err == nil {
 		return nil
 	}
@@ -68,35 +68,34 @@ func (h *hooks) undo(ctx context.Context) {
 	}
 }
 
-// claimed finds what the job's claim holds. A job without one has no directive. A
+// claimed finds what the job's claim holds, and in which order the job reads. A job without one has no directive. A
 // controller that does not answer must not stop jobs without data, nor those that
 // start without it: then Slurm says what the job asked for.
-func (h *hooks) claimed(ctx context.Context) ([]api.JobDataset, error) {
+func (h *hooks) claimed(ctx context.Context) (datasets []api.JobDataset, sampler string, err error) {
 	c, err := h.Controller()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	var st *api.JobStatus
 	err = retry(ctx, controlIn, func(ctx context.Context) (err error) { st, err = c.Job(ctx, h.name()); return err })
 	switch {
 	case err == nil && living(st.State):
-		return st.Datasets, nil
+		return st.Datasets, st.Sampler, nil
 	case err == nil || stoker.KindOf(err) == stoker.KindNotExist || away(err):
 	default:
-		return nil, err
+		return nil, "", err
 	}
 	if err != nil && stoker.KindOf(err) == stoker.KindNotExist {
-		return nil, nil
+		return nil, "", nil
 	}
 	w, e := h.asked(ctx)
 	if e != nil || w == nil {
-		return nil, e
+		return nil, "", e
 	}
-	var out []api.JobDataset
 	for _, ref := range w.datasets {
-		out = append(out, api.JobDataset{DatasetRef: ref})
+		datasets = append(datasets, api.JobDataset{DatasetRef: ref})
 	}
-	return out, nil
+	return datasets, w.sampler, nil
 }
 
 // asked reads the directives of the job from Slurm; nil: it has none.
@@ -140,7 +139,7 @@ func ask(ctx context.Context, name string, args ...string) (string, error) {
 
 // mountAll mounts every dataset. What it has begun stands in the record before it
 // begins, so that epilog finds it.
-func (h *hooks) mountAll(ctx context.Context, datasets []api.JobDataset, gid int) error {
+func (h *hooks) mountAll(ctx context.Context, datasets []api.JobDataset, sampler string, gid int) error {
 	refs := make([]api.DatasetRef, len(datasets))
 	for i, d := range datasets {
 		refs[i] = d.DatasetRef
@@ -158,9 +157,9 @@ func (h *hooks) mountAll(ctx context.Context, datasets []api.JobDataset, gid int
 	for i, d := range datasets {
 		err := retry(ctx, nodeIn, func(ctx context.Context) error {
 			if d.Dir != "" {
-				return h.mountAsUser(ctx, d, gid)
+				return h.mountAsUser(ctx, d, sampler, gid)
 			}
-			return h.mount(ctx, d, p.dirs[i], gid)
+			return h.mount(ctx, d, p.dirs[i], sampler, gid)
 		})
 		if err != nil {
 			return err
@@ -190,7 +189,7 @@ func (h *hooks) write(r record) error {
 }
 
 // mount mounts a dataset in the job's folder. Prolog may run twice.
-func (h *hooks) mount(ctx context.Context, d api.JobDataset, dir string, gid int) error {
+func (h *hooks) mount(ctx context.Context, d api.JobDataset, dir, sampler string, gid int) error {
 	n, err := h.Node()
 	if err != nil {
 		return err
@@ -208,6 +207,7 @@ func (h *hooks) mount(ctx context.Context, d api.JobDataset, dir string, gid int
 		return stoker.Errorf(stoker.KindInternal, "prolog", dir, "%w", err)
 	}
 	req := api.MountRequest{Dataset: d.Name, Generation: d.Generation, Manifest: d.Manifest, Dir: dir, View: "auto"}
+	req.ReadAs(sampler, d.Selection)
 	if h.uid >= 0 {
 		u := uint32(h.uid)
 		req.UID = &u
@@ -222,7 +222,7 @@ func (h *hooks) mount(ctx context.Context, d api.JobDataset, dir string, gid int
 
 // mountAsUser mounts a dataset on a folder that the job's user chose, as that
 // user: root would cover any folder for him.
-func (h *hooks) mountAsUser(ctx context.Context, d api.JobDataset, gid int) error {
+func (h *hooks) mountAsUser(ctx context.Context, d api.JobDataset, sampler string, gid int) error {
 	if h.uid < 0 || gid < 0 {
 		return stoker.Errorf(stoker.KindInvalid, "prolog", d.Dir, "SLURM_JOB_UID and SLURM_JOB_GID are not set")
 	}
@@ -234,7 +234,7 @@ func (h *hooks) mountAsUser(ctx context.Context, d api.JobDataset, gid int) erro
 	if d.Generation != 0 {
 		name += "@" + strconv.Itoa(d.Generation)
 	}
-	cmd := exec.CommandContext(ctx, self, "mount", name, d.Dir)
+	cmd := exec.CommandContext(ctx, self, append([]string{"mount", name, d.Dir}, readAs(sampler, d.Selection)...)...)
 	cmd.Dir = "/"
 	for _, v := range []string{"STOKER_SOCKET", "PATH"} {
 		if s := h.Getenv(v); s != "" {
@@ -258,6 +258,26 @@ func (h *hooks) mountAsUser(ctx context.Context, d api.JobDataset, gid int) erro
 		kind = stoker.KindInternal
 	}
 	return stoker.Errorf(kind, "mount", d.Dir, "%s", strings.TrimPrefix(strings.TrimSpace(string(out)), "stoker: "))
+}
+
+// readAs are the flags of 'stoker mount' that say in which order a view is read.
+func readAs(sampler string, some *api.Selection) (flags []string) {
+	if sampler == "" {
+		return nil
+	}
+	flags = []string{"--sampler=" + sampler}
+	if some == nil {
+		return flags
+	}
+	for _, list := range []struct {
+		flag string
+		of   []string
+	}{{"--path=", some.Paths}, {"--include=", some.Include}, {"--exclude=", some.Exclude}} {
+		for _, v := range list.of {
+			flags = append(flags, list.flag+v)
+		}
+	}
+	return flags
 }
 
 // hold puts the job back, held, with the reason in its comment. One of srun or

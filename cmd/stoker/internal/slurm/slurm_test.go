@@ -54,6 +54,29 @@ func TestDirectivesOfParts(t *testing.T) {
 	}
 }
 
+// sampler= is of the whole job, and reaches its claim and its mounts.
+func TestDirectivesOfTheSampler(t *testing.T) {
+	w, err := parse([]string{"#STOKER dataset=a path=train include=*.jpg sampler=pytorch:world=8,seed=42", "#STOKER dataset=b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "pytorch:seed=42,world=8"
+	j := job{cluster: "c", id: 1, script: filepath.Join(t.TempDir(), "script")}
+	if err := os.WriteFile(j.script, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	req, err := j.claim(w, time.Hour, "")
+	if err != nil || req.Sampler != want {
+		t.Errorf("%q is claimed, %v", req.Sampler, err)
+	}
+	if flags := readAs(want, w.datasets[0].Selection); !slices.Equal(flags, []string{"--sampler=" + want, "--path=train", "--include=*.jpg"}) {
+		t.Errorf("its mount has %q", flags)
+	}
+	if flags := readAs("", w.datasets[0].Selection); len(flags) > 0 {
+		t.Errorf("a mount without sampler has %q", flags)
+	}
+}
+
 func TestDirectivesThatAreRefused(t *testing.T) {
 	for lines, says := range map[string]string{
 		"":                                                   "names no data",
@@ -76,7 +99,9 @@ func TestDirectivesThatAreRefused(t *testing.T) {
 		"#STOKER dataset=a onmiss=hope":                      "want start, wait or fail",
 		"#STOKER dataset=a layout=near":                      "want auto, local or spread",
 		"#STOKER dataset=a replicas=0":                       "want 1 to 16",
-		"#STOKER dataset=a sampler=pytorch":                  "sampler= is not built",
+		"#STOKER dataset=a sampler=pytorch":                  "sampler=pytorch: lacks world=N",
+		"#STOKER dataset=a sampler=tf:seed=1":                "sampler=tf:seed=1: is not known: write",
+		"#STOKER dataset=a sampler=pytorch:world=2,x=1":      `has the key "x"`,
 		"#STOKER dataset=a path=/":                           "path=/: is no path below the dataset's root: write train",
 		"#STOKER dataset=a path=../b":                        "path=../b: is no path below",
 		"#STOKER dataset=a include=[":                        "include=[: is no pattern: write *.jpg",
@@ -86,11 +111,12 @@ func TestDirectivesThatAreRefused(t *testing.T) {
 		"#STOKER dataset=a path":                             "no KEY=VALUE",
 		"#STOKER dataset=a path=b\n#STOKER dataset=a path=c": "as many path=",
 		"#STOKER dataset=a" + " path=" + strings.Repeat("a", 1500) + " include=" + strings.Repeat("b", 1500): "longer than 2 KiB",
-		"#STOKER dataset=a pin=2h":                                     `"pin" is not known`,
-		"#STOKER dataset=a \x1b[2Jx=1":                                 `\x1b[2Jx`,
-		"#STOKER dataset=" + strings.Repeat("a", 9000):                 "…",
-		"#STOKER dataset=a onmiss=wait\n#STOKER dataset=b onmiss=fail": "say one",
-		"#STOKER dataset=a mount=/data\n#STOKER dataset=b mount=/data": "one folder",
+		"#STOKER dataset=a pin=2h":                                                             `"pin" is not known`,
+		"#STOKER dataset=a \x1b[2Jx=1":                                                         `\x1b[2Jx`,
+		"#STOKER dataset=" + strings.Repeat("a", 9000):                                         "…",
+		"#STOKER dataset=a onmiss=wait\n#STOKER dataset=b onmiss=fail":                         "say one",
+		"#STOKER dataset=a mount=/data\n#STOKER dataset=b mount=/data":                         "one folder",
+		"#STOKER dataset=a sampler=pytorch:world=2\n#STOKER dataset=b sampler=pytorch:world=4": "hold for the whole job, say one",
 	} {
 		var all []string
 		if lines != "" {
