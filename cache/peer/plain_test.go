@@ -3,6 +3,7 @@ package peer
 import (
 	"bytes"
 	"context"
+	"errors"
 	"hash/crc32"
 	"io"
 	"net/http"
@@ -10,8 +11,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -175,6 +178,41 @@ func TestPlainAndOlderPeers(t *testing.T) {
 		t.Errorf("%d bytes, %v, %v", len(body), err, resp.Header)
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// A peer that stops in mid-answer, with less than a block under way, costs the stall time
+// and is not asked again; one that dies is, once, and is gone then.
+func TestPlainPeerGoesAway(t *testing.T) {
+	for name, want := range map[string]struct {
+		err   error
+		asked int32
+	}{"stalls": {errStalled, 1}, "dies": {io.EOF, 2}} {
+		var asked atomic.Int32
+		release := make(chan struct{})
+		c, url := dial(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			if asked.Add(1) > 1 {
+				panic(http.ErrAbortHandler)
+			}
+			full := bytes.Repeat([]byte{1}, stoker.BlockBytes)
+			h := make([]byte, 3*headerBytes)
+			for b := range 3 {
+				header{uint32(b), stoker.BlockBytes, crc32.Checksum(full, castagnoli)}.put(h[headerBytes*b:])
+			}
+			w.Header().Set(plainHeader, "1")
+			w.Header().Set("Content-Length", strconv.Itoa(len(h)+3*len(full)))
+			_, _ = w.Write(append(append(h, full...), full[:1000]...))
+			_ = http.NewResponseController(w).Flush()
+			if name == "stalls" {
+				<-release
+			}
+			panic(http.ErrAbortHandler)
+		}))
+		got, err := fetch(c, url, 7, 1, 0, 3, false)
+		close(release)
+		if len(got) != 1 || stoker.KindOf(err) != stoker.KindTransient || !errors.Is(err, want.err) || asked.Load() != want.asked {
+			t.Errorf("%s: %d blocks, %v, asked %d times", name, len(got), err, asked.Load())
+		}
+	}
 }
 
 // hanging is an answer whose asker reads nothing after some steps.
