@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -130,6 +133,59 @@ func TestDeclaredSamplerIsReadAhead(t *testing.T) {
 	if keys := len(c.proxy.BytesByKey()); keys != len(list) || c.proxy.Gets() > int64(len(list)*102/100) || c.readsOfWorker().Ahead.Bytes != before {
 		t.Errorf("with another seed: %d files were fetched of %d, by %v; %d bytes came ahead", keys, len(list), c.proxy, c.readsOfWorker().Ahead.Bytes-before)
 	}
+	c.must("umount", view)
+}
+
+// A DataLoader of the PyTorch that Debian has, with a DistributedSampler and three
+// processes that read, finds its files there: it reads what the order says, and most of
+// that had come ahead.
+func TestPyTorchIsReadAhead(t *testing.T) {
+	if os.Getenv("STOKER_TEST_LONG") == "" {
+		t.Skip("torch takes 300 MB: make test-long runs it")
+	}
+	const files, size = 1500, 64 << 10
+	c := up(t, 1, "1GiB", func(root string) { makeClasses(t, root, files, size) })
+	c.add()
+	view := t.TempDir()
+	c.must("mount", "data", view, "--view", "tree", "--path", "train", "--include", "*.jpg", "--sampler", "pytorch:seed=11,world=2")
+	out, err := exec.Command("/usr/bin/python3", "-W", "ignore", filepath.Join("testdata", "sampled.py"), filepath.Join(view, "train")).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got, want [2][]uint32
+	for line := range strings.Lines(string(out)) {
+		epoch := -1
+		for i, word := range strings.Fields(line) {
+			n, err := strconv.Atoi(word)
+			if err != nil || i == 0 && n > 1 {
+				t.Fatalf("%v: %q", err, line)
+			}
+			if i == 0 {
+				epoch = n
+			} else {
+				got[epoch] = append(got[epoch], uint32(n))
+			}
+		}
+	}
+	sampler, read := order.Sampler{Seed: 11, World: 2}, map[uint32]bool{}
+	for epoch := range want {
+		want[epoch] = batches(sampler, files, 1, uint64(epoch), 1, 1)
+		if !slices.Equal(got[epoch], want[epoch]) {
+			t.Errorf("epoch %d: %d samples, not in the order %s", epoch, len(got[epoch]), sampler)
+		}
+		for _, i := range want[epoch] {
+			read[i] = true
+		}
+	}
+	c.within(10*time.Second, "what was begun has come", func() bool { b := c.proxy.Bytes(); c.readsOfWorker(); return b == c.proxy.Bytes() })
+	reads := c.readsOfWorker()
+	if used := int(reads.Ahead.UsedBytes / size); used < len(read)-200 || reads.Ahead.Epochs != 2 {
+		t.Errorf("of %d files %d had come ahead, in %d epochs", len(read), used, reads.Ahead.Epochs)
+	}
+	if n := c.proxy.Gets(); n > int64(len(read)*102/100+64) {
+		t.Errorf("%d requests for %d files", n, len(read))
+	}
+	t.Logf("%d of %d files had come ahead; %v", reads.Ahead.UsedBytes/size, len(read), c.proxy)
 	c.must("umount", view)
 }
 

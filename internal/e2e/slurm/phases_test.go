@@ -1,9 +1,12 @@
 package slurm
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,6 +54,38 @@ func submitChecks(t *testing.T, r *rig) {
 	if out := r.output(id); out != "fits" {
 		t.Errorf("the job reads %q", out)
 	}
+	r.released(id)
+}
+
+// sampler= stands in the job's claim and with each of its mounts, below the job's folder
+// and on a folder of the user's own, with the files that it is the order of.
+func sampler(t *testing.T, r *rig) {
+	r.dataset("seeded", 8)
+	r.dataset("besides", 4)
+	own, end := r.at("out", "seeded-data"), r.at("out", "seeded-end")
+	must(t, os.Mkdir(own, 0o755))
+	must(t, os.Chown(own, userID, groupID))
+	id := r.submit(fmt.Sprintf("#STOKER dataset=seeded path=n00 include=*.jpg mount=%s sampler=pytorch:world=4,seed=9\n#STOKER dataset=besides\nuntil [ -e %s ]; do sleep 0.1; done", own, end), "-w", "worker-1")
+	r.inState(id, "RUNNING")
+	const want = "pytorch:seed=9,world=4"
+	if st := r.claim(id); st.Sampler != want {
+		t.Errorf("the claim has the sampler %q", st.Sampler)
+	}
+	out, err := exec.Command("curl", "-sf", "--unix-socket", r.at("stoker", "worker-1", "worker.sock"), "http://worker/v1/mounts").Output()
+	must(t, err)
+	var mounts []api.MountInfo
+	must(t, json.Unmarshal(out, &mounts))
+	if len(mounts) != 2 {
+		t.Errorf("%s", out)
+	}
+	for _, m := range mounts {
+		some := m.Selection != nil && slices.Equal(m.Selection.Paths, []string{"n00"}) && slices.Equal(m.Selection.Include, []string{"*.jpg"})
+		if m.Sampler != want || some != (m.Dataset == "seeded") || (m.Dir == own) != some {
+			t.Errorf("%+v", m)
+		}
+	}
+	must(t, os.WriteFile(end, nil, 0o644))
+	r.inState(id, "COMPLETED")
 	r.released(id)
 }
 

@@ -21,6 +21,7 @@ func TestSlurm(t *testing.T) {
 		{"SubmitChecks", submitChecks},
 		{"HomeOfAnother", homeOfAnother},
 		{"Parts", parts},
+		{"Sampler", sampler},
 		{"HostileDirectives", hostileDirectives},
 		{"OptionsAndSeveral", optionsAndSeveral},
 		{"ForeignFolder", foreignFolder},
