@@ -267,3 +267,35 @@ func BenchmarkColdEpoch(b *testing.B) {
 		})
 	}
 }
+
+// Samples that are larger than a window of demand come ahead as a whole, in pieces,
+// and no byte of them twice.
+func TestLargeSamplesAreReadAhead(t *testing.T) {
+	const files, size = 70, window + 300<<10
+	c := newCluster(t, 1, 1<<30)
+	c.guard.HedgeAfter = time.Minute
+	keys, want := c.files(files, size)
+	n := c.nodes[0]
+	r := n.sampled(t, n.open(t, c.freeze()), "pytorch:seed=1,world=1", nil)
+	waitFor(t, "the files are numbered", func() bool { return r.known.Load() != nil })
+	got := make([]byte, 1<<20)
+	for i, f := range epochOf(order.Sampler{Seed: 1, World: 1}, files, 0, 0, 2, 4) {
+		for off := 0; off < size; {
+			k, err := r.ReadAt(t.Context(), rowOf(t, r.s, keys[f]), got, int64(off))
+			if err != nil || !bytes.Equal(got[:k], want[keys[f]][off:off+k]) {
+				t.Fatalf("%s at %d: %d bytes, %v", keys[f], off, k, err)
+			}
+			off += k
+		}
+		if i == 40 {
+			waitFor(t, "the epoch is recognised", func() bool { return n.cache.Counters().Epochs.Load() == 1 })
+		}
+	}
+	quiet(t, n)
+	if used := n.cache.Counters().AheadUsedBytes.Load(); used < 20*size {
+		t.Errorf("%d bytes had come ahead, of %d", used, files*size)
+	}
+	if requests, asked := c.ufs.counted(); asked != files*size || requests > 3*files {
+		t.Errorf("%d requests, %d bytes for %d files of %d", requests, asked, files, size)
+	}
+}

@@ -27,6 +27,7 @@ type readerRank struct {
 	reads  int
 	runs   int     // reads that were next to another one; before it is believed, of the last ones
 	mean   float64 // of the last steps: its workers read some batches at the same time
+	front  int     // the last step that one of them has read
 	next   int     // step to bring in next
 	window int     // steps to keep ahead
 }
@@ -111,7 +112,9 @@ func (x *epoch) saw(e *Epochs, rank, step int, f fit, waited bool) *readerRank {
 		}
 	}
 	if f != stray && r.believed() {
-		r.mean += (float64(step) - r.mean) / 16
+		if r.mean += (float64(step) - r.mean) / 16; step < int(r.mean)+atBeginning { // else it is by chance
+			r.front = max(r.front, step)
+		}
 		if waited {
 			r.window = min(2*r.window, e.most)
 		}
@@ -121,7 +124,7 @@ func (x *epoch) saw(e *Epochs, rank, step int, f fit, waited bool) *readerRank {
 
 // start begins to follow a rank, behind the first of its reads.
 func (r *readerRank) start() {
-	first, sum, n := -1, 0, 0
+	first, last, sum, n := -1, 0, 0, 0
 	for _, s := range r.recent[:min(r.reads, rankReads)] {
 		if !r.beside(s) {
 			continue
@@ -129,9 +132,9 @@ func (r *readerRank) start() {
 		if first < 0 || s < first {
 			first = s
 		}
-		sum, n = sum+s, n+1
+		last, sum, n = max(last, s), sum+s, n+1
 	}
-	r.mean, r.next = float64(sum)/float64(n), max(r.next, first+1)
+	r.mean, r.front, r.next = float64(sum)/float64(n), last, max(r.next, first+1)
 }
 
 // rewound reports whether the rank reads the epoch from its beginning once more, and
@@ -139,7 +142,7 @@ func (r *readerRank) start() {
 func (r *readerRank) rewound(step, steps int) bool {
 	back := r.next >= steps && int(r.mean)+r.window < steps/2 && step < steps/2
 	if back {
-		r.mean, r.next = float64(step), step+1
+		r.mean, r.front, r.next = float64(step), step, step+1
 	}
 	return back
 }

@@ -21,6 +21,7 @@ const (
 	mostTurn   = 32  // samples at a time
 	mostGap    = 8192
 	furthest   = 4096 // steps of a window
+	leastMost  = 4    // likewise, of samples however large: of each, MostWindow comes at most
 	blockBytes = 256 << 10
 )
 
@@ -62,7 +63,7 @@ type Epochs struct {
 func NewEpochs(s order.Sampler, samples int, bytes int64) *Epochs {
 	mean := max(1, bytes/int64(samples))
 	of := func(blocks int) int { return int(min(int64(blocks)*blockBytes/mean, furthest)) }
-	return &Epochs{sampler: s, samples: samples, steps: s.Steps(samples), first: max(1, min(of(FirstWindow), mostRanks)), most: max(2, of(MostWindow)),
+	return &Epochs{sampler: s, samples: samples, steps: s.Steps(samples), first: max(1, min(of(FirstWindow), mostRanks)), most: max(leastMost, of(MostWindow)),
 		work: mostWork, tryAt: firstTry, gap: firstTry}
 }
 
@@ -144,11 +145,11 @@ func (e *Epochs) judgeLocked() {
 	}
 }
 
-// turnLocked moves a rank's window on, to the reads around which the last ones
-// were, and into the next epoch where this one ends. Of that no more than a first
+// turnLocked moves a rank's window on, which begins behind the worker that is
+// farthest on, and into the next epoch where this one ends. Of that no more than a first
 // window comes before its own reads bear it out.
 func (e *Epochs) turnLocked(of *epoch, rank int, r *readerRank) (t Turn) {
-	end := int(r.mean) + r.window
+	end := r.front + 1 + r.window
 	t.of, t.rank = of, rank
 	if t.begin = r.next; r.next >= e.steps && of == e.now && e.next != nil {
 		n := e.next.rank(e, rank)

@@ -120,10 +120,15 @@ func TestEpochsAreFollowed(t *testing.T) {
 		{"resumed at a late epoch", 40000, 8, []int{0}, 4, 32, 100, .93},
 		{"single samples", 10000, 2, []int{1}, 8, 1, 0, .97},
 		{"few samples", 300, 1, []int{0}, 2, 8, 0, .7},
+		{"large samples", 2000, 2, []int{0}, 4, 2, 0, .85},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := order.Sampler{Seed: 42, World: c.world}
-			j := newJob(s, c.samples, int64(c.samples)*100_000)
+			each := int64(100_000)
+			if c.name == "large samples" {
+				each = 140_000_000
+			}
+			j := newJob(s, c.samples, int64(c.samples)*each)
 			for epoch := c.epoch; epoch < c.epoch+3; epoch++ {
 				j.forget()
 				var all []*loader
