@@ -14,6 +14,9 @@ const aheadMost = 32
 // not here.
 func (s *Set) note(n uint32, m manifest.Member, from, to int, waited bool) {
 	at := int(m.ObjectOff/stoker.BlockBytes) - int(m.FirstBlock) // of the shard's block 0 in the object
+	if s.c.o.ReadAheadBytes < 0 {
+		return
+	}
 	r := prefetch.Read{At: prefetch.Pos{Shard: n, Block: from}, After: s.behind(n, to), Blocks: to - from,
 		Object: uint32(m.Row), Left: manifest.BlocksOf(s.man.Entry(m.Row).Bytes) - at - to, Waited: waited}
 	if ahead := s.tracker.Note(r); ahead > 0 && !s.steps.Follows(r.Object) {

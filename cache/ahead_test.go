@@ -166,3 +166,74 @@ func BenchmarkColdStream(b *testing.B) {
 		b.ReportMetric(float64(len(body))/1e6/time.Since(began).Seconds(), "MB/s")
 	}
 }
+
+// The setting bounds what comes ahead of a reader; without any, nothing does.
+func TestReadAheadIsBounded(t *testing.T) {
+	for most, lead := range map[int64]int64{-1: 0, 8 << 20: 8 << 20} {
+		t.Run(fmt.Sprint(most), func(t *testing.T) {
+			c := newCluster(t, 1, 1<<30)
+			c.put("a", 2*stoker.ExtentBytes-1, 1)
+			n := c.nodes[0]
+			n.cache.o.ReadAheadBytes = most
+			s := n.open(t, c.freeze())
+			row, got := rowOf(t, s, "a"), make([]byte, window)
+			if _, err := s.ReadAt(t.Context(), row, got[:8], 2*stoker.ExtentBytes-9); err != nil { // where a container has its directory
+				t.Fatal(err)
+			}
+			for off := 0; off < stoker.ExtentBytes; off += window {
+				if _, err := s.ReadAt(t.Context(), row, got, int64(off)); err != nil {
+					t.Fatal(err)
+				}
+				n.settle(t)
+				k := n.cache.Counters()
+				if ahead := k.AheadBytes.Load() - k.AheadUsedBytes.Load(); ahead > lead+footer*stoker.BlockBytes {
+					t.Fatalf("at %d: %d bytes are ahead of the reader", off, ahead)
+				}
+			}
+			if ahead := n.cache.Counters().AheadBlocks.Load(); (ahead > 0) != (most > 0) {
+				t.Errorf("%d blocks came ahead", ahead)
+			}
+		})
+	}
+}
+
+// Reads at random, of a large file or of small ones, cost the store next to nothing
+// beyond what they cost it when nothing is read ahead.
+func TestReadAheadCostsRandomReadsNothing(t *testing.T) {
+	const size = 512 << 20
+	for name, x := range map[string]struct{ bytes, small, reads int }{
+		"4 KiB": {4 << 10, 0, 300}, "128 KiB": {128 << 10, 0, 300}, "small files": {100 << 10, 2000, 1000}, "many": {64 << 10, 0, 1000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked [2]int64
+			for i, most := range []int64{-1, 64 << 20} {
+				c := newCluster(t, 1, 1<<30)
+				sizes := map[string]int64{"large": size}
+				for k := range x.small {
+					sizes[fmt.Sprintf("%04d", k)] = int64(x.bytes)
+				}
+				c.openUFS = func() ufs.FS { return newNoiseFS(sizes) }
+				n := c.nodes[0]
+				n.cache.o.ReadAheadBytes = most
+				s := n.open(t, c.freeze())
+				r, got := rand.New(rand.NewPCG(3, 4)), make([]byte, x.bytes)
+				files := r.Perm(max(x.small, 1))
+				for k := range x.reads {
+					key, off := "large", int64(r.IntN(size/x.bytes)*x.bytes)
+					if x.small > 0 {
+						key, off = fmt.Sprintf("%04d", files[k]), 0
+					}
+					if _, err := s.ReadAt(t.Context(), rowOf(t, s, key), got, off); err != nil {
+						t.Fatal(err)
+					}
+				}
+				n.settle(t)
+				asked[i] = n.cache.Counters().UFS.Bytes.Load()
+			}
+			if asked[1] > asked[0]*11/10 || asked[0] == 0 {
+				t.Errorf("%d bytes came, %d without reading ahead", asked[1], asked[0])
+			}
+			t.Logf("%d bytes came, %d without reading ahead: %.3f", asked[1], asked[0], float64(asked[1])/float64(asked[0]))
+		})
+	}
+}

@@ -76,6 +76,9 @@ type Options struct {
 	// peers, hold at most half of it; those beyond wait. 0 = 256 MiB.
 	MemoryBytes int64
 	Evict       Evict
+	// ReadAheadBytes is the most that is brought in ahead of one reader; 0 = 64 MiB,
+	// less than that = nothing, footers included.
+	ReadAheadBytes int64
 	// CopyRate is how many bytes/s of replicas are brought in to restore, raise
 	// or move them; 0 = without a limit.
 	CopyRate int64
@@ -136,6 +139,9 @@ type Cache struct {
 func New(o Options) (*Cache, error) {
 	if o.Streams <= 0 {
 		o.Streams = 16
+	}
+	if o.ReadAheadBytes == 0 {
+		o.ReadAheadBytes = prefetch.MostWindow * stoker.BlockBytes
 	}
 	if o.Evict.HighPercent == 0 {
 		o.Evict.HighPercent, o.Evict.LowPercent = defaultHigh, defaultLow
@@ -259,6 +265,7 @@ func (c *Cache) Open(ctx context.Context, id stoker.ID) (*Set, error) {
 	s := &Set{c: c, id: id, man: m, users: 1, use: c.useLocked(id),
 		slots: make([]slot, m.Shards()), roots: make([]rootFS, len(m.Roots())), load: guard.NewLoad()}
 	s.plan.Store(plan)
+	s.tracker.Most = max(1, int(c.o.ReadAheadBytes/stoker.BlockBytes))
 	s.tracker.Followed = func() { s.count(func(r *Reads) { r.Streams.Add(1) }) }
 	s.steps.Followed = func() { s.count(func(r *Reads) { r.Steppers.Add(1) }) }
 	s.use.share.Use(mode)

@@ -137,8 +137,8 @@ func (s *Set) demand(ctx context.Context, n uint32, block, skip int, p []byte) (
 	from, to := int(m.FirstBlock), int(m.FirstBlock)+manifest.BlocksOf(m.Bytes)
 	if to-from > demandWindow {
 		window := from + (block-from)/demandWindow*demandWindow
-		s.note(n, m, window, min(to, window+demandWindow), true)
-		if m.ObjectOff+m.Bytes == s.man.Entry(m.Row).Bytes && block == to-1 {
+		s.note(n, m, block, min(to, window+demandWindow), true)
+		if m.ObjectOff+m.Bytes == s.man.Entry(m.Row).Bytes && block == to-1 && s.c.o.ReadAheadBytes >= footer*stoker.BlockBytes {
 			if began, _ := s.fillAhead(n, max(from, to-footer), to); began { // the one below joins it
 				s.count(func(r *Reads) { r.Footers.Add(1) })
 			}

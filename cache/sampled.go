@@ -36,6 +36,10 @@ type known struct {
 // Sampled is for the files that some has; nil: all. Close it before the Set.
 func (s *Set) Sampled(sampler order.Sampler, some *api.Selector) *Sampled {
 	r := &Sampled{s: s, sampler: sampler}
+	if s.c.o.ReadAheadBytes < 0 {
+		s.log().Info("the job's order is not followed: nothing is read ahead here", "sampler", sampler.String())
+		return r
+	}
 	r.background(func() { r.learn(some) })
 	return r
 }
@@ -80,6 +84,7 @@ func (r *Sampled) learn(some *api.Selector) {
 		return
 	}
 	k.epochs = prefetch.NewEpochs(r.sampler, files.n, files.bytes)
+	k.epochs.Limit(c.o.ReadAheadBytes)
 	k.epochs.Found = func() { r.s.count(func(x *Reads) { x.Epochs.Add(1) }) }
 	r.known.Store(k)
 	if r.ended.Load() {
@@ -137,7 +142,7 @@ func (r *Sampled) opened(row manifest.Row, waited bool) {
 func (r *Sampled) bring(row manifest.Row) bool {
 	const window = demandWindow * stoker.BlockBytes
 	e := r.s.man.Entry(row)
-	for off, end := int64(0), min(e.Bytes, prefetch.MostWindow*stoker.BlockBytes); off < end; off += window {
+	for off, end := int64(0), min(e.Bytes, r.s.c.o.ReadAheadBytes); off < end; off += window {
 		if !r.s.fillPiece(row, e, off, min(off+window, end)) {
 			return false
 		}

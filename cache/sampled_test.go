@@ -299,3 +299,31 @@ func TestLargeSamplesAreReadAhead(t *testing.T) {
 		t.Errorf("%d requests, %d bytes for %d files of %d", requests, asked, files, size)
 	}
 }
+
+// What comes ahead by a declared order is bounded as all that does: with a setting of
+// nothing, nothing does.
+func TestDeclaredOrderIsBounded(t *testing.T) {
+	const files, size = 1000, 100 << 10
+	for _, most := range []int64{-1, 2 << 20} {
+		t.Run(fmt.Sprint(most), func(t *testing.T) {
+			c := newCluster(t, 1, 1<<30)
+			keys, want := c.files(files, size)
+			n := c.nodes[0]
+			n.cache.o.ReadAheadBytes = most
+			s := n.open(t, c.freeze())
+			r := n.sampled(t, s, "pytorch:seed=1,world=1", nil)
+			waitFor(t, "the files are numbered", func() bool { return r.idle() })
+			for _, i := range epochOf(r.sampler, files, 0, 0, 1, 1) {
+				readFile(t, r, keys[i], want[keys[i]])
+				waitFor(t, "nothing goes on", func() bool { return r.idle() })
+				k := n.cache.Counters()
+				if ahead := k.AheadBytes.Load() - k.AheadUsedBytes.Load(); ahead > max(0, most) {
+					t.Fatalf("%d bytes are ahead of the reader", ahead)
+				}
+			}
+			if came := n.cache.Counters().AheadBytes.Load(); (came > files*size/2) != (most > 0) {
+				t.Errorf("%d of %d bytes came ahead", came, files*size)
+			}
+		})
+	}
+}

@@ -13,12 +13,12 @@ const pieceSlack = 8 << 10
 // noteSteps tells of a read of n bytes of a large object, and begins to bring in the
 // pieces that a reader in steps will read next.
 func (s *Set) noteSteps(row manifest.Row, e manifest.Entry, off int64, n int, waited bool) {
-	if e.Bytes <= demandWindow*stoker.BlockBytes || n == 0 {
-		return // it comes as a whole
+	if e.Bytes <= demandWindow*stoker.BlockBytes || n == 0 || s.c.o.ReadAheadBytes < 0 {
+		return // it comes as a whole, or not before it is asked for
 	}
 	p := s.steps.Note(prefetch.Piece{Object: uint32(row), At: off, Bytes: int64(n), Waited: waited})
-	for _, at := range p.At {
-		if at < 0 || at >= e.Bytes || !s.fillPiece(row, e, max(0, at-pieceSlack), min(at+p.Bytes+pieceSlack, e.Bytes)) {
+	for i, at := range p.At {
+		if int64(i+1)*p.Bytes > s.c.o.ReadAheadBytes || at < 0 || at >= e.Bytes || !s.fillPiece(row, e, max(0, at-pieceSlack), min(at+p.Bytes+pieceSlack, e.Bytes)) {
 			return
 		}
 	}

@@ -36,6 +36,7 @@ type Epochs struct {
 	sampler     order.Sampler
 	samples     int
 	steps       int    // of a rank in an epoch
+	mean        int64  // bytes of a sample
 	first, most int    // of a window, in steps
 	work        int    // mostWork
 	whole       uint64 // the next epoch to look at as a whole; only Think has it
@@ -63,8 +64,18 @@ type Epochs struct {
 func NewEpochs(s order.Sampler, samples int, bytes int64) *Epochs {
 	mean := max(1, bytes/int64(samples))
 	of := func(blocks int) int { return int(min(int64(blocks)*blockBytes/mean, furthest)) }
-	return &Epochs{sampler: s, samples: samples, steps: s.Steps(samples), first: max(1, min(of(FirstWindow), mostRanks)), most: max(leastMost, of(MostWindow)),
+	return &Epochs{sampler: s, samples: samples, mean: mean, steps: s.Steps(samples), first: max(1, min(of(FirstWindow), mostRanks)), most: max(leastMost, of(MostWindow)),
 		work: mostWork, tryAt: firstTry, gap: firstTry}
+}
+
+// Limit bounds what comes ahead of one reader to less than MostWindow. REQUIRES: nothing
+// was noted yet.
+func (e *Epochs) Limit(bytes int64) {
+	if bytes >= MostWindow*blockBytes {
+		return
+	}
+	steps := int(max(1, min(bytes/e.mean, furthest)))
+	e.first, e.most = min(e.first, steps), min(e.most, steps)
 }
 
 // Memory is how many bytes it holds at most.

@@ -44,6 +44,7 @@ const (
 
 // Tracker follows the reads of one dataset. It may be used from any goroutine.
 type Tracker struct {
+	Most     int    // blocks ahead of one stream; MostWindow unless it is from 1 on
 	Followed func() // called for each stream that is read ahead of; may be nil
 
 	mu      sync.Mutex
@@ -181,16 +182,23 @@ func (s *stream) inOrder() bool {
 	return enough && s.seen*4 >= s.span*3
 }
 
+func (t *Tracker) most() int {
+	if t.Most > 0 {
+		return t.Most
+	}
+	return MostWindow
+}
+
 // ahead decides how much comes in now. The window grows only while the reader
 // waits: one that computes longer than the store takes needs no more.
 func (t *Tracker) ahead(s *stream, r Read) int {
 	switch {
 	case s.window == 0:
-		s.window = FirstWindow
+		s.window = min(FirstWindow, t.most())
 		t.acting.Add(1)
 		count(t.Followed)
 	case r.Waited:
-		s.window = min(2*s.window, MostWindow)
+		s.window = min(2*s.window, t.most())
 	}
 	if r.Waited { // what was asked for may not have been begun
 		s.lead = 0

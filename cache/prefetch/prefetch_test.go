@@ -153,6 +153,15 @@ func TestWindow(t *testing.T) {
 	if most != MostWindow {
 		t.Errorf("at most %d blocks ahead, want %d", most, MostWindow)
 	}
+	for _, bound := range []int{FirstWindow / 2, 2 * FirstWindow} {
+		own, most := Tracker{Most: bound}, 0
+		for b := 0; b < 100*FirstWindow; b += FirstWindow {
+			most = max(most, own.Note(l.read(0, b, FirstWindow, true)))
+		}
+		if most != bound {
+			t.Errorf("at most %d blocks ahead, want %d", most, bound)
+		}
+	}
 	if !tr.Acting() {
 		t.Fatal("nobody is followed")
 	}

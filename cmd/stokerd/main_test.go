@@ -157,6 +157,7 @@ func TestLimitsThatLetNothingIn(t *testing.T) {
 	for says, f := range map[string]workerFlags{
 		"--streams 0":      {capacity: leastCapacity},
 		"--streams -1":     {capacity: leastCapacity, streams: -1},
+		"--read-ahead: 4":  {capacity: leastCapacity, streams: 1, readAhead: 4 << 10},
 		"--capacity: 1024": {capacity: 1 << 10, streams: 1},
 		"--dir /x: 1024":   {dirs: folderList{{Dir: "/x", CapacityBytes: 1 << 10}}, streams: 1},
 	} {

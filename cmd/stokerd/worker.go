@@ -21,11 +21,12 @@ type workerFlags struct {
 	dirs                                folderList
 	streams                             int
 	memory, scrubRate, copyRate         byteSize
+	readAhead                           byteSize
 	evict                               cache.Evict
 }
 
 func workerCommand() *cobra.Command {
-	f := workerFlags{capacity: 100 << 30, scrubRate: 10 << 20, copyRate: 256 << 20}
+	f := workerFlags{capacity: 100 << 30, scrubRate: 10 << 20, copyRate: 256 << 20, readAhead: 64 << 20}
 	cmd := &cobra.Command{
 		Use:   "worker",
 		Short: "the daemon of a node: cache, peer server, mounts",
@@ -47,6 +48,7 @@ func workerCommand() *cobra.Command {
 	f.add(cmd)
 	cmd.Flags().IntVar(&f.streams, "streams", 16, "UFS requests that one load keeps in flight")
 	cmd.Flags().Var(&f.memory, "memory", "most bytes of memory that the worker uses, at least 64MiB (default 0: an eighth of what is here, at most 1GiB)")
+	cmd.Flags().Var(&f.readAhead, "read-ahead", "most bytes that are brought in ahead of one reader whose next reads can be told, while it waits for each; 0 = none")
 	cmd.Flags().Var(&f.scrubRate, "scrub-rate", "bytes per second that are read from the cache folders to find bits that went wrong; 0 = none")
 	cmd.Flags().Var(&f.copyRate, "copy-rate", "bytes per second that the worker copies from others to restore lost replicas, to add some, or to take over from a worker that is drained; 0 = no limit")
 	cmd.Flags().IntVar(&f.evict.HighPercent, "evict-high", 95, "percent of the capacity: when reads have filled so much, what nobody holds is evicted in the background, and reads of data that nobody holds store no more; 100 = only when it is full")
@@ -54,6 +56,16 @@ func workerCommand() *cobra.Command {
 	cmd.Flags().DurationVar(&f.evict.Idle, "evict-idle", 0, "how long data stays that nobody holds and nobody reads, as 72h; 0 = until its space is needed")
 	return cmd
 }
+
+// readAhead is the setting as the worker has it.
+func readAhead(b byteSize) int64 {
+	if b == 0 {
+		return -1 // none
+	}
+	return int64(b)
+}
+
+const leastAhead = 1 << 20
 
 // leastCapacity is less than one shard: a folder of less is a slip of the pen.
 const leastCapacity = 8 << 20
@@ -65,6 +77,9 @@ func (f *workerFlags) checkLimits() error {
 	}
 	if len(f.dirs) == 0 && f.capacity < leastCapacity {
 		return usage{fmt.Errorf("--capacity: %d bytes hold no shard: want at least 8MiB", f.capacity)}
+	}
+	if f.readAhead != 0 && f.readAhead < leastAhead {
+		return usage{fmt.Errorf("--read-ahead: %d bytes are less than one request: want 0 for none, or at least 1MiB", f.readAhead)}
 	}
 	for _, d := range f.dirs {
 		if d.CapacityBytes < leastCapacity {
@@ -121,7 +136,7 @@ func runWorker(cmd *cobra.Command, f *workerFlags) error {
 	w, err := worker.Open(worker.Options{
 		Dir: absolute(f.cacheDir), CapacityBytes: int64(f.capacity), Folders: f.dirs.folders(), Objects: d.objects, Index: d.index,
 		Socket: absolute(f.socket), Listen: f.listen, Advertise: f.advertise, Tokens: d.tokens,
-		Streams: f.streams, MemoryBytes: int64(f.memory), ScrubRate: int64(f.scrubRate), CopyRate: int64(f.copyRate), AllowFiles: f.allowFile, Version: version, Log: d.log,
+		Streams: f.streams, MemoryBytes: int64(f.memory), ScrubRate: int64(f.scrubRate), CopyRate: int64(f.copyRate), ReadAheadBytes: readAhead(f.readAhead), AllowFiles: f.allowFile, Version: version, Log: d.log,
 		Limits: f.limits(), Claims: d.index, Evict: f.evict, Node: f.node, Hold: d.holder(cmd.Context(), f.holder),
 	})
 	if err != nil {

@@ -47,14 +47,17 @@ type Options struct {
 	CopyRate      int64           // bytes/s of replicas that are restored, raised or moved to this worker; 0 = no limit
 	MemoryBytes   int64           // of the process; fills and answers to peers take half of it at most; 0 = AutoMemory
 	Evict         cache.Evict     // how full reads make the cache, and what goes by itself; 0 = 95, 90 percent, nothing
-	ScrubRate     int64           // bytes/s that a scrub of sealed shards reads; 0 = none
-	AllowFiles    []string        // folders that file:// datasets may lie in; none = no file://
-	Limits        budget.Limits   // of the whole cluster, for each endpoint; none = no limits
-	Claims        budget.Table    // where those are shared out; nil = this worker has them for itself
-	Node          string          // what the scheduler calls this node; "" = the host's name
-	Hold          HoldFunc        // who keeps the mounts' descriptors when this life ends; nil = nobody
-	Version       string
-	Log           *slog.Logger
+	// ReadAheadBytes is the most that is brought in ahead of one reader; 0 = 64 MiB,
+	// less than that = nothing.
+	ReadAheadBytes int64
+	ScrubRate      int64         // bytes/s that a scrub of sealed shards reads; 0 = none
+	AllowFiles     []string      // folders that file:// datasets may lie in; none = no file://
+	Limits         budget.Limits // of the whole cluster, for each endpoint; none = no limits
+	Claims         budget.Table  // where those are shared out; nil = this worker has them for itself
+	Node           string        // what the scheduler calls this node; "" = the host's name
+	Hold           HoldFunc      // who keeps the mounts' descriptors when this life ends; nil = nobody
+	Version        string
+	Log            *slog.Logger
 }
 
 // HoldFunc begins a life of a worker at its holder.
@@ -135,7 +138,7 @@ func (w *Worker) open() (err error) {
 	w.directory = newDirectory(w.o.Index, w.self, w.o.Log)
 	w.cache, err = cache.New(cache.Options{
 		Store: w.store, Manifests: w.manifests, Open: w.mounts.Open,
-		Directory: w.directory, Fetcher: fetcher{w.peers}, Streams: w.o.Streams, MemoryBytes: w.o.MemoryBytes, Evict: w.o.Evict, CopyRate: w.o.CopyRate, Log: w.o.Log,
+		Directory: w.directory, Fetcher: fetcher{w.peers}, Streams: w.o.Streams, MemoryBytes: w.o.MemoryBytes, Evict: w.o.Evict, CopyRate: w.o.CopyRate, ReadAheadBytes: w.o.ReadAheadBytes, Log: w.o.Log,
 	})
 	if err != nil {
 		return err

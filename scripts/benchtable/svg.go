@@ -22,6 +22,8 @@ var charts = []chart{
 	{"Rate of reads from another worker ÷ rate of sendfile(2)", "peer/sendfile", false},
 	{"Small files from another worker: rate in batches ÷ rate one by one", "batched/single", false},
 	{"Rate of a cold view ÷ rate of a lean S3 client", "view/lean", false},
+	{"Random cold reads: time with read-ahead ÷ time without (shorter is better)", "ahead/none", false},
+	{"… and bytes from the store ÷ those without (shorter is better)", "bytes-ahead/none", false},
 	{"Time of a preload ÷ time of a lean S3 client (shorter is better)", "preload/lean", false},
 }
 
@@ -36,6 +38,10 @@ var goals = map[string]float64{
 	"Random/kernel/128KiB/dropped": 1.15, "Random/kernel/mapped/hot": 1.15, "Random/kernel/mapped/dropped": 1.15,
 	"Peer": .85, "PeerSmall/4KiB": 3, "PeerSmall/100KiB": 3,
 	"Preload/20000x100KiB": 1.1, "Preload/8x256MiB": 1.1,
+	"ReadAhead/free/4KiB": 1.03, "ReadAhead/free/128KiB": 1.03, "ReadAhead/free/small": 1.03,
+	"ReadAhead/full/4KiB": 1.03, "ReadAhead/full/128KiB": 1.03, "ReadAhead/full/small": 1.03,
+	"ReadAhead/free/4KiB/bytes": 1.1, "ReadAhead/free/128KiB/bytes": 1.1, "ReadAhead/free/small/bytes": 1.1,
+	"ReadAhead/full/4KiB/bytes": 1.1, "ReadAhead/full/128KiB/bytes": 1.1, "ReadAhead/full/small/bytes": 1.1,
 }
 
 func goalOf(name, unit string) (goal float64, has bool) {
@@ -90,7 +96,7 @@ func draw(w io.Writer, results []result) error {
 
 func drawBar(b *strings.Builder, c chart, name string, v, scale float64, y int) {
 	goal, has := goalOf(name, c.unit)
-	short := c.time || c.unit == "preload/lean" // is better
+	short := c.time || c.unit == "preload/lean" || strings.HasSuffix(c.unit, "ahead/none") // is better
 	color := "#4878a8"
 	if has && (short && v > goal || !short && v < goal) {
 		color = "#c44e52" // it misses its goal
