@@ -49,12 +49,22 @@ type flight struct {
 	share   *share // of its blocks in memory; set before the first
 	granted int64  // bytes of it that the flight has
 
+	came atomic.Int64 // blocks; who waits for another one sees that it goes on
+
 	mu      sync.Mutex
-	changed chan struct{}          // +checklocks:mu — closed and replaced when blocks came in
+	waiting []*waiter              // +checklocks:mu — for blocks of it
 	failed  map[manifest.Row]error // +checklocks:mu — objects that could not be read
 	mem     map[int][]byte         // +checklocks:mu — blocks for which the disk has no space, until the last waiter has left
 	held    int64                  // +checklocks:mu — what they take
 	short   bool                   // +checklocks:mu — a block found no space on any disk
+}
+
+// waiter waits for one block of a flight.
+type waiter struct {
+	block, skip int
+	p           []byte        // gets the block's bytes from skip on
+	copied      int           // how many; set before came is closed
+	came        chan struct{} // closed when the block is in p, on the disk or in flight.mem
 }
 
 // why says on whose behalf a fill runs.
@@ -112,7 +122,7 @@ func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
 	c, id := s.c, s.man.Shard(n).ID
 	ctx, cancel := context.WithCancel(c.stop)
 	f := &flight{from: from, to: to, cancel: cancel, waiters: 1, copies: w.copies, ahead: w.ahead || w.early || w.copies, urgency: guard.NewUrgency(w.prio),
-		done: make(chan struct{}), changed: make(chan struct{}), early: w.early, whose: whoseIs(w)}
+		done: make(chan struct{}), early: w.early, whose: whoseIs(w)}
 	f.phases.enter(forTurn)
 	c.fills.runs[id] = append(c.fills.runs[id], f)
 	for b := from; b < to; b++ { // what came ahead and went again unread
@@ -196,21 +206,19 @@ func (s *Set) firstMissing(n uint32, from, to int) int {
 	return from
 }
 
-// fillOne waits until block is here. If the disk has no space for it, its
-// bytes from skip on are copied to p instead; copied says how many.
-func (s *Set) fillOne(ctx context.Context, n uint32, block, to int, w why, skip int, p []byte) (copied int, err error) {
+// fillOne waits until block has come. Its bytes from skip on are copied to p as they
+// come in; copied says how many: none if the block was already on the disk. passed: the
+// disk had no space for it.
+func (s *Set) fillOne(ctx context.Context, n uint32, block, to int, w why, skip int, p []byte) (copied int, passed bool, err error) {
 	for try := 0; ; {
 		f := s.joinFlight(n, block, to, w)
 		if f == nil {
-			return 0, s.c.stopped()
+			return 0, false, s.c.stopped()
 		}
 		then := f.phases.soFar()
-		mem, here, err := s.await(ctx, n, f, block)
+		copied, passed, err := s.await(ctx, n, f, &waiter{block: block, skip: skip, p: p, came: make(chan struct{})})
 		if !w.direct { // who asked for another worker waits for that one
 			s.waited(f, then)
-		}
-		if mem != nil { // valid until leave
-			copied = copy(p, mem[min(skip, len(mem)):])
 		}
 		ahead, beyond := f.ahead || f.away.Load(), err != nil && ctx.Err() == nil && block >= s.endOf(f)
 		s.c.leave(f, err == nil)
@@ -225,9 +233,7 @@ func (s *Set) fillOne(ctx context.Context, n uint32, block, to int, w why, skip 
 				continue
 			}
 		}
-		if mem != nil || here || err != nil {
-			return copied, err
-		}
+		return copied, passed, err
 	}
 }
 
@@ -254,37 +260,97 @@ func (c *Cache) stopped() error {
 // that a preload waits for too goes on for longer than a reader should hang.
 const readerWaits = 2 * time.Minute
 
-// await waits until the flight has brought in block, or has ended.
-func (s *Set) await(ctx context.Context, n uint32, f *flight, block int) (mem []byte, here bool, err error) {
+// await waits until the flight has brought in the waiter's block, or has ended. It
+// returns what fillOne does.
+func (s *Set) await(ctx context.Context, n uint32, f *flight, w *waiter) (copied int, passed bool, err error) {
+	if s.enter(n, f, w) {
+		return w.copied, w.copied > 0 && f.passes(), nil
+	}
+	defer f.exit(w)
 	silent := time.NewTimer(s.c.readerWaits)
 	defer silent.Stop()
-	for ; ; silent.Reset(s.c.readerWaits) {
-		f.mu.Lock()
-		changed := f.changed
-		mem = f.mem[block]
-		f.mu.Unlock()
-		if mem != nil {
-			return mem, false, nil
-		}
-		if s.firstMissing(n, block, block+1) != block {
-			return nil, true, nil
-		}
+	handed, ended := w.came, false
+	for came := f.came.Load(); ; {
 		select {
 		case <-ctx.Done():
-			return nil, false, ctx.Err()
+			return 0, false, ctx.Err()
 		case <-silent.C:
-			return nil, false, stoker.Errorf(stoker.KindTransient, "cache.fill", s.id.Short(), "nothing of shard %d came for %v: is the store up?", n, s.c.readerWaits)
-		case <-changed:
-		case <-f.done:
-			f.mu.Lock()
-			mem = f.mem[block]
-			f.mu.Unlock()
-			if mem != nil || s.firstMissing(n, block, block+1) != block {
-				return mem, mem == nil, nil
+			now := f.came.Load()
+			if now == came {
+				return 0, false, stoker.Errorf(stoker.KindTransient, "cache.fill", s.id.Short(), "nothing of shard %d came for %v: is the store up?", n, s.c.readerWaits)
 			}
-			return nil, false, s.failure(n, f, block)
+			came = now
+			silent.Reset(s.c.readerWaits)
+			continue
+		case <-handed:
+			handed = nil // if it was lost at once, the end of the flight says why
+		case <-f.done:
+			ended = true
+		}
+		if f.exit(w); w.copied > 0 || s.found(n, f, w) {
+			return w.copied, w.copied > 0 && f.passes(), nil
+		}
+		if ended {
+			return 0, false, s.failure(n, f, w.block)
 		}
 	}
+}
+
+// enter makes w one of those whom the flight gives their blocks, unless its block is
+// here already.
+func (s *Set) enter(n uint32, f *flight, w *waiter) (here bool) {
+	f.mu.Lock()
+	f.waiting = append(f.waiting, w)
+	f.mu.Unlock()
+	here = s.found(n, f, w) // after: what comes in between gets to w
+	if here {
+		f.exit(w)
+	}
+	return here
+}
+
+// exit ends it: nobody writes to w.p any more.
+func (f *flight) exit(w *waiter) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.waiting = slices.DeleteFunc(f.waiting, func(o *waiter) bool { return o == w })
+}
+
+// found looks for a waiter's block on the disk and in the flight's memory, out of
+// which it is copied.
+func (s *Set) found(n uint32, f *flight, w *waiter) bool {
+	if s.firstMissing(n, w.block, w.block+1) != w.block {
+		return true
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	mem := f.mem[w.block]
+	if mem != nil && w.copied == 0 {
+		w.copied = copy(w.p, mem[min(w.skip, len(mem)):])
+	}
+	return mem != nil
+}
+
+// hand copies a block to those who wait for it; with nil they look for it themselves.
+// short: the disk has no space for it.
+func (f *flight) hand(block int, data []byte, short bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.short = f.short || short
+	f.waiting = slices.DeleteFunc(f.waiting, func(w *waiter) bool {
+		if w.block == block {
+			w.copied = copy(w.p, data[min(w.skip, len(data)):])
+			close(w.came)
+		}
+		return w.block == block
+	})
+}
+
+// passes reports whether the disk has no space for what the flight brings.
+func (f *flight) passes() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.short
 }
 
 // failure says why an ended flight did not bring in block.
@@ -301,13 +367,15 @@ func (s *Set) failure(n uint32, f *flight, block int) error {
 	return stoker.Errorf(stoker.KindTransient, "cache.fill", s.man.Path(row), "%w", errEnded)
 }
 
-// deliver puts the bytes of a block where its waiters find them: on the disk,
-// or in memory if the disk has no space.
+// deliver hands the bytes of a block to its waiters and puts them where others find
+// them: on the disk, or in memory if the disk has no space.
 func (s *Set) deliver(n uint32, f *flight, block int, off int64, data []byte) error {
 	here := func(bool) {}
 	if f.early {
 		here = s.came(n, block, len(data))
 	}
+	f.came.Add(1)
+	f.hand(block, data, f.memory)
 	onDisk, err := s.write(n, f, block, off, data)
 	here(onDisk)
 	if err != nil {
@@ -316,11 +384,7 @@ func (s *Set) deliver(n uint32, f *flight, block int, off int64, data []byte) er
 	if !onDisk && !s.keep(f, block, data) {
 		err = errEnded // who waits for it tries again, and waits for memory then
 	}
-	f.mu.Lock()
-	f.short = f.short || !onDisk
-	close(f.changed)
-	f.changed = make(chan struct{})
-	f.mu.Unlock()
+	f.hand(block, nil, !onDisk) // to who came meanwhile
 	return err
 }
 

@@ -95,15 +95,24 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 		if attempt == 2 {
 			return 0, true, err
 		}
-		copied, err := s.demand(ctx, n, block, skip, want)
+		copied, passed, err := s.demand(ctx, n, block, skip, want)
 		if err != nil {
 			return 0, true, err
 		}
-		if copied > 0 { // there is no space: the bytes were only in memory
-			s.passed(n)
+		if copied > 0 { // as it came in
+			s.handed(n, block, length, passed)
 			return copied, true, nil
 		}
 	}
+}
+
+// handed notes that a read got a block as it came in; passed: there is no space for it
+// on the disk.
+func (s *Set) handed(n uint32, block, length int, passed bool) {
+	if passed {
+		s.passed(n)
+	}
+	s.used(n, block, length)
 }
 
 // readLocal reads part of one block from this worker's disk. NotExist means
@@ -131,8 +140,8 @@ func (s *Set) readLocal(n uint32, block int, off int64, length, skip int, p []by
 var errMissing = &stoker.Error{Op: "cache.read", Kind: stoker.KindNotExist}
 
 // demand brings in the block that a reader waits for, and what the reader
-// will probably want with it. copied: see fillOne.
-func (s *Set) demand(ctx context.Context, n uint32, block, skip int, p []byte) (copied int, err error) {
+// will probably want with it. copied, passed: see fillOne.
+func (s *Set) demand(ctx context.Context, n uint32, block, skip int, p []byte) (copied int, passed bool, err error) {
 	m := s.memberAt(n, block)
 	from, to := int(m.FirstBlock), int(m.FirstBlock)+manifest.BlocksOf(m.Bytes)
 	if to-from > demandWindow {
@@ -146,11 +155,11 @@ func (s *Set) demand(ctx context.Context, n uint32, block, skip int, p []byte) (
 		return s.fillOne(ctx, n, block, min(to, window+demandWindow), why{prio: guard.Demand}, skip, p)
 	}
 	s.note(n, m, from, to, true)
-	copied, err = s.fillOne(ctx, n, block, to, why{prio: guard.Demand}, skip, p)
-	if copied == 0 && err == nil {
+	copied, passed, err = s.fillOne(ctx, n, block, to, why{prio: guard.Demand}, skip, p)
+	if !passed && err == nil {
 		s.follow(n, block)
 	}
-	return copied, err
+	return copied, passed, err
 }
 
 // A shard that another worker holds whole is copied ahead of demand once

@@ -77,8 +77,9 @@ func (r *run) Block(ctx context.Context, block int, buf []byte) ([]byte, error) 
 		return nil, nil
 	}
 	// The asker believes that this worker owns the shard, so it asks no other.
-	copied, err := r.s.fillOne(ctx, r.n, block, r.to, why{direct: true, prio: r.prio}, 0, buf)
+	copied, _, err := r.s.fillOne(ctx, r.n, block, r.to, why{direct: true, prio: r.prio}, 0, buf[:length])
 	if err != nil || copied > 0 {
+		r.s.c.counters.ServedBytes.Add(int64(copied))
 		return buf[:copied], err
 	}
 	if err := r.s.readLocal(r.n, block, off, length, 0, buf[:length]); err != nil {
