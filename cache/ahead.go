@@ -7,8 +7,10 @@ import (
 	"stoker.dev/ufs/guard"
 )
 
-// aheadMost is how many fills ahead of readers run at a time, of all datasets.
-const aheadMost = 32
+const (
+	aheadMost   = 32               // fills ahead of readers run at a time, of all datasets
+	aheadWindow = 2 * demandWindow // of a stream that is read ahead by more than that, at a time: half the requests
+)
 
 // note tells of a read of blocks [from, to) of shard n, which lie in m, and begins to bring in what will be read next. waited: for bytes that were
 // not here.
@@ -39,12 +41,16 @@ func (s *Set) memberAt(n uint32, block int) manifest.Member {
 }
 
 // bringAhead begins fills of what is missing of some blocks, each of one
-// object and no larger than a window of demand, until as many run as may.
+// object and no larger than a window, until as many run as may.
 func (s *Set) bringAhead(at prefetch.Pos, blocks int) {
+	window := demandWindow
+	if blocks > aheadWindow {
+		window = aheadWindow
+	}
 	for blocks > 0 && int(at.Shard) < len(s.slots) {
 		m := s.memberAt(at.Shard, at.Block)
 		first := int(m.FirstBlock)
-		end := min(first+manifest.BlocksOf(m.Bytes), first+((at.Block-first)/demandWindow+1)*demandWindow)
+		end := min(first+manifest.BlocksOf(m.Bytes), first+((at.Block-first)/window+1)*window)
 		if _, more := s.fillAhead(at.Shard, at.Block, end); !more {
 			return
 		}

@@ -20,7 +20,8 @@ type Pos struct {
 	Block int
 }
 
-// Read is what one read touched: the blocks from At up to After, of one object.
+// Read is what one read touched: the blocks from At up to After, of one object. Of a read
+// that waited, these are all that come with what it waits for.
 type Read struct {
 	At, After Pos
 	Blocks    int    // between them; 0 if the block was not read to its end

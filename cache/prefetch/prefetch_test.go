@@ -2,6 +2,7 @@ package prefetch
 
 import (
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 )
 
@@ -37,11 +38,10 @@ func (h *here) want(object, block int) {
 	r := h.l.read(object, block, 1, false)
 	if waited {
 		h.misses++
-		from := block / FirstWindow * FirstWindow
-		n := min(FirstWindow, h.l.blocks-from)
-		r = h.l.read(object, from, n, true)
+		n := min(FirstWindow-block%FirstWindow, h.l.blocks-block)
+		r = h.l.read(object, block, n, true)
 		for b := range n {
-			h.in[object*h.l.blocks+from+b] = true
+			h.in[object*h.l.blocks+block+b] = true
 		}
 	} else if !h.t.Acting() {
 		return
@@ -53,6 +53,24 @@ func (h *here) want(object, block int) {
 }
 
 func of(l line) *here { return &here{l: l, in: map[int]bool{}} }
+
+// A reader who catches up with what comes ahead of him waits for each block of it;
+// he is followed on.
+func TestReaderWhoCatchesUp(t *testing.T) {
+	l := line{objects: 1, blocks: 2000, perShard: 1}
+	var followed atomic.Int64
+	tr := Tracker{Followed: &followed}
+	for block := range l.blocks {
+		to := min(l.blocks, (block/FirstWindow+1)*FirstWindow)
+		ahead := tr.Note(l.read(0, block, to-block, true))
+		if begun := block%FirstWindow == 0; begun && block > largeSpan && block < l.blocks-MostWindow && ahead == 0 {
+			t.Fatalf("nothing comes ahead of block %d", block)
+		}
+	}
+	if n := followed.Load(); n != 1 {
+		t.Errorf("one reader was followed %d times", n)
+	}
+}
 
 // A file that is read front to back is brought in ahead of its reader, across
 // shards, and not beyond its end.
