@@ -100,18 +100,20 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 			return 0, true, err
 		}
 		if copied > 0 { // as it came in
-			s.handed(n, block, length, passed)
+			s.handed(n, block, length, copied, passed)
 			return copied, true, nil
 		}
 	}
 }
 
-// handed notes that a read got a block as it came in; passed: there is no space for it
-// on the disk.
-func (s *Set) handed(n uint32, block, length int, passed bool) {
+// handed counts bytes of a block that a read got on their way to the disk as the disk's; passed:
+// it has no space for them.
+func (s *Set) handed(n uint32, block, length, copied int, passed bool) {
 	if passed {
 		s.passed(n)
+		return
 	}
+	s.countLocal(copied)
 	s.used(n, block, length)
 }
 

@@ -160,7 +160,7 @@ func (v *views) resume(ctx context.Context, name string, doc heldView, dev *os.F
 	if err := v.cache.Mounted(doc.Info.Manifest, doc.Info.Dataset, 1); err != nil {
 		return errors.Join(err, set.Close())
 	}
-	w := &view{info: doc.Info, owner: doc.Owner, set: set, held: name}
+	w := &view{info: doc.Info, owner: doc.Owner, set: set, held: name, gone: make(chan struct{})}
 	v.sample(w)
 	if doc.Handle.Kernel {
 		w.kernel = v.heldKernel(w, doc)

@@ -149,6 +149,7 @@ func (l lifeOf) mount(t *testing.T, w *Worker) {
 			t.Fatal(err)
 		}
 	}
+	settle(w)
 	sh, ok := w.store.Get(set.Manifest().Shard(set.Manifest().ShardOf(row, 0)).ID)
 	if !ok {
 		t.Fatal("no shard")

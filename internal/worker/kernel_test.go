@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -74,6 +75,16 @@ func TestViewsAreAlike(t *testing.T) {
 	}
 }
 
+// settle waits until fills have ended: who has read need not wait for the disk.
+func settle(w *Worker) {
+	for {
+		if _, flights := w.cache.Running(); flights == 0 {
+			return
+		}
+		runtime.Gosched()
+	}
+}
+
 // bringIn reads a file of a dataset and seals the shard that it lies in.
 func (w *watchedWorker) bringIn(t *testing.T, id stoker.ID, path string) {
 	t.Helper()
@@ -85,6 +96,7 @@ func (w *watchedWorker) bringIn(t *testing.T, id stoker.ID, path string) {
 	if _, err := set.ReadAt(t.Context(), row, make([]byte, set.Manifest().Entry(row).Bytes), 0); err != nil {
 		t.Fatal(err)
 	}
+	settle(w.Worker)
 	sh, ok := w.store.Get(set.Manifest().Shard(0).ID)
 	if !ok {
 		t.Fatal("no shard")
