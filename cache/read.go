@@ -77,11 +77,7 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 	for attempt := 0; ; attempt++ {
 		err := s.readLocal(n, block, e.Off+start, length, skip, want)
 		if err == nil {
-			s.countLocal(len(want))
-			s.used(n, block, length)
-			if skip == 0 && len(want) == length && e.Bytes > demandWindow*stoker.BlockBytes {
-				s.delivered(n, block)
-			}
+			s.gave(n, block, length, len(want), e.Bytes)
 			if attempt == 0 && skip+len(want) == length && s.tracker.Acting() {
 				s.note(n, s.memberAt(n, block), block, block+1, false)
 			}
@@ -99,22 +95,25 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 		if err != nil {
 			return 0, true, err
 		}
-		if copied > 0 { // as it came in
-			s.handed(n, block, length, copied, passed)
+		switch {
+		case passed && copied > 0: // the disk has no space for it
+			s.passed(n)
+			return copied, true, nil
+		case copied > 0: // on its way to the disk
+			s.gave(n, block, length, copied, e.Bytes)
 			return copied, true, nil
 		}
 	}
 }
 
-// handed counts bytes of a block that a read got on their way to the disk as the disk's; passed:
-// it has no space for them.
-func (s *Set) handed(n uint32, block, length, copied int, passed bool) {
-	if passed {
-		s.passed(n)
-		return
-	}
-	s.countLocal(copied)
+// gave notes that a read got so many bytes of a block of length bytes, of an object of
+// size, that the disk has, or is about to have.
+func (s *Set) gave(n uint32, block, length, bytes int, size int64) {
+	s.countLocal(bytes)
 	s.used(n, block, length)
+	if bytes == length && size > demandWindow*stoker.BlockBytes {
+		s.delivered(n, block)
+	}
 }
 
 // readLocal reads part of one block from this worker's disk. NotExist means
