@@ -71,10 +71,11 @@ func readTable(workers []api.WorkerReads, wide bool) *live.Table {
 	return t
 }
 
-// aheadTable shows what workers brought in before anybody asked for it, and how
-// much of it was of use; nothing if none did.
+// aheadTable shows what workers brought in before anybody asked for it, how much of
+// it was of use, and beneath for whom it came; nothing if none did.
 func aheadTable(workers []api.WorkerReads, wide bool) []*live.Table {
-	t := table(left("WORKER"), number("AHEAD"), number("USED"), number("NOT YET"), number("WASTED"), number("STREAMS"), number("STEPS"), number("FOOTERS"), number("EPOCHS"))
+	t := table(left("WORKER"), number("AHEAD"), number("USED"), number("NOT YET"), number("WASTED"))
+	whom := table(left("WORKER"), number("STREAMS"), number("STEPS"), number("FOOTERS"), number("EPOCHS"))
 	came := false
 	for _, w := range workers {
 		if w.Reads == nil || w.Reads.Ahead == nil || w.Reads.Ahead.Bytes == 0 {
@@ -83,12 +84,13 @@ func aheadTable(workers []api.WorkerReads, wide bool) []*live.Table {
 		came = true
 		a := w.Reads.Ahead
 		t.Row(idOf(w.ID, wide), api.HumanBytes(a.Bytes), fmt.Sprintf("%d %%", percent(a.UsedBytes, a.Bytes)),
-			api.HumanBytes(max(0, a.Bytes-a.UsedBytes-a.WastedBytes)), api.HumanBytes(a.WastedBytes), a.Streams, a.Steps, a.Footers, a.Epochs)
+			api.HumanBytes(max(0, a.Bytes-a.UsedBytes-a.WastedBytes)), api.HumanBytes(a.WastedBytes))
+		whom.Row(idOf(w.ID, wide), a.Streams, a.Steps, a.Footers, a.Epochs)
 	}
 	if !came {
 		return nil
 	}
-	return []*live.Table{t}
+	return []*live.Table{t, whom}
 }
 
 // waitTable shows how long readers waited for bytes that were not here, and for
@@ -118,10 +120,13 @@ func waitTable(workers []api.WorkerReads, wide bool) []*live.Table {
 	return []*live.Table{t}
 }
 
-// seconds has milliseconds while there are few of them.
+// seconds has milliseconds while there are few of them, and hours when there are many.
 func seconds(s float64) string {
-	if s < 10 {
+	switch {
+	case s < 10:
 		return strconv.FormatFloat(s, 'f', 3, 64) + " s"
+	case s < 36_000:
+		return strconv.FormatFloat(s, 'f', 0, 64) + " s"
 	}
-	return strconv.FormatFloat(s, 'f', 0, 64) + " s"
+	return strconv.FormatFloat(s/3600, 'f', 0, 64) + " h"
 }

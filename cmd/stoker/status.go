@@ -58,11 +58,12 @@ NAME@GEN has those of one.
 
 The second table is what came before anybody asked for it (AHEAD): how much of
 that was read since (USED), may be read yet, or went, or was left when the last
-view was unmounted, unread (WASTED); and for whom: readers in order (streams), of
-pieces at equal distances (steps), and of the directory at the end of a container
-(footers). Much WASTED: readers stop early, or the space is too small.
+view was unmounted, unread (WASTED). Much WASTED: readers stop early, or the space
+is too small. The third says for whom it came: readers in order (streams), of
+pieces at equal distances (steps), of the directory at the end of a container
+(footers), and epochs of jobs whose sampler is known (epochs).
 
-The third is how long readers waited for bytes that were not here, added up over
+The last is how long readers waited for bytes that were not here, added up over
 all of them, so that 8 readers may wait 8 seconds in one:
   STORE  the store was asked: it is far or slow, or 'stoker preload' did not run
   PEERS  another worker was looked for, sent, or fetched it for this one

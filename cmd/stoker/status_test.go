@@ -71,8 +71,11 @@ all           -         13    5.0 MiB     1.0 MiB     3.0 MiB         8
 	g = newRig(t, routes{"GET /v1/status": answer(st)}, nil)
 	g.want(0, "status", "--reads")
 	if want += `
-WORKER          AHEAD  USED    NOT YET     WASTED  STREAMS  STEPS  FOOTERS  EPOCHS
-0123456789ab  4.0 MiB  75 %  768.0 KiB  256.0 KiB        2      1        5       3
+WORKER          AHEAD  USED    NOT YET     WASTED
+0123456789ab  4.0 MiB  75 %  768.0 KiB  256.0 KiB
+
+WORKER        STREAMS  STEPS  FOOTERS  EPOCHS
+0123456789ab        2      1        5       3
 `; g.stdout.String() != want {
 		t.Errorf("got\n%swant\n%s", g.stdout.String(), want)
 	}
@@ -84,6 +87,17 @@ WORKER        WAITED  STORE    PEERS     DISK    QUEUE    LOADS
 0123456789ab    63 s   61 s  0.250 s  0.001 s  0.000 s  2.000 s
 `; g.stdout.String() != want {
 		t.Errorf("got\n%swant\n%s", g.stdout.String(), want)
+	}
+	much := st
+	much.Workers = []api.WorkerInfo{{ID: st.Workers[0].ID, State: "draining", Reads: &api.ReadCounters{FUSEReads: 1e6, LocalBytes: 1023 << 40, PeerBytes: 1023 << 40, UFSBytes: 1023 << 40, UFSRequests: 1e7,
+		Ahead: &api.AheadCounters{Bytes: 1023 << 40, WastedBytes: 1023 << 39, Streams: 1e9, Steps: 1e9, Footers: 1e9, Epochs: 1e9},
+		Waits: &api.ReadWaits{UFSSeconds: 1e9, PeerSeconds: 1e9, DiskSeconds: 1e9, QueueSeconds: 1e9, LoadSeconds: 1e9}}}}
+	g = newRig(t, routes{"GET /v1/status": answer(much)}, nil)
+	g.want(0, "status", "--reads")
+	for line := range strings.Lines(g.stdout.String()) {
+		if w := live.Width(strings.TrimSuffix(line, "\n")); w > 80 {
+			t.Errorf("%d columns: %q", w, line)
+		}
 	}
 	var workers []api.WorkerInfo
 	g = newRig(t, routes{"GET /v1/status": answer(st)}, nil)
