@@ -215,8 +215,9 @@ func TestLocalSourceIsTakenOver(t *testing.T) {
 				g.same(i, id)
 				bypass += g.nodes[i].cache.counters.Bypass.Bytes.Load()
 			}
-			if want := map[bool]int64{true: g.bytes()}[begun]; bypass != want {
-				t.Errorf("%d bytes are counted as read past their owner, want %d", bypass, want)
+			// What one asks the other for, as the owner after the one that is gone, is not.
+			if size := g.bytes(); bypass > size || bypass > 0 != begun {
+				t.Errorf("%d bytes of %d are counted as read past their owner", bypass, size)
 			}
 		})
 	}
