@@ -28,7 +28,7 @@ import (
 // ratio of a pair's, and that of the bytes that came from the store. The goals are 1.03
 // and 1.1.
 func BenchmarkReadAhead(b *testing.B) {
-	const files, large = 3000, 1 << 30
+	const files, large = 6000, 1 << 30
 	c := up(b, 1, "256MiB", func(root string) { makeEqualFiles(b, root, files, 100<<10, 1, large) })
 	c.must("dataset", "add", "data", "s3://data", "--endpoint", c.getenv("STOKER_S3_ENDPOINT"), "--path-style")
 	for _, link := range []struct{ name, limit string }{{"free", ""}, {"full", "100MB/s"}} {
@@ -36,7 +36,7 @@ func BenchmarkReadAhead(b *testing.B) {
 		for _, w := range []struct {
 			name        string
 			size, reads int
-		}{{"4KiB", 4 << 10, 100}, {"128KiB", 128 << 10, 100}, {"small", 100 << 10, 1000}} {
+		}{{"4KiB", 4 << 10, 100}, {"128KiB", 128 << 10, 100}, {"small", 100 << 10, 3000}} {
 			b.Run(link.name+"/"+w.name, func(b *testing.B) {
 				var took, sent [2][]float64
 				var times, bytes []float64 // ratios of pairs
