@@ -154,7 +154,7 @@ func TestWrongSamplerReadsNothingAhead(t *testing.T) {
 // what it took is given back.
 func TestOrdersAreBounded(t *testing.T) {
 	c := newCluster(t, 1, 1<<30)
-	c.files(100, 10)
+	c.files(600, 10)
 	n := c.nodes[0]
 	s := n.open(t, c.freeze())
 	r := n.sampled(t, s, "pytorch:seed=0,world=1", nil)
@@ -268,35 +268,46 @@ func BenchmarkColdEpoch(b *testing.B) {
 	}
 }
 
-// Samples that are larger than a window of demand come ahead as a whole, in pieces,
-// and no byte of them twice.
+// Samples that are larger than a window of demand, one in sixteen here, come ahead as a
+// whole, in pieces, and no byte of them twice.
 func TestLargeSamplesAreReadAhead(t *testing.T) {
-	const files, size = 70, window + 300<<10
+	const files, large, small, every = 600, window + 300<<10, 1 << 10, 16
 	c := newCluster(t, 1, 1<<30)
 	c.guard.HedgeAfter = time.Minute
-	keys, want := c.files(files, size)
+	var keys []string
+	var want [][]byte
+	total := 0
+	for i := range files {
+		size := small
+		if i%every == 0 {
+			size = large
+		}
+		keys = append(keys, fmt.Sprintf("f%04d", i))
+		want = append(want, c.put(keys[i], size, uint64(i)))
+		total += size
+	}
 	n := c.nodes[0]
 	r := n.sampled(t, n.open(t, c.freeze()), "pytorch:seed=1,world=1", nil)
 	waitFor(t, "the files are numbered", func() bool { return r.known.Load() != nil })
 	got := make([]byte, 1<<20)
 	for i, f := range epochOf(order.Sampler{Seed: 1, World: 1}, files, 0, 0, 2, 4) {
-		for off := 0; off < size; {
+		for off := 0; off < len(want[f]); {
 			k, err := r.ReadAt(t.Context(), rowOf(t, r.s, keys[f]), got, int64(off))
-			if err != nil || !bytes.Equal(got[:k], want[keys[f]][off:off+k]) {
+			if err != nil || !bytes.Equal(got[:k], want[f][off:off+k]) {
 				t.Fatalf("%s at %d: %d bytes, %v", keys[f], off, k, err)
 			}
 			off += k
 		}
-		if i == 40 {
+		if i == 200 {
 			waitFor(t, "the epoch is recognised", func() bool { return n.cache.Counters().Epochs.Load() == 1 })
 		}
 	}
 	quiet(t, n)
-	if used := n.cache.Counters().AheadUsedBytes.Load(); used < 20*size {
-		t.Errorf("%d bytes had come ahead, of %d", used, files*size)
+	if used := n.cache.Counters().AheadUsedBytes.Load(); used < files/every/2*large {
+		t.Errorf("%d bytes had come ahead, of %d", used, total)
 	}
-	if requests, asked := c.ufs.counted(); asked != files*size || requests > 3*files {
-		t.Errorf("%d requests, %d bytes for %d files of %d", requests, asked, files, size)
+	if requests, asked := c.ufs.counted(); asked != int64(total) || requests > files+3*files/every {
+		t.Errorf("%d requests, %d bytes for %d files of %d", requests, asked, files, total)
 	}
 }
 

@@ -1,14 +1,16 @@
 package prefetch
 
 import (
+	"math"
 	"sync"
 
 	"stoker.dev/planner/order"
 )
 
 const (
-	// LeastSamples is how many a dataset has at least whose epochs are looked for.
-	LeastSamples = 64
+	// LeastSamples is how many a dataset has at least whose epochs are looked for: of fewer
+	// any order looks right.
+	LeastSamples = 512
 
 	remembered = 256 // reads that an epoch is looked for by, at most
 	firstTry   = 32  // and at least: then after twice as many each time
@@ -198,7 +200,7 @@ func (e *Epochs) Think(stop func() bool) {
 		number = e.last
 	}
 	var seen []uint32
-	for i := max(e.since, e.noted-min(e.noted, remembered)); i < e.noted; i++ {
+	for i := max(e.since, e.noted-min(e.noted, compared(e.samples))); i < e.noted; i++ {
 		seen = append(seen, e.recent[i%remembered])
 	}
 	var likely []uint64
@@ -297,11 +299,23 @@ func newMatch(seen []uint32, world, samples int) *match {
 		m.samples[s] = true
 		m.filter[s%65536/64] |= 1 << (s % 64)
 	}
-	m.need = max(8, len(m.samples)/2)
-	if samples < 512 { // in which neighbours are found by chance
-		m.need = max(8, len(m.samples)*3/4)
-	}
+	m.need = max(8, len(m.samples)/2, byChance(len(m.samples), samples))
 	return m
+}
+
+// byChance is how many of n samples, of so many, have a neighbour among each other in a
+// wrong order at most. They come in pairs, about as many as Poisson's law says: six standard
+// deviations and five more than the mean are not met in some thousand orders.
+func byChance(n, of int) int {
+	alone := 1 - float64(n)/float64(of)
+	pairs := float64(n) * (1 - alone*alone) / 2
+	return 2 * int(math.Ceil(pairs+6*math.Sqrt(pairs)+5))
+}
+
+// compared is how many of the last reads are compared with orders of so many samples: few
+// enough that chance does not make them neighbours.
+func compared(samples int) uint64 {
+	return uint64(max(firstTry, min(remembered, samples/8)))
 }
 
 // fits reports whether enough of the samples are next to another one of the same rank.

@@ -119,7 +119,7 @@ func TestEpochsAreFollowed(t *testing.T) {
 		{"all ranks of a node", 60000, 16, []int{8, 9, 10, 11, 12, 13, 14, 15}, 4, 32, 0, .95},
 		{"resumed at a late epoch", 40000, 8, []int{0}, 4, 32, 100, .93},
 		{"single samples", 10000, 2, []int{1}, 8, 1, 0, .97},
-		{"few samples", 300, 1, []int{0}, 2, 8, 0, .7},
+		{"few samples", 600, 1, []int{0}, 2, 8, 0, .7},
 		{"large samples", 2000, 2, []int{0}, 4, 2, 0, .85},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -175,6 +175,30 @@ func TestWrongOrdersAreNotFollowed(t *testing.T) {
 	}
 	if j.brought > 0 {
 		t.Errorf("in the order of the listing: %d samples were brought in", j.brought)
+	}
+}
+
+// Where few files are read, in no order that is told, many have a neighbour among the
+// last ones by chance, in one epoch of a thousand more than in others.
+func TestChanceIsNoOrder(t *testing.T) {
+	const seeds = 3
+	for _, samples := range []int{LeastSamples, 700, 1000, 1500} {
+		for seed := range uint64(seeds) {
+			j := newJob(order.Sampler{World: 8}, samples, int64(samples)*100_000)
+			for _, sample := range rand.New(rand.NewPCG(seed, 5)).Perm(samples) {
+				j.read(uint32(sample))
+			}
+			if j.brought > 0 {
+				t.Errorf("%d samples, seed %d: %d were brought in", samples, seed, j.brought)
+			}
+		}
+	}
+	const samples = 1000
+	s := order.Sampler{World: 2}
+	j := newJob(s, samples, samples*100_000)
+	j.run(newLoader(s, samples, 1, 3, 2, 16))
+	if j.ahead < j.reads/4 {
+		t.Errorf("in the order that is told %d of %d reads had come ahead", j.ahead, j.reads)
 	}
 }
 

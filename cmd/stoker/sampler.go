@@ -17,7 +17,8 @@ epochs and ranks are found by what is read. What a rank reads next comes in ahea
 of it while data is not on its node. The samples are the files in the order of
 torchvision's ImageFolder: folder by folder, sorted by name. Take those that the
 job's list has, as with --path train --include '*.jpg': with others than these the
-order is not found, and the job reads as without.`
+order is not found, and the job reads as without, as it does if there are fewer than
+512 files.`
 
 func samplerFlag(cmd *cobra.Command, spec *string) {
 	cmd.Flags().StringVar(spec, "sampler", "", "order in which the job reads, such as pytorch:seed=0,world=8 (default not known)")

@@ -90,6 +90,9 @@ Names that do not fit into the terminal end in an ellipsis; --wide, a pipe, and
 			if len(args) > 1 {
 				return usagef(cmd, "one job or dataset at most")
 			}
+			if len(args) == 1 && args[0] == "" {
+				return usagef(cmd, "the job or dataset is empty: leave it out for all of them")
+			}
 			if f.reads && (f.watch || f.failed) {
 				return usagef(cmd, "--reads is shown once: it goes without --watch and --failed")
 			}

@@ -17,6 +17,7 @@ func (v *views) afterEnd(w *view) {
 	case <-v.stop:
 		return // the process ends; what it still serves ends with it
 	}
+	v.ended.Add(w.reads())
 	v.letGo(w)
 	if w.kernel != nil {
 		w.kernel.release()

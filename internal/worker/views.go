@@ -51,6 +51,7 @@ type views struct {
 	deadline time.Duration // of one READ of a view; 0 = fuse.DefaultDeadline
 
 	reads atomic.Int64 // READs of the kernel, of views that have ended, too
+	ended atomic.Int64 // READs that asked the worker, of views that have ended
 
 	stop    chan struct{} // closed when the process ends
 	serving sync.WaitGroup
@@ -312,12 +313,13 @@ func (w *view) shownAs() erofs.Options {
 	return as
 }
 
-// List returns the mounted views and how many reads reached user space.
+// List returns the mounted views, and how many reads of all that were mounted reached user
+// space.
 func (v *views) List() ([]api.MountInfo, int64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	out := []api.MountInfo{}
-	var reads int64
+	reads := v.ended.Load()
 	for _, w := range v.open {
 		out = append(out, w.info)
 		reads += w.reads()
