@@ -319,6 +319,22 @@ func (s *Set) retain() {
 	s.c.mu.Unlock()
 }
 
+// closeOrLog is Close for who has nobody to tell of an error but the log.
+func (s *Set) closeOrLog() {
+	if err := s.Close(); err != nil {
+		s.log().Error("cannot close a dataset", "error", err)
+	}
+}
+
+// background runs f in a goroutine, and keeps the Set open meanwhile.
+func (s *Set) background(f func()) {
+	s.retain()
+	s.c.busy.Go(func() {
+		f()
+		s.closeOrLog()
+	})
+}
+
 // Manifest returns the dataset's manifest, valid until Close.
 func (s *Set) Manifest() *manifest.Manifest { return s.man }
 

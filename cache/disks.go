@@ -79,9 +79,7 @@ func (c *Cache) bury(ctx context.Context, gone map[stoker.ID]*store.Shard) {
 			continue
 		}
 		s.buryOwn(gone, ids[id])
-		if err := s.Close(); err != nil {
-			c.logOf(id).Error("cannot close a dataset", "error", err)
-		}
+		s.closeOrLog()
 	}
 }
 

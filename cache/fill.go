@@ -158,9 +158,7 @@ func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
 		case w.early:
 			<-c.ahead
 		}
-		if err := s.Close(); err != nil {
-			s.log().Error("cannot close a dataset", "error", err)
-		}
+		s.closeOrLog()
 	}()
 	return f
 }

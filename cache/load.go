@@ -200,9 +200,7 @@ func (c *Cache) runLoad(ctx context.Context, s *Set, l *load) {
 		if !l.copies { // what no worker had is no failure of the dataset's
 			c.holds.noteFailures(c.o.Store, s.id, l.failures())
 		}
-		if err := s.Close(); err != nil {
-			s.log().Error("cannot close a dataset", "error", err)
-		}
+		s.closeOrLog()
 	}()
 	c.holds.touch(c.o.Store, s.id)
 	g, run := errgroup.WithContext(ctx)

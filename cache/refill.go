@@ -36,11 +36,7 @@ func (r *refills) add(s *Set, shards ...uint32) {
 	if runs {
 		return
 	}
-	s.retain()
-	s.c.busy.Go(func() {
-		s.fetchAgain(s.c.stop)
-		s.c.closed(s)
-	})
+	s.background(func() { s.fetchAgain(s.c.stop) })
 }
 
 // first is the shard that comes next; false: none is left, and the goroutine ends.

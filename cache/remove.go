@@ -79,7 +79,7 @@ func (c *Cache) letGo(shard stoker.ID, at []place) {
 		}
 		s.release(p.n)
 		s.withdraw(p.n)
-		c.closed(s)
+		s.closeOrLog()
 	}
 }
 

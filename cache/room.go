@@ -293,19 +293,13 @@ func (c *Cache) evictSome() bool {
 	wants, victims := c.evictor.take()
 	for s, list := range victims {
 		c.dropVictims(c.stop, s, list)
-		c.closed(s)
+		s.closeOrLog()
 	}
 	for s, n := range wants {
 		s.makeRoom(c.stop, n)
-		c.closed(s)
+		s.closeOrLog()
 	}
 	return len(wants)+len(victims) > 0
-}
-
-func (c *Cache) closed(s *Set) {
-	if err := s.Close(); err != nil {
-		s.log().Error("cannot close a dataset", "error", err)
-	}
 }
 
 // dropVictims removes shards that the dataset's policy gave up, but those that

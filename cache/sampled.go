@@ -44,19 +44,11 @@ func (s *Set) Sampled(sampler order.Sampler, some *api.Selector) *Sampled {
 	return r
 }
 
-// background runs f, and keeps the Set open meanwhile.
+// background runs f unless the cache is closing.
 func (r *Sampled) background(f func()) {
-	s := r.s
-	if s.c.stop.Err() != nil {
-		return
+	if r.s.c.stop.Err() == nil {
+		r.s.background(f)
 	}
-	s.retain()
-	s.c.busy.Go(func() {
-		f()
-		if err := s.Close(); err != nil {
-			s.log().Error("cannot close a dataset", "error", err)
-		}
-	})
 }
 
 func (r *Sampled) stopped() bool { return r.ended.Load() || r.s.c.stop.Err() != nil }

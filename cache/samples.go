@@ -3,6 +3,7 @@ package cache
 import (
 	"cmp"
 	"slices"
+	"sort"
 
 	"stoker.dev/cache/manifest"
 	"stoker.dev/internal/api"
@@ -84,30 +85,16 @@ func (s *samples) folder(m *manifest.Manifest, dir manifest.Row, path string, so
 
 // number is that of a row; false if it is no sample.
 func (s *samples) number(r manifest.Row) (uint32, bool) {
-	lo, hi := 0, len(s.byRow)
-	for lo < hi {
-		if mid := (lo + hi) / 2; s.runs[s.byRow[mid]].row <= r {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
-	}
-	if lo == 0 {
+	i := sort.Search(len(s.byRow), func(i int) bool { return s.runs[s.byRow[i]].row > r })
+	if i == 0 {
 		return 0, false
 	}
-	u := &s.runs[s.byRow[lo-1]]
+	u := &s.runs[s.byRow[i-1]]
 	return u.first + uint32(r-u.row), r-u.row < manifest.Row(u.n)
 }
 
 // row is that of a number. REQUIRES: there is one.
 func (s *samples) row(number uint32) manifest.Row {
-	lo, hi := 0, len(s.runs)
-	for hi-lo > 1 {
-		if mid := (lo + hi) / 2; s.runs[mid].first <= number {
-			lo = mid
-		} else {
-			hi = mid
-		}
-	}
-	return s.runs[lo].row + manifest.Row(number-s.runs[lo].first)
+	u := &s.runs[sort.Search(len(s.runs), func(i int) bool { return s.runs[i].first > number })-1]
+	return u.row + manifest.Row(number-u.first)
 }

@@ -133,9 +133,7 @@ func (c *Cache) scrubPass(ctx context.Context, o ScrubOptions, at *scrubbed) err
 			continue // its manifest cannot be had now; the next pass will see it
 		}
 		err = s.scrubShard(ctx, t.n, pace)
-		if cerr := s.Close(); cerr != nil {
-			c.logOf(t.manifest).Error("cannot close a dataset", "error", cerr)
-		}
+		s.closeOrLog()
 		if err != nil {
 			return err
 		}

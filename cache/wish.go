@@ -40,9 +40,7 @@ func (c *Cache) wish(wishes []api.LoadWish) error {
 			continue
 		}
 		s.obey()
-		if err := s.Close(); err != nil {
-			s.log().Error("cannot close a dataset", "error", err)
-		}
+		s.closeOrLog()
 	}
 	return nil
 }

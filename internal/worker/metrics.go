@@ -2,12 +2,9 @@ package worker
 
 import (
 	"context"
-	"sync/atomic"
 	"time"
 
-	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/store"
-	"stoker.dev/fuse/tree"
 	"stoker.dev/internal/metrics"
 )
 
@@ -51,7 +48,7 @@ func (w *Worker) readMetrics(s *metrics.Samples) {
 		s.Counter("stoker_evicted_shards_total", "Shards that were evicted.", shards, "reason", reason, "policy", policy)
 		s.Counter("stoker_evicted_bytes_total", "Bytes of the shards that were evicted.", bytes, "reason", reason, "policy", policy)
 	})
-	s.Counter("stoker_fuse_reads_total", "READ requests of the kernel: misses of the page cache.", w.views.reads.Load())
+	s.Counter("stoker_fuse_reads_total", "READ requests of the kernel: misses of the page cache.", w.cache.Counters().Reads.Reads.Load())
 }
 
 // spaceMetrics are what is here and under way.
@@ -98,16 +95,4 @@ func (w *Worker) heldMetrics(ctx context.Context, s *metrics.Samples) {
 	}
 	s.Gauge("stoker_cache_evictable_bytes", "Of the used bytes: shards that nobody holds.", float64(free))
 	s.Gauge("stoker_cache_held_bytes", "Of the used bytes: all others.", float64(max(0, w.store.Usage().UsedBytes-free)))
-}
-
-// countedReader counts the READs of all views: the sum lives longer than they.
-type countedReader struct {
-	tree.Reader
-	reads *atomic.Int64
-}
-
-// ReadAt implements tree.Reader.
-func (r countedReader) ReadAt(ctx context.Context, row manifest.Row, p []byte, off int64) (int, error) {
-	r.reads.Add(1)
-	return r.Reader.ReadAt(ctx, row, p, off)
 }

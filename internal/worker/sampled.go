@@ -2,6 +2,7 @@ package worker
 
 import (
 	"stoker.dev"
+	"stoker.dev/fuse/tree"
 	"stoker.dev/internal/api"
 	"stoker.dev/planner/order"
 )
@@ -41,9 +42,9 @@ func (w *view) endSampled() {
 }
 
 // reader is what a view reads with.
-func (v *views) reader(w *view) countedReader {
+func (w *view) reader() tree.Reader {
 	if w.sampled != nil {
-		return countedReader{w.sampled, &v.reads}
+		return w.sampled
 	}
-	return countedReader{w.set, &v.reads}
+	return w.set
 }

@@ -50,7 +50,6 @@ type views struct {
 
 	deadline time.Duration // of one READ of a view; 0 = fuse.DefaultDeadline
 
-	reads atomic.Int64 // READs of the kernel, of views that have ended, too
 	ended atomic.Int64 // READs that asked the worker, of views that have ended
 
 	stop    chan struct{} // closed when the process ends
@@ -294,7 +293,7 @@ func (v *views) show(ctx context.Context, w *view, want saved, old *mount.Left) 
 // treeOf makes the file system of a tree view.
 func (v *views) treeOf(w *view) *tree.FS {
 	as := w.shownAs()
-	return tree.New(tree.Options{Manifest: w.set.Manifest(), Reader: v.reader(w), UID: as.UID, GID: as.GID, Umask: as.Umask, Deadline: v.deadline, Log: v.logOf(w.info.MountRequest)})
+	return tree.New(tree.Options{Manifest: w.set.Manifest(), Reader: w.reader(), UID: as.UID, GID: as.GID, Umask: as.Umask, Deadline: v.deadline, Log: v.logOf(w.info.MountRequest)})
 }
 
 // shownAs says to whom the view's files belong, and who may read them.
