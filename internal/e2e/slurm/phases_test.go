@@ -65,8 +65,8 @@ func sampler(t *testing.T, r *rig) {
 	own, end := r.at("out", "seeded-data"), r.at("out", "seeded-end")
 	must(t, os.Mkdir(own, 0o755))
 	must(t, os.Chown(own, userID, groupID))
-	id := r.submit(fmt.Sprintf("#STOKER dataset=seeded path=n00 include=*.jpg mount=%s sampler=pytorch:world=4,seed=9\n#STOKER dataset=besides\nuntil [ -e %s ]; do sleep 0.1; done", own, end), "-w", "worker-1")
-	r.inState(id, "RUNNING")
+	id := r.submit(fmt.Sprintf("#STOKER dataset=seeded path=n00 include=*.jpg mount=%s sampler=pytorch:world=4,seed=9\n#STOKER dataset=besides\necho begun; until [ -e %s ]; do sleep 0.1; done", own, end), "-w", "worker-1")
+	r.eventually("it has begun", func() bool { return r.outputIfAny(id) != "" }) // RUNNING it is before the Prolog has ended
 	const want = "pytorch:seed=9,world=4"
 	if st := r.claim(id); st.Sampler != want {
 		t.Errorf("the claim has the sampler %q", st.Sampler)
