@@ -86,11 +86,14 @@ func TestUnitsKeepWhatDaemonsNeed(t *testing.T) {
 	for _, role := range []string{"worker", "controller"} {
 		set, _ := unit(t, "stoker-"+role+".service")
 		for key, want := range map[string]string{
-			"Type": "notify", "Restart": "always", "RestartPreventExitStatus": "2", "TimeoutStartSec": "infinity", "StartLimitIntervalSec": "0", "NoNewPrivileges": "yes",
+			"Type": "notify", "Restart": "always", "RestartPreventExitStatus": "2", "TimeoutStartSec": "infinity", "StartLimitIntervalSec": "0", "NoNewPrivileges": "yes", "LimitCORE": "0",
 		} {
 			if set[key] != want {
 				t.Errorf("%s: %s=%s, want %s", role, key, set[key], want)
 			}
+		}
+		if set["RestrictSUIDSGID"] != "" {
+			t.Errorf("%s: RestrictSUIDSGID=%s takes openat2(2) away", role, set["RestrictSUIDSGID"])
 		}
 		if set["WatchdogSec"] == "" || set["LimitNOFILE"] == "" || set["TimeoutStopSec"] == "" || set["RuntimeDirectory"] != "" {
 			t.Errorf("%s: %v", role, set)

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -29,7 +30,12 @@ import (
 // version is set by the build.
 var version = "unknown"
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	// A crash ends with SIGABRT and not with Go's exit code 2, which here means wrong
+	// settings: who starts daemons does not start again what says so.
+	debug.SetTraceback("crash")
+	os.Exit(run(os.Args[1:]))
+}
 
 func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)

@@ -120,6 +120,8 @@ func openDir(o Options) (*os.File, error) {
 		return nil, stoker.Errorf(stoker.KindNotExist, "mount", o.Dir, "there is no such folder: make it first")
 	case errors.Is(err, unix.ENOTDIR):
 		return nil, stoker.Errorf(stoker.KindInvalid, "mount", o.Dir, "is not a folder")
+	case errors.Is(err, unix.ENOSYS):
+		return nil, stoker.Errorf(stoker.KindInvalid, "mount", o.Dir, "openat2(2) is forbidden here: take RestrictSUIDSGID= out of the worker's unit, or let the container's seccomp profile pass it")
 	case errors.Is(err, unix.ELOOP):
 		return nil, stoker.Errorf(stoker.KindInvalid, "mount", o.Dir, "leads over a symbolic link: name the folder itself")
 	case err != nil:

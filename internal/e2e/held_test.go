@@ -19,10 +19,11 @@ type rereader struct {
 	source, view string
 	files        []string
 	body         map[string][]byte
-	done         atomic.Int64  // files read
-	longest      atomic.Int64  // of one file since reset, in nanoseconds
-	step         chan struct{} // one for each file, while somebody listens
-	failed       chan struct{} // one for each of its goroutines that gave up
+	open         map[string]*os.File // nil: each read opens its file
+	done         atomic.Int64        // files read
+	longest      atomic.Int64        // of one file since reset, in nanoseconds
+	step         chan struct{}       // one for each file, while somebody listens
+	failed       chan struct{}       // one for each of its goroutines that gave up
 }
 
 // run reads until stop is closed, or a file is not as it should be.
@@ -30,7 +31,7 @@ func (r *rereader) run(t *testing.T, first int, stop <-chan struct{}) {
 	for i := first; ; i++ {
 		name := r.files[i%len(r.files)]
 		began := time.Now()
-		got, err := readPastCache(filepath.Join(r.view, name))
+		got, err := r.read(name)
 		took := time.Since(began)
 		if err != nil || !bytes.Equal(got, r.body[name]) {
 			t.Errorf("%s: %d bytes, want %d: %v", filepath.Join(r.view, name), len(got), len(r.body[name]), err)
@@ -63,22 +64,34 @@ func (r *rereader) next() bool {
 	}
 }
 
+func (r *rereader) read(name string) ([]byte, error) {
+	if f := r.open[name]; f != nil {
+		return readOpenPastCache(f)
+	}
+	return readPastCache(filepath.Join(r.view, name))
+}
+
 // readPastCache reads a file whose pages are dropped first.
 func readPastCache(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
+	b, err := readOpenPastCache(f)
+	return b, errors.Join(err, f.Close())
+}
+
+func readOpenPastCache(f *os.File) ([]byte, error) {
 	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, err
 	}
 	st, err := f.Stat()
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, err
 	}
 	b := make([]byte, st.Size())
 	n, err := f.ReadAt(b, 0)
-	return b[:n], errors.Join(err, f.Close())
+	return b[:n], err
 }
 
 // A worker is killed ten times while processes read through a tree view, a
