@@ -18,7 +18,7 @@ import (
 const (
 	near      = 10 * time.Minute
 	lookEvery = time.Minute     // Slurm's estimate is asked for so often,
-	lookSoon  = 5 * time.Second // and first of all, while there is none, after so long and twice that
+	lookSoon  = 5 * time.Second // and at first after so long and twice that: a job just submitted has none, or one that no scheduler has made yet
 )
 
 // priorityAt is what a job's claim is worth: one less for each minute until its
@@ -51,13 +51,8 @@ func (p *pacer) pace(ctx context.Context, h *hooks, c *api.Controller, st *api.J
 	if time.Since(p.looked) < p.next || api.Settled(st.State) {
 		return
 	}
-	p.looked = time.Now()
+	p.looked, p.next = time.Now(), min(max(lookSoon, 2*p.next), lookEvery)
 	start, err := h.startOf(ctx, h.id)
-	if err != nil || start.IsZero() {
-		p.next = min(max(lookSoon, 2*p.next), lookEvery)
-	} else {
-		p.next = lookEvery
-	}
 	if want := priorityAt(start, time.Now()); err == nil && worthIt(st.Priority, want) {
 		_, err = c.Change(ctx, h.name(), api.JobChange{Priority: &want})
 	}

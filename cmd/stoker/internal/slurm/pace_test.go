@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -35,7 +36,7 @@ func TestPriorityOfAStart(t *testing.T) {
 	}
 }
 
-// A claim gets the priority of the estimate, which is asked for once a minute, while there is none sooner; that
+// A claim gets the priority of the estimate, which is asked for once a minute, and sooner at first; that
 // Slurm or the controller does not answer changes nothing.
 func TestPace(t *testing.T) {
 	var given []int
@@ -72,15 +73,21 @@ func TestPace(t *testing.T) {
 		t.Errorf("priorities %v, asked %d times, %d notes", given, asked, notes)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		asked, start = 0, time.Time{}
-		p := pacer{}
-		st := api.JobStatus{State: api.JobWarming}
-		for range 10 {
-			p.pace(t.Context(), h, c, &st) // nothing to change
-			<-time.After(30 * time.Second)
-		}
-		if asked != 7 { // after 0, 5, 10, 20, 40 s, then each minute, as far as it is called
-			t.Errorf("asked %d times in 5 minutes", asked)
+		for _, estimate := range []time.Time{{}, time.Now()} { // the second is what Slurm says before it has planned
+			asked, start = 0, estimate
+			p := pacer{}
+			st := api.JobStatus{State: api.JobWarming}
+			var at []time.Duration
+			for begin := time.Now(); time.Since(begin) < 3*time.Minute; <-time.After(time.Second / 2) {
+				was := asked
+				p.pace(t.Context(), h, c, &st) // nothing to change
+				if asked > was {
+					at = append(at, time.Since(begin).Round(time.Second))
+				}
+			}
+			if fmt.Sprint(at) != "[0s 5s 15s 35s 1m15s 2m15s]" {
+				t.Errorf("asked at %v", at)
+			}
 		}
 	})
 }
