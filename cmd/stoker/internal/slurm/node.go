@@ -23,6 +23,7 @@ const (
 	controlIn   = 5 * time.Second  // likewise the controller: then Slurm is asked
 	unmountIn   = 3 * time.Second  // processes of the job that are just ending
 	slurmIn     = 20 * time.Second
+	toldIn      = 2 * time.Second // in which slurmd hears from slurmctld that a job is not to begin
 	recordPerms = 0o600
 )
 
@@ -281,8 +282,20 @@ func readAs(sampler string, some *api.Selection) (flags []string) {
 }
 
 // hold puts the job back, held, with the reason in its comment. One of srun or
-// salloc cannot be put back and is cancelled.
+// salloc cannot be put back and is cancelled. slurmd, which begins the job once the
+// prolog has ended unless it has heard of that, is given the time to hear of it.
 func (h *hooks) hold(ctx context.Context, why error) error {
+	err := h.sendBack(ctx, why)
+	if err == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(toldIn):
+		}
+	}
+	return err
+}
+
+func (h *hooks) sendBack(ctx context.Context, why error) error {
 	id := strconv.FormatUint(h.id, 10)
 	if _, err := ask(ctx, "scontrol", "update", "JobId="+id, "Comment=stoker: "+reason(why)); err != nil {
 		h.Note("job %s: %v", id, err)

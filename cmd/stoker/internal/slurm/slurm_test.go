@@ -325,3 +325,23 @@ func TestCheckDoesNotKeepSlurmctld(t *testing.T) {
 		}
 	}
 }
+
+// A prolog that has sent its job back ends when slurmd has heard of it, which else
+// begins the job; one that could not send it back fails at once.
+func TestHoldWaitsForSlurmd(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	h := &hooks{job: job{cluster: "c", id: 7}, Env: Env{Note: func(string, ...any) {}}}
+	for scontrol, sentBack := range map[string]bool{"exit 0": true, "exit 1": false} {
+		for _, name := range []string{"scontrol", "scancel"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+scontrol+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		began := time.Now()
+		err := h.hold(t.Context(), stoker.Errorf(stoker.KindInvalid, "mount", "/etc", "is not yours"))
+		if took := time.Since(began); (err == nil) != sentBack || took > toldIn != sentBack {
+			t.Errorf("%s: %v after %v", scontrol, err, took)
+		}
+	}
+}
