@@ -14,7 +14,7 @@ import (
 // restart ends slurmctld with a signal and starts it again.
 func (r *rig) restart(sig syscall.Signal) {
 	r.t.Helper()
-	r.ctld.stop(sig)
+	r.ctld.stop(r.t, sig)
 	r.startCtld()
 }
 
@@ -83,9 +83,9 @@ func restartInStageIn(t *testing.T, r *rig) {
 		r.proxy.Reset()
 		reached, release := r.proxy.Hold(size / 2)
 		id := r.submit("#STOKER dataset=" + name + " onmiss=wait\ncat $(find $STOKER_MOUNT -type f) | wc -c")
-		<-reached
+		r.comes("the store stands still", reached)
 		r.restart(sig)
-		known := r.slurm("scontrol", "show", "job", id).code == 0
+		known := r.asked("scontrol", "show", "job", id).code == 0
 		release()
 		if !known { // killed before it had saved the job
 			r.must("slurm", "reconcile", "--cluster", "ci")
@@ -109,8 +109,8 @@ func restartInStageIn(t *testing.T, r *rig) {
 func restartWhileRunning(t *testing.T, r *rig) {
 	r.dataset("runs", 8)
 	end := r.at("out", "end")
-	id := r.submit("#STOKER dataset=runs onmiss=wait\nwhile ! [ -e " + end + " ]; do sleep 0.1; done; find $STOKER_MOUNT -name '*.jpg' | wc -l")
-	r.inState(id, "RUNNING")
+	id := r.submit("#STOKER dataset=runs onmiss=wait\necho begun; while ! [ -e " + end + " ]; do sleep 0.1; done; find $STOKER_MOUNT -name '*.jpg' | wc -l")
+	r.eventually("it has begun", func() bool { return r.outputIfAny(id) != "" }) // RUNNING it is before the Prolog has ended
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		r.restart(sig)
 		r.kill("controller")
@@ -125,7 +125,7 @@ func restartWhileRunning(t *testing.T, r *rig) {
 	}
 	must(t, os.WriteFile(end, nil, 0o644))
 	r.inState(id, "COMPLETED")
-	if out := r.output(id); out != "8\n" {
+	if out := r.output(id); out != "begun\n8\n" {
 		t.Errorf("it read %q", out)
 	}
 	r.released(id)
@@ -164,7 +164,7 @@ func controllerAway(t *testing.T, r *rig) {
 	reached, release := r.proxy.Hold(size / 2)
 	defer release()
 	id := r.submit("#STOKER dataset=away2 onmiss=wait" + read)
-	<-reached
+	r.comes("the store stands still", reached)
 	r.kill("controller")
 	r.dev("start", "controller", "--dir", r.at("stoker"))
 	release()
@@ -182,11 +182,19 @@ func cancelledClaim(t *testing.T, r *rig) {
 	reached, release := r.proxy.Hold(size / 2)
 	defer release()
 	id := r.submit("#STOKER dataset=dropped onmiss=wait\ntrue")
-	<-reached
-	if res := r.as(r.at("bin", "stoker"), "cancel", "slurm-ci-"+id); res.code != 0 {
-		t.Fatalf("the owner's cancel exits %d\n%s", res.code, res.stderr)
+	r.comes("the store stands still", reached)
+	cancel := func() {
+		if res := r.as(r.at("bin", "stoker"), "cancel", "slurm-ci-"+id); res.code != 0 {
+			t.Fatalf("the owner's cancel exits %d\n%s", res.code, res.stderr)
+		}
 	}
-	r.eventually("the job is held", func() bool { return strings.Contains(r.job(id)["Reason"], "its claim was cancelled") })
+	cancel()
+	r.eventually("the job is held", func() bool {
+		if st := r.claim(id).State; st == api.JobPlanned || st == api.JobWarming { // it was setup's, and data-in claims once more
+			cancel()
+		}
+		return strings.Contains(r.job(id)["Reason"], "its claim was cancelled")
+	})
 	r.slurm("scancel", id)
 	r.released(id)
 }
@@ -195,6 +203,7 @@ func cancelledClaim(t *testing.T, r *rig) {
 // nothing while Slurm does not answer.
 func reconciler(t *testing.T, r *rig) {
 	r.dataset("kept", 2)
+	r.must("slurm", "reconcile") // what a slurmctld that was stopped before had not torn down
 	plain := r.submit("exec sleep 1000")
 	live := r.submit("#STOKER dataset=kept\nexec sleep 1000")
 	r.inState(plain, "RUNNING")
@@ -205,7 +214,7 @@ func reconciler(t *testing.T, r *rig) {
 	}
 	r.must("claim", "--job-id", "slurm-other-7", "--submitted", "1772366400", "--dataset", "kept")
 	before := r.claim(live).ExpiresAt
-	r.ctld.stop(syscall.SIGTERM)
+	r.ctld.stop(r.t, syscall.SIGTERM)
 	if res := r.stoker("slurm", "reconcile"); res.code == 0 {
 		t.Errorf("without Slurm it exits 0: %s", res.out)
 	}

@@ -54,7 +54,7 @@ func polls(t *testing.T, r *rig) {
 			t.Errorf("%s: %q", call, got)
 		}
 	}
-	<-reached
+	r.comes("the store stands still", reached)
 	if got := lua(t, env, "slurm_bb_test_data_in"+args); got != "0 BUSY" {
 		t.Errorf("half of the data is there, and a poll says %q", got)
 	}

@@ -84,7 +84,7 @@ func (p *page) sh(host, user, script string) string {
 func (p *page) slurmd(conf string) {
 	p.t.Helper()
 	for _, d := range p.daemons {
-		d.stop(syscall.SIGTERM)
+		d.stop(p.t, syscall.SIGTERM)
 	}
 	p.daemons = nil
 	for _, name := range hostNames {

@@ -38,8 +38,7 @@ func submitChecks(t *testing.T, r *rig) {
 		"#STOKER dataset=big":                            "its data needs 600",
 		"#STOKER dataset=small\n#STOKER dataset=small@1": "is named twice",
 	} {
-		res := r.try(lines + "\ntrue")
-		if res.code == 0 || !strings.Contains(res.stderr, says) {
+		if res := r.refused(func() result { return r.try(lines + "\ntrue") }); res.code == 0 || !strings.Contains(res.stderr, says) {
 			t.Errorf("%q: exit %d, want %q\n%s", lines, res.code, says, res.stderr)
 		}
 	}
@@ -55,6 +54,7 @@ func submitChecks(t *testing.T, r *rig) {
 		t.Errorf("the job reads %q", out)
 	}
 	r.released(id)
+	r.eventually("none of it comes any more", func() bool { return r.stoker("evict", "big").code == 0 })
 }
 
 // sampler= stands in the job's claim and with each of its mounts, below the job's folder
@@ -98,7 +98,7 @@ func parts(t *testing.T, r *rig) {
 	reached, release := r.proxy.Hold(1)
 	defer release()
 	id := r.submit("#STOKER dataset=parts path=n01 path=n02 exclude=img_0000?.jpg onmiss=wait\n#STOKER dataset=beside\nls $STOKER_MOUNT/parts/ | wc -l; cat $STOKER_MOUNT/parts/n01/img_00013.jpg $STOKER_MOUNT/parts/n02/img_00038.jpg $STOKER_MOUNT/beside/*/* | wc -c")
-	<-reached
+	r.comes("the store stands still", reached)
 	const says = "parts@1 path=n01 path=n02 exclude=img_0000?.jpg: "
 	r.eventually("bbstat tells of what the job waits for", func() bool { return strings.Contains(r.as("scontrol", "show", "bbstat", id).out, says) })
 	if st := r.state(id); st != "PENDING" {
@@ -142,7 +142,7 @@ func hostileDirectives(t *testing.T, r *rig) {
 		r.as("scontrol", "show", "bbstat", evil, evil)
 	}
 	r.slurm("scancel", "--user="+userName)
-	r.eventually("all are gone", func() bool { return r.slurm("squeue", "-h").out == "" })
+	r.eventually("all are gone", func() bool { return r.asked("squeue", "-h").out == "" })
 	if _, err := os.Stat(proof); err == nil {
 		t.Error("a directive was run by a shell")
 	}
@@ -223,7 +223,7 @@ func cancelInEveryPhase(t *testing.T, r *rig) {
 	reached, release := r.proxy.Hold(size / 2)
 	defer release()
 	loads := r.submit("#STOKER dataset=cancel onmiss=wait\ntrue")
-	<-reached
+	r.comes("the store stands still", reached)
 	if st := r.claim(waits); st.State != "" {
 		t.Errorf("a job whose dependency is not met has the claim %+v", st)
 	}
@@ -243,7 +243,7 @@ func cancelInEveryPhase(t *testing.T, r *rig) {
 
 	r.slurm("scancel", busy)
 	before := r.proxy.Bytes()
-	runs := r.submit("#STOKER dataset=cancel onmiss=wait\nexec sleep 1000")
+	runs := r.submit("#STOKER dataset=cancel onmiss=wait\nexec sleep 1000", "-w", "worker-1") // the other one may be free first
 	r.inState(runs, "RUNNING")
 	r.eventually("it is mounted", func() bool { return len(r.mounted(1)) == 1 })
 	r.slurm("scancel", runs)
@@ -315,7 +315,7 @@ func array(t *testing.T, r *rig) {
 	reached, release := r.proxy.Hold(size / 2)
 	defer release()
 	id := r.submit("#STOKER dataset=array onmiss=wait\nfind $STOKER_MOUNT -name '*.jpg' | wc -l", "--array=1-3", "--output="+r.at("out", "array-%a.out"))
-	<-reached
+	r.comes("the store stands still", reached)
 	leases := func() (n int) {
 		for _, j := range r.claims() {
 			if strings.Contains(strings.Join(j.Datasets, " "), "array") && (j.State == api.JobWarming || j.State == api.JobReady || j.State == api.JobPlanned) {
@@ -326,7 +326,7 @@ func array(t *testing.T, r *rig) {
 	}
 	r.eventually("each task has its lease", func() bool { return leases() == 3 })
 	release()
-	r.eventually("the array is done", func() bool { return !strings.Contains(r.slurm("squeue", "-h", "-j", id).out, "batch") })
+	r.eventually("the array is done", func() bool { return !strings.Contains(r.asked("squeue", "-h", "-j", id).out, "batch") })
 	for n := 1; n <= 3; n++ {
 		body, err := os.ReadFile(r.at("out", fmt.Sprintf("array-%d.out", n)))
 		if err != nil || string(body) != "40\n" {
@@ -368,7 +368,7 @@ func lookAhead(t *testing.T, r *rig) {
 	reached, release := r.proxy.Hold(size / 2)
 	defer release()
 	id := r.submit("#STOKER dataset=ahead\ncat $(find $STOKER_MOUNT -type f) | wc -c", "-N2")
-	<-reached
+	r.comes("the store stands still", reached)
 	r.eventually("its load yields to those of jobs that start sooner", func() bool { p := r.claim(id).Priority; return p < -60 && p > -130 })
 	release()
 	r.claimIs(id, api.JobReady)

@@ -3,7 +3,6 @@ package slurm
 import (
 	"bytes"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -15,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"stoker.dev/internal/api"
 	"stoker.dev/internal/testenv"
 )
 
@@ -124,7 +122,7 @@ func (r *rig) startStoker() {
 	out, err := exec.Command("sh", "-c", "set -a; . "+r.at("stoker", "env")+"; env").Output()
 	must(r.t, err)
 	for _, kv := range strings.Split(strings.TrimSpace(string(out)), "\n") {
-		if !strings.HasPrefix(kv, "PATH=") && !strings.HasPrefix(kv, "SLURM") && !strings.HasPrefix(kv, "HOME=") && !strings.HasPrefix(kv, "XDG_") {
+		if !strings.HasPrefix(kv, "PATH=") && !strings.HasPrefix(kv, "SLURM") && !strings.HasPrefix(kv, "HOME=") && !strings.HasPrefix(kv, "XDG_") && !strings.HasPrefix(kv, "TMPDIR=") {
 			r.env = append(r.env, kv)
 		}
 	}
@@ -152,17 +150,22 @@ func (r *rig) start(name string, args ...string) *process {
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	must(r.t, p.cmd.Start())
 	go func() { _ = p.cmd.Wait(); close(p.ended) }()
-	r.whole.Cleanup(func() { p.stop(syscall.SIGKILL) })
+	r.whole.Cleanup(func() { p.stop(r.whole, syscall.SIGKILL) })
 	return p
 }
 
-func (p *process) stop(sig syscall.Signal) {
+// stop ends a daemon with a signal; one that does not heed it is killed, and
+// reported.
+func (p *process) stop(t testing.TB, sig syscall.Signal) {
+	t.Helper()
+	_ = p.cmd.Process.Signal(sig) // it may have ended
 	select {
 	case <-p.ended:
-	default:
-		_ = p.cmd.Process.Signal(sig) // it may just have ended
+	case <-time.After(patience):
+		_ = p.cmd.Process.Kill()
+		<-p.ended
+		t.Errorf("%s does not end by %v", p.cmd.Path, sig)
 	}
-	<-p.ended
 }
 
 func (r *rig) startMunge() {
@@ -305,6 +308,19 @@ func (r *rig) eventually(what string, is func() bool) {
 	}
 }
 
+// comes waits for what a channel tells of, such as that the store stands still.
+func (r *rig) comes(what string, c <-chan struct{}) {
+	r.t.Helper()
+	r.eventually(what, func() bool {
+		select {
+		case <-c:
+			return true
+		default:
+			return false
+		}
+	})
+}
+
 // remove ends what jobs left behind and removes the folder.
 func (r *rig) remove() {
 	if err := os.RemoveAll(r.dir); err != nil {
@@ -403,93 +419,4 @@ func (r *rig) try(lines string, flags ...string) result {
 	_, err = f.WriteString("#!/bin/sh\n" + lines + "\n")
 	must(r.t, errors.Join(err, f.Chmod(0o755), f.Close()))
 	return r.as("sbatch", append(append([]string{"--parsable", "--output=" + r.at("out", "%j.out")}, flags...), f.Name())...)
-}
-
-// job shows what Slurm knows of a job, by key.
-func (r *rig) job(id string) map[string]string {
-	r.t.Helper()
-	out := map[string]string{}
-	for _, line := range strings.Split(r.slurm("scontrol", "show", "job", id).out, "\n") {
-		line = strings.TrimSpace(line)
-		key, value, ok := strings.Cut(line, "=")
-		if ok && (key == "Comment" || key == "SystemComment" || key == "AdminComment" || key == "BurstBuffer") {
-			out[key] = value
-			continue
-		}
-		for _, word := range strings.Fields(line) {
-			if key, value, ok := strings.Cut(word, "="); ok {
-				out[key] = value
-			}
-		}
-		if i := strings.Index(line, "Reason="); i >= 0 {
-			reason, _, _ := strings.Cut(line[i+len("Reason="):], " Dependency=")
-			out["Reason"] = strings.ReplaceAll(reason, "_", " ") // scontrol prints blanks so
-		}
-	}
-	return out
-}
-
-func (r *rig) state(id string) string { return r.job(id)["JobState"] }
-
-func (r *rig) inState(id, state string) {
-	r.t.Helper()
-	r.eventually("job "+id+" is "+state, func() bool { return r.state(id) == state })
-}
-
-// output is what a job printed.
-func (r *rig) output(id string) string {
-	r.t.Helper()
-	body, err := os.ReadFile(r.at("out", id+".out"))
-	must(r.t, err)
-	return string(body)
-}
-
-// claim shows the job's claim; its State is "" if there is none.
-func (r *rig) claim(id string) (st api.JobStatus) {
-	r.t.Helper()
-	res := r.stoker("status", "slurm-ci-"+id, "-o", "json")
-	if res.code == 0 {
-		must(r.t, json.Unmarshal([]byte(res.out), &st))
-	}
-	return st
-}
-
-// claims lists all claims.
-func (r *rig) claims() (all []api.JobLine) {
-	r.t.Helper()
-	must(r.t, json.Unmarshal([]byte(r.must("jobs", "-o", "json")), &all))
-	return all
-}
-
-func (r *rig) claimIs(id string, states ...string) {
-	r.t.Helper()
-	r.eventually("the claim of job "+id+" is "+strings.Join(states, " or "), func() bool {
-		st := r.claim(id).State
-		for _, s := range states {
-			if st == s {
-				return true
-			}
-		}
-		return false
-	})
-}
-
-// released waits until the claim of a job has ended.
-func (r *rig) released(id string) {
-	r.t.Helper()
-	r.claimIs(id, api.JobGrace, api.JobReleased, api.JobFailed, "")
-}
-
-// mounted lists the views below the jobs' folder on a node.
-func (r *rig) mounted(node int) (dirs []string) {
-	r.t.Helper()
-	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/mounts", r.nodes[node-1].cmd.Process.Pid))
-	must(r.t, err)
-	for _, line := range strings.Split(string(body), "\n") {
-		f := strings.Fields(line)
-		if len(f) > 2 && (strings.HasPrefix(f[2], "fuse") || f[2] == "erofs") && strings.HasPrefix(f[1], r.dir) {
-			dirs = append(dirs, f[1])
-		}
-	}
-	return dirs
 }

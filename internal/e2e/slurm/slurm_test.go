@@ -66,7 +66,7 @@ func firstJob(t *testing.T, r *rig) {
 	defer release()
 	id := r.submit(`#STOKER dataset=first
 srun sh -c 'cat $(find "$STOKER_MOUNT" -type f) | wc -c; echo "$STOKER_JOB"'`, "-N2", "--ntasks-per-node=1")
-	<-reached
+	r.comes("the store stands still", reached)
 	if st := r.state(id); st != "PENDING" {
 		t.Errorf("half of its data is there, and it is %s", st)
 	}
@@ -83,11 +83,7 @@ srun sh -c 'cat $(find "$STOKER_MOUNT" -type f) | wc -c; echo "$STOKER_JOB"'`, "
 		t.Errorf("%d bytes were fetched for %d", got, size)
 	}
 	r.released(id)
-	for n := 1; n <= 2; n++ {
-		if m := r.mounted(n); len(m) != 0 {
-			t.Errorf("node %d still has %v", n, m)
-		}
-	}
+	r.nothingMounted()
 	if st := r.claim(id); st.State != api.JobGrace || st.Owner != userName {
 		t.Errorf("the claim is %+v", st)
 	}

@@ -76,7 +76,7 @@ func spankOption(t *testing.T, r *rig) {
 	read := `sh -c 'cat $(find ` + own + `/ -type f) | wc -c; touch ` + own + `/x 2>/dev/null || echo read-only; echo $STOKER_MOUNT; touch ` + gate + `-$SLURM_JOB_ID-$SLURM_PROCID; while ! [ -e ` + gate + ` ]; do sleep 0.1; done'`
 	first := r.submit("#SBATCH --dataset=private@1="+own+" --dataset-options='onmiss=wait deadline=1h'\nls "+own+" | wc -l\nsrun "+read, "-N2", "--ntasks-per-node=1")
 	defer r.slurm("scancel", first)
-	<-reached
+	r.comes("the store stands still", reached)
 	if st := r.state(first); st != "PENDING" || r.job(first)["BurstBuffer"] != "#STOKER dataset=private@1 onmiss=wait deadline=1h" {
 		t.Errorf("half of its data is there, and it is %s: %+v", st, r.job(first))
 	}
@@ -142,7 +142,8 @@ func spankRefusals(t *testing.T, r *rig, own string) {
 			if program == "sbatch" {
 				args = append(args[:len(args)-1], "--wrap=true")
 			}
-			if res := r.as(program, args...); res.code == 0 || !strings.Contains(res.stderr, says) {
+			res := r.refused(func() result { return r.as("timeout", append([]string{"60", program}, args...)...) }) // an srun that is taken waits
+			if res.code == 0 || !strings.Contains(res.stderr, says) {
 				t.Errorf("%s %s: exit %d, want %q\n%s", program, words, res.code, says, res.stderr)
 			}
 		}
