@@ -18,19 +18,22 @@ var _ context.Context = (*Deadline)(nil)
 // be: they have ended then.
 type Deadline struct {
 	after time.Duration
+	until context.Context // nil = for ever
 
 	mu    sync.Mutex
 	done  chan struct{} // +checklocks:mu — nil: nobody has waited yet
 	timer *time.Timer   // +checklocks:mu
+	alone func() bool   // +checklocks:mu — ends what until does to it
 	err   error         // +checklocks:mu
 }
 
 var deadlines = sync.Pool{New: func() any { return new(Deadline) }}
 
-// NewDeadline makes a context that ends after that time of waiting.
-func NewDeadline(after time.Duration) *Deadline {
+// NewDeadline makes a context that ends after that time of waiting, or, while
+// somebody waits, with until, which may be nil.
+func NewDeadline(after time.Duration, until context.Context) *Deadline {
 	d := deadlines.Get().(*Deadline)
-	d.after = after
+	d.after, d.until = after, until
 	return d
 }
 
@@ -51,13 +54,19 @@ func (d *Deadline) Done() <-chan struct{} {
 	defer d.mu.Unlock()
 	if d.done == nil {
 		d.done = make(chan struct{})
-		d.timer = time.AfterFunc(d.after, func() {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			d.endLocked(context.DeadlineExceeded)
-		})
+		d.timer = time.AfterFunc(d.after, func() { d.end(context.DeadlineExceeded) })
+		d.alone = func() bool { return true }
+		if d.until != nil {
+			d.alone = context.AfterFunc(d.until, func() { d.end(context.Canceled) })
+		}
 	}
 	return d.done
+}
+
+func (d *Deadline) end(why error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.endLocked(why)
 }
 
 func (d *Deadline) endLocked(why error) {
@@ -66,6 +75,7 @@ func (d *Deadline) endLocked(why error) {
 	}
 	d.err = why
 	d.timer.Stop()
+	d.alone()
 	close(d.done)
 }
 

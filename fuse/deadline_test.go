@@ -12,7 +12,7 @@ import (
 // ends with it at the latest.
 func TestDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := NewDeadline(time.Minute)
+		d := NewDeadline(time.Minute, nil)
 		<-time.After(time.Hour) // nobody waits
 		if d.Err() != nil {
 			t.Errorf("ended before anybody waited: %v", d.Err())
@@ -25,13 +25,25 @@ func TestDeadline(t *testing.T) {
 			t.Errorf("ended after %v: %v, %v", took, child.Err(), d.Err())
 		}
 		d.Release()
-		d = NewDeadline(time.Minute)
+		d = NewDeadline(time.Minute, nil)
 		child, cancel = context.WithCancel(d)
 		defer cancel()
 		d.Release() // it was answered in time
 		<-child.Done()
 		if !errors.Is(child.Err(), context.Canceled) {
 			t.Errorf("after the answer: %v", child.Err())
+		}
+		until, end := context.WithCancel(t.Context())
+		defer end()
+		for range 2 { // before it, and after
+			d = NewDeadline(time.Minute, until)
+			waits := d.Done()
+			end()
+			<-waits
+			if took := time.Since(began); took >= 2*time.Minute || !errors.Is(d.Err(), context.Canceled) {
+				t.Errorf("ended after %v: %v", took, d.Err())
+			}
+			d.Release()
 		}
 	})
 }
@@ -43,7 +55,7 @@ func TestDeadlineThatNobodyWaitsFor(t *testing.T) {
 	}
 	read := func(ctx context.Context) error { return ctx.Err() }
 	if n := testing.AllocsPerRun(1000, func() {
-		d := NewDeadline(time.Minute)
+		d := NewDeadline(time.Minute, nil)
 		defer d.Release()
 		if read(d) != nil {
 			t.Error("ended")

@@ -108,6 +108,9 @@ func TestUnitsKeepWhatDaemonsNeed(t *testing.T) {
 			}
 		}
 	}
+	if !strings.HasSuffix(set["SystemCallFilter"], " seccomp") {
+		t.Error("worker: it cannot drain its views: SystemCallFilter= is without seccomp")
+	}
 	if set["FileDescriptorStoreMax"] == "" {
 		t.Error("worker: its views end with it: no FileDescriptorStoreMax=")
 	}

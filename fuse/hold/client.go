@@ -239,6 +239,13 @@ func (c *Client) askLocked(r request, f *os.File) error {
 	return err
 }
 
+// Answers reports whether a holder has what was put.
+func (c *Client) Answers() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.session != nil
+}
+
 // Close implements Holder.
 func (c *Client) Close() error {
 	c.stop()

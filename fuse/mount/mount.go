@@ -45,10 +45,13 @@ type Mounted struct {
 	handle Handle
 	dev    *os.File // of the connection, until done
 	gate   *gate
+	fd     int           // that go-fuse reads from
+	served chan struct{} // closed when go-fuse has ended: with the mount, or before it, drained
 	done   chan struct{}
 
-	mu   sync.Mutex
-	gone bool // +checklocks:mu — unmounted by us
+	mu       sync.Mutex
+	gone     bool // +checklocks:mu — unmounted by us
+	draining bool // +checklocks:mu
 }
 
 // Mount mounts fs and serves it until it is unmounted. The view is readable

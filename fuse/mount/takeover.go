@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -22,6 +24,9 @@ type Handle struct {
 	Kernel bool   `json:"kernel,omitempty"` // of the shards beneath a kernel view
 	Init   []byte `json:"init"`
 	Answer []byte `json:"answer"`
+	// Drained says that its server has answered all that it had read, and reads
+	// nothing any more. Who takes it over unsays that first, where it is written down.
+	Drained bool `json:"drained,omitempty"`
 }
 
 const (
@@ -58,8 +63,8 @@ func TakeOver(fs gofuse.RawFileSystem, dev *os.File, h Handle) (*Mounted, error)
 	switch {
 	case len(h.Init) == 0 || len(h.Answer) == 0:
 		return nil, stoker.Errorf(stoker.KindInvalid, "takeover", h.Dir, "what the kernel was promised is not known")
-	case !h.Resends():
-		return nil, stoker.Errorf(stoker.KindInvalid, "takeover", h.Dir, "the kernel is older than 6.9: it does not say what the last life had not answered")
+	case !h.Resends() && !h.Drained:
+		return nil, stoker.Errorf(stoker.KindInvalid, "takeover", h.Dir, "the last life crashed, and the kernel is older than 6.9: it does not say what that had not answered")
 	case Ended(dev):
 		return nil, stoker.Errorf(stoker.KindNotExist, "takeover", h.Dir, "is not mounted any more")
 	}
@@ -81,9 +86,10 @@ func Ended(dev *os.File) bool {
 // taken over. Of a new one dev is closed if that fails.
 func start(fs gofuse.RawFileSystem, o *gofuse.MountOptions, dev *os.File, h Handle) (*Mounted, error) {
 	fresh := h.Init == nil
-	m := &Mounted{dir: h.Dir, device: h.Device, handle: h, dev: dev, gate: newGate(fs), done: make(chan struct{})}
+	h.Drained = false
+	m := &Mounted{dir: h.Dir, device: h.Device, handle: h, dev: dev, gate: newGate(fs), served: make(chan struct{}), done: make(chan struct{})}
 	server, err := m.handshake(o)
-	if err == nil && !fresh {
+	if err == nil && !fresh && h.Resends() {
 		if err = resend(dev); err != nil {
 			quit(server)
 		}
@@ -97,12 +103,22 @@ func start(fs gofuse.RawFileSystem, o *gofuse.MountOptions, dev *os.File, h Hand
 		}
 		return nil, stoker.Errorf(stoker.KindInternal, "mount", h.Dir, "%w", err)
 	}
-	go func() {
-		server.Serve()
-		_ = dev.Close()
-		close(m.done)
-	}()
+	m.fd = server.fd
+	go m.serve(server)
 	return m, nil
+}
+
+// serve serves until the mount has ended, or is drained.
+func (m *Mounted) serve(server served) {
+	server.Serve()
+	m.mu.Lock()
+	drained := m.draining && !Ended(m.dev)
+	m.mu.Unlock()
+	if !drained {
+		_ = m.dev.Close()
+		close(m.done)
+	}
+	close(m.served)
 }
 
 // served is go-fuse's server and its own descriptor.
@@ -129,6 +145,9 @@ func (m *Mounted) handshake(o *gofuse.MountOptions) (served, error) {
 	if m.handle.Init == nil {
 		if m.handle.Init, err = readPacket(int(m.dev.Fd())); err != nil {
 			return fail(os.NewSyscallError("read of INIT", err))
+		}
+		if older {
+			m.handle.Init[initFlags2At] &^= hasResend
 		}
 	}
 	if _, err := unix.Write(ours, m.handle.Init); err != nil {
@@ -192,7 +211,22 @@ func resend(dev *os.File) error {
 }
 
 // Handle is what a later life needs to take the mount over.
-func (m *Mounted) Handle() Handle { return m.handle }
+func (m *Mounted) Handle() Handle {
+	h := m.handle
+	h.Drained = m.drained()
+	return h
+}
+
+// Abort ends a mount that is not taken over: who waits for an answer gets an
+// error. dev is closed; that alone does it once nobody else has the descriptor.
+func Abort(dev *os.File, h Handle) {
+	defer dev.Close()
+	var major, minor int
+	if _, err := fmt.Sscanf(h.Device, "%d:%d", &major, &minor); err != nil || h.Kernel || Ended(dev) {
+		return // and the device may be another's by now; a kernel view's is not FUSE's
+	}
+	_ = os.WriteFile(filepath.Join("/sys/fs/fuse/connections", strconv.Itoa(minor), "abort"), []byte("1"), 0) // if fusectl is mounted
+}
 
 // Dup returns another descriptor of the mount's /dev/fuse, which is the
 // caller's. As long as any process has one open, readers wait for a server, and

@@ -3,6 +3,7 @@ package mount
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -23,12 +24,12 @@ import (
 )
 
 // oneFile is a file system with a file "f" whose bytes tell where they are.
-// From stuckAt on READs are not answered, which is said on stdout, and fail once
-// left is closed.
+// From stuckAt on READs are not answered, which is said on stdout; they fail once
+// left is closed, and are answered once answer is.
 type oneFile struct {
 	gofuse.RawFileSystem
-	stuckAt uint64 // 0 = nowhere
-	left    chan struct{}
+	stuckAt      uint64 // 0 = nowhere
+	left, answer chan struct{}
 }
 
 const oneFileBytes = 2 << 20
@@ -62,9 +63,12 @@ func (f oneFile) Open(<-chan struct{}, *gofuse.OpenIn, *gofuse.OpenOut) gofuse.S
 func (f oneFile) Read(_ <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
 	if f.stuckAt > 0 && in.Offset+uint64(len(buf)) > f.stuckAt {
 		fmt.Println("stuck")
-		<-f.left
-		fmt.Println("failed")
-		return nil, gofuse.EIO
+		select {
+		case <-f.left:
+			fmt.Println("failed")
+			return nil, gofuse.EIO
+		case <-f.answer:
+		}
 	}
 	at := min(in.Offset, oneFileBytes)
 	return gofuse.ReadResultData(buf[:copy(buf, oneBody[at:])]), gofuse.OK
@@ -79,14 +83,18 @@ var oneBody = func() []byte {
 }()
 
 // TestHelperLife is no test: it is a life of a worker, which mounts, sends the
-// descriptor and the handle over a socket, and is killed.
+// descriptor and the handle over a socket, does what it is told on stdin, and is
+// killed.
 func TestHelperLife(t *testing.T) {
 	dir := os.Getenv("STOKER_TEST_MOUNT")
 	if dir == "" {
 		t.Skip("the other tests start it")
 	}
-	left := make(chan struct{})
-	m, err := Mount(oneFile{gofuse.NewDefaultRawFileSystem(), oneFileBytes / 2, left}, Options{Dir: dir, Name: "test", ReadAheadBytes: 128 << 10})
+	fs := oneFile{gofuse.NewDefaultRawFileSystem(), oneFileBytes / 2, make(chan struct{}), make(chan struct{})}
+	if os.Getenv("STOKER_TEST_FLOWS") != "" {
+		fs.stuckAt = 0
+	}
+	m, err := Mount(fs, Options{Dir: dir, Name: "test", ReadAheadBytes: 128 << 10})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,9 +110,22 @@ func TestHelperLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = dev.Close()
-	if n, _ := os.Stdin.Read(make([]byte, 10)); n > 0 {
-		m.Leave()
-		close(left)
+	for told := bufio.NewScanner(os.Stdin); told.Scan(); {
+		switch told.Text() {
+		case "leave":
+			m.Leave()
+			close(fs.left)
+		case "answer":
+			close(fs.answer)
+		case "drain", "drain at once":
+			ctx, cancel := context.WithCancel(t.Context())
+			if told.Text() == "drain at once" {
+				cancel()
+			}
+			err := Drain(ctx, []*Mounted{m})
+			cancel()
+			fmt.Println("drained", m.Handle().Drained, err)
+		}
 	}
 	<-m.Done()
 }
@@ -118,7 +139,7 @@ type life struct {
 	asked  io.Writer
 }
 
-func live(t *testing.T, dir string) life {
+func live(t *testing.T, dir string, env ...string) life {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -128,7 +149,7 @@ func live(t *testing.T, dir string) life {
 	defer theirs.Close()
 	defer unix.Close(fds[1])
 	l := life{cmd: exec.Command(os.Args[0], "-test.run=^TestHelperLife$")}
-	l.cmd.Env, l.cmd.ExtraFiles = append(os.Environ(), "STOKER_TEST_MOUNT="+dir), []*os.File{theirs}
+	l.cmd.Env, l.cmd.ExtraFiles = append(append(os.Environ(), "STOKER_TEST_MOUNT="+dir), env...), []*os.File{theirs}
 	said, err := l.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -165,6 +186,13 @@ func live(t *testing.T, dir string) life {
 	}
 	l.dev = os.NewFile(uintptr(rights[0]), "/dev/fuse")
 	return l
+}
+
+func (l life) tell(t *testing.T, what string) {
+	t.Helper()
+	if _, err := io.WriteString(l.asked, what+"\n"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // hears waits until the life says a line.
@@ -289,9 +317,7 @@ func TestLeave(t *testing.T) {
 	}
 	got := reading(filepath.Join(dir, "f"))
 	l.hears(t, "stuck\n")
-	if _, err := l.asked.Write([]byte("leave\n")); err != nil {
-		t.Fatal(err)
-	}
+	l.tell(t, "leave")
 	l.hears(t, "failed\n") // and its answer is on its way, if it gives one
 	l.kill(t)
 	m, err := TakeOver(oneFile{RawFileSystem: gofuse.NewDefaultRawFileSystem()}, l.dev, l.handle)

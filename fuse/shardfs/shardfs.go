@@ -36,7 +36,8 @@ type Reader interface {
 type Options struct {
 	Manifest *manifest.Manifest
 	Reader   Reader
-	Deadline time.Duration // of one READ; 0 = fuse.DefaultDeadline
+	Deadline time.Duration   // of one READ; 0 = fuse.DefaultDeadline
+	Until    context.Context // READs that wait fail when it ends; nil = for ever
 	Log      *slog.Logger
 }
 
@@ -157,7 +158,7 @@ func (f *FS) Read(_ <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.Read
 	}
 	off := int64(in.Offset)
 	buf = buf[:min(int64(len(buf)), size-off)]
-	ctx := fuse.NewDeadline(f.o.Deadline)
+	ctx := fuse.NewDeadline(f.o.Deadline, f.o.Until)
 	defer ctx.Release()
 	if err := f.read(ctx, n, buf, off); err != nil {
 		errno := fuse.Errno(err)

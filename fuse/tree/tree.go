@@ -35,8 +35,9 @@ type Options struct {
 	Manifest *manifest.Manifest
 	Reader   Reader
 	UID, GID uint32
-	Umask    uint32        // taken from 0777 for folders and executables, from 0666 for files
-	Deadline time.Duration // of one READ; 0 = fuse.DefaultDeadline
+	Umask    uint32          // taken from 0777 for folders and executables, from 0666 for files
+	Deadline time.Duration   // of one READ; 0 = fuse.DefaultDeadline
+	Until    context.Context // READs that wait fail when it ends; nil = for ever
 	Log      *slog.Logger
 }
 
@@ -264,7 +265,7 @@ func (f *FS) Read(_ <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.Read
 	if in.Offset > math.MaxInt64 {
 		return nil, gofuse.EINVAL
 	}
-	ctx := fuse.NewDeadline(f.o.Deadline)
+	ctx := fuse.NewDeadline(f.o.Deadline, f.o.Until)
 	defer ctx.Release()
 	n, err := f.o.Reader.ReadAt(ctx, r, buf, int64(in.Offset))
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -14,6 +14,8 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/cache/store"
+	"stoker.dev/fuse/hold"
+	"stoker.dev/fuse/mount"
 	"stoker.dev/internal/api"
 )
 
@@ -36,6 +38,7 @@ func (w *Worker) probes() []api.Probe {
 		{Name: "index", Hint: redisHint, Run: w.checkIndex},
 		{Name: "privilege", Run: func(context.Context) api.Check { return checkPrivilege() }},
 		{Name: "kernel-view", Run: func(context.Context) api.Check { return w.checkKernelView() }},
+		{Name: "restart", Run: func(context.Context) api.Check { return checkRestart(w.holder, mount.Resends()) }},
 		api.StoreProbe(w.o.Objects),
 	}
 }
@@ -183,6 +186,24 @@ func (w *Worker) checkKernelView() api.Check {
 		return api.Ok("not here, tree views serve all: %v", err)
 	}
 	return api.Ok("a small one was mounted and read at the start; views are kernel views where all of the data is on this worker's disks")
+}
+
+// checkRestart says what the readers of views see of this worker's end.
+func checkRestart(holder hold.Holder, resends bool) api.Check {
+	who := "systemd keeps its views, if the unit has FileDescriptorStoreMax="
+	switch h := holder.(type) {
+	case nil:
+		return api.Ok("nobody keeps its views: they are dead until it is back (let systemd start it, or see 'stokerd hold --help')")
+	case *hold.Client:
+		if !h.Answers() {
+			return api.Warn("start 'stokerd hold', as the same user, on the socket of --holder", "its holder does not answer: views are dead when it ends, until it is back")
+		}
+		who = "a holder keeps its views"
+	}
+	if resends {
+		return api.Ok("%s: over a restart or a crash who reads waits for it, and gets no error", who)
+	}
+	return api.Ok("%s: over a restart, for which they are drained, who reads waits; after a crash they are aborted and mounted anew (Linux before 6.9)", who)
 }
 
 const capSysAdmin = 21 // its bit in the kernel's masks

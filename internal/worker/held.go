@@ -43,19 +43,7 @@ func (v *views) hold(w *view) {
 		return
 	}
 	log := v.logOf(w.info.MountRequest)
-	doc := heldView{Format: heldFormat, Info: w.info, Owner: w.owner, Handle: w.mounted.Handle()}
-	if !doc.Handle.Resends() {
-		log.Warn("a view dies with this worker: the kernel is older than 6.9", "dir", w.info.Dir)
-		return
-	}
-	if k := w.kernel; k != nil {
-		doc.Image, doc.ImageBytes, doc.Local = k.image, k.bytes, k.local
-	}
-	body, err := json.Marshal(doc)
-	if err == nil {
-		err = v.store.PutState(heldState+w.held, body)
-	}
-	if err != nil {
+	if err := v.note(w); err != nil {
 		log.Error("a view dies with this worker: it cannot be written down", "dir", w.info.Dir, "error", err)
 		return
 	}
@@ -69,6 +57,25 @@ func (v *views) hold(w *view) {
 	if err != nil { // if there is no holder now, the next one gets it
 		log.Warn("a view is not held", "dir", w.info.Dir, "error", err)
 	}
+}
+
+// note writes down what the next life must know of a view as it is now. It is the
+// process that may end, not the machine, which takes all mounts with it: no disk is
+// waited for.
+func (v *views) note(w *view) error {
+	doc := heldView{Format: heldFormat, Info: w.info, Owner: w.owner, Handle: w.mounted.Handle()}
+	if k := w.kernel; k != nil {
+		doc.Image, doc.ImageBytes, doc.Local = k.image, k.bytes, k.local
+	}
+	return v.putHeld(w.held, doc)
+}
+
+func (v *views) putHeld(name string, doc heldView) error {
+	body, err := json.Marshal(doc)
+	if err != nil {
+		return err
+	}
+	return v.store.PutNote(heldState+name, body)
 }
 
 // letGo ends what the holder has of a view.
@@ -117,7 +124,7 @@ func (v *views) takeOver(ctx context.Context) {
 		}
 		log := v.logOf(doc.Info.MountRequest)
 		if dev != nil {
-			_ = dev.Close()
+			mount.Abort(dev, doc.Handle)
 			log.Error("a view of the last life is aborted: it cannot be taken over", "dir", doc.Info.Dir, "error", err)
 		}
 		if err := v.forget(name); err != nil {
@@ -152,6 +159,13 @@ func (v *views) resume(ctx context.Context, name string, doc heldView, dev *os.F
 	shown, err := doc.Handle.Mounted()
 	if err != nil {
 		return err
+	}
+	if doc.Handle.Drained { // from here on it is not; that of the last life still counts below
+		begun := doc
+		begun.Handle.Drained = false
+		if err := v.putHeld(name, begun); err != nil {
+			return err
+		}
 	}
 	set, err := v.cache.Open(ctx, doc.Info.Manifest)
 	if err != nil {

@@ -169,6 +169,8 @@ func (l lifeOf) mount(t *testing.T, w *Worker) {
 // lives starts the lives of one worker, one after the other.
 type lives struct {
 	of   lifeOf
+	dir  string // that the first life mounts on
+	env  []string
 	ctx  context.Context // ends before the test hangs: then no process has a descriptor any more, and what waits fails
 	cmd  *exec.Cmd
 	said *bufio.Reader
@@ -201,14 +203,14 @@ func newLives(t *testing.T) *lives {
 	l.ctx = ctx
 	ended := make(chan error, 1)
 	go func() { ended <- h.Run(ctx) }()
-	dir := l.of.Mount
+	l.dir = l.of.Mount
 	t.Cleanup(func() {
 		l.end(t, syscall.SIGKILL)
 		cancel() // and with it what is mounted still
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		_ = unix.Unmount(dir, unix.MNT_DETACH)
+		_ = unix.Unmount(l.dir, unix.MNT_DETACH)
 	})
 	return l
 }
@@ -221,7 +223,7 @@ func (l *lives) begin(t *testing.T) (said string) {
 		t.Fatal(err)
 	}
 	l.cmd = exec.CommandContext(l.ctx, os.Args[0], "-test.run=^TestHelperWorker$")
-	l.cmd.Env, l.cmd.Stderr = append(os.Environ(), "STOKER_TEST_LIFE="+string(body)), os.Stderr
+	l.cmd.Env, l.cmd.Stderr = append(append(os.Environ(), "STOKER_TEST_LIFE="+string(body)), l.env...), os.Stderr
 	out, err := l.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -129,7 +129,7 @@ func (v *views) mountKernel(ctx context.Context, of *view, owner erofs.Options, 
 
 // shardsOf makes the file system of a kernel view's shards.
 func (v *views) shardsOf(w *view) *shardfs.FS {
-	return shardfs.New(shardfs.Options{Manifest: w.set.Manifest(), Reader: w.reader(), Deadline: v.deadline, Log: v.logOf(w.info.MountRequest)})
+	return shardfs.New(shardfs.Options{Manifest: w.set.Manifest(), Reader: w.reader(), Deadline: v.deadline, Until: v.answers, Log: v.logOf(w.info.MountRequest)})
 }
 
 // device is a shard's device if it is whole here and will not change any more.

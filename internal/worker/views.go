@@ -48,7 +48,9 @@ type views struct {
 	making map[string]chan struct{} // +checklocks:mu — by folder; closed once the view stands, or cannot
 	held   map[string]*view         // +checklocks:mu — by the name that the holder knows; also those that no folder shows any more
 
-	deadline time.Duration // of one READ of a view; 0 = fuse.DefaultDeadline
+	deadline time.Duration      // of one READ of a view; 0 = fuse.DefaultDeadline
+	answers  context.Context    // READs that wait fail when it ends
+	giveUp   context.CancelFunc // ends answers
 
 	ended atomic.Int64 // READs that asked the worker, of views that have ended
 
@@ -293,7 +295,7 @@ func (v *views) show(ctx context.Context, w *view, want saved, old *mount.Left) 
 // treeOf makes the file system of a tree view.
 func (v *views) treeOf(w *view) *tree.FS {
 	as := w.shownAs()
-	return tree.New(tree.Options{Manifest: w.set.Manifest(), Reader: w.reader(), UID: as.UID, GID: as.GID, Umask: as.Umask, Deadline: v.deadline, Log: v.logOf(w.info.MountRequest)})
+	return tree.New(tree.Options{Manifest: w.set.Manifest(), Reader: w.reader(), UID: as.UID, GID: as.GID, Umask: as.Umask, Deadline: v.deadline, Until: v.answers, Log: v.logOf(w.info.MountRequest)})
 }
 
 // shownAs says to whom the view's files belong, and who may read them.
@@ -383,16 +385,20 @@ func (v *views) restore(ctx context.Context) {
 	}
 }
 
-// Close leaves what a holder keeps: who reads waits for the next life. Of the
-// others it unmounts what nobody uses. The views of jobs, and those with open
+// Close leaves what a holder keeps: who reads waits for the next life; before Linux
+// 6.9 it is drained first. Of the others it unmounts what nobody uses. The views of jobs, and those with open
 // files, stay where they are, dead: a job that looks gets an error until the
 // worker's next life mounts them again, never an empty folder.
 func (v *views) Close() {
 	v.mu.Lock()
+	var ending, draining []*view
 	for _, w := range v.held {
-		w.mounted.Leave()
+		if w.mounted.Handle().Resends() {
+			w.mounted.Leave()
+		} else {
+			draining = append(draining, w)
+		}
 	}
-	var ending []*view
 	for dir, w := range v.open {
 		if v.held[w.held] != nil {
 			continue
@@ -412,6 +418,7 @@ func (v *views) Close() {
 	}
 	clear(v.open)
 	v.mu.Unlock()
+	v.handOver(draining)
 	patience := time.After(2 * time.Second)
 	for _, w := range ending {
 		select {

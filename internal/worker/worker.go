@@ -144,10 +144,12 @@ func (w *Worker) open() (err error) {
 		return err
 	}
 	w.directory.held = w.cache.EachHeld
+	answers, giveUp := context.WithCancel(context.Background())
 	w.views = &views{
 		cache: w.cache, manifests: w.manifests, store: w.store, kernel: newKernel(w.store.Dir()),
 		holder: w.holder, source: "stoker-" + w.store.WorkerID()[:12], log: w.o.Log,
 		open: map[string]*view{}, making: map[string]chan struct{}{}, held: map[string]*view{}, stop: make(chan struct{}),
+		answers: answers, giveUp: giveUp,
 	}
 	w.metrics = w.watched()
 	return w.listen()
