@@ -84,6 +84,14 @@ func (a *Activities) freeze(ctx context.Context, in FreezeInput, journal *listin
 // finds its own entry is fine.
 func (a *Activities) Register(ctx context.Context, d manifest.Dataset) error {
 	defer alive(ctx)()
+	err := a.register(ctx, d)
+	if err == nil && len(d.Readers) > 0 {
+		err = a.o.Store.SyncRestrictions(ctx)
+	}
+	return ToTemporal(err)
+}
+
+func (a *Activities) register(ctx context.Context, d manifest.Dataset) error {
 	err := a.o.Store.CreateDataset(ctx, &d)
 	if stoker.KindOf(err) == stoker.KindHeld {
 		there, _, gerr := a.o.Store.Dataset(ctx, d.Name)
@@ -95,7 +103,7 @@ func (a *Activities) Register(ctx context.Context, d manifest.Dataset) error {
 		}
 		err = stoker.Errorf(stoker.KindInvalid, "dataset", d.Name, "is registered already ('stoker dataset show %s'); take another name", d.Name)
 	}
-	return ToTemporal(err)
+	return err
 }
 
 // RenewInput is a new listing of a registered dataset.
@@ -148,6 +156,9 @@ func (a *Activities) Unregister(ctx context.Context, in UnregisterInput) error {
 	}
 	if err == nil && d.Created.Equal(in.Created) {
 		err = a.o.Store.RemoveDataset(ctx, in.Name)
+		if err == nil && len(d.Readers) > 0 {
+			err = a.o.Store.SyncRestrictions(ctx)
+		}
 	}
 	return ToTemporal(err)
 }

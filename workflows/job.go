@@ -29,6 +29,7 @@ type JobDataset struct {
 	Dir        string `json:",omitempty"`
 	Replicas   int    `json:",omitempty"` // of a claim that does not say
 	Select     string `json:",omitempty"` // of its objects, which Bytes counts; see api.Selection
+	Private    bool   `json:",omitempty"` // not everybody may read it
 }
 
 // JobInput is a claim.

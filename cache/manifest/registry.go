@@ -25,6 +25,7 @@ type Dataset struct {
 	TTL         time.Duration `json:"ttl,omitempty"`       // of data that nobody holds or reads; 0 = as the workers say, less = none
 	Replicas    int           `json:"replicas,omitempty"`  // workers that are to have each shard; 0 = 1
 	Nonce       string        `json:"nonce,omitempty"`     // of the request that added it; a repetition has the same
+	Readers     []string      `json:"readers,omitempty"`   // who may read it besides owner and admins: users, and groups as @group; none = everybody
 }
 
 // Synced is how the last sync of a dataset ended. One that failed left the
@@ -75,6 +76,7 @@ func ValidateName(name string) error {
 const (
 	registryPrefix = "datasets/"
 	registryFormat = 1 // fields are added without a new one; whoever must know of a change needs one
+	readersFormat  = 2 // of a dataset that not everybody may read: earlier releases must not serve it
 )
 
 func registryName(name string) string { return registryPrefix + name + ".json" }
@@ -94,15 +96,17 @@ func (s *Store) Dataset(ctx context.Context, name string) (*Dataset, string, err
 	if err := json.Unmarshal(body, &d); err != nil {
 		return nil, "", stoker.Errorf(stoker.KindCorrupt, "dataset", name, "%w", err)
 	}
-	if d.Format > registryFormat {
-		return nil, "", stoker.Errorf(stoker.KindInvalid, "dataset", name, "its entry has format %d, this program knows %d: upgrade it", d.Format, registryFormat)
+	if d.Format > readersFormat {
+		return nil, "", stoker.Errorf(stoker.KindInvalid, "dataset", name, "its entry has format %d, this program knows %d: upgrade it", d.Format, readersFormat)
 	}
 	return &d, tag, nil
 }
 
 // encode makes a registry entry's bytes, in the format of this program.
 func (d *Dataset) encode() ([]byte, error) {
-	d.Format = registryFormat
+	if d.Format = registryFormat; len(d.Readers) > 0 {
+		d.Format = readersFormat
+	}
 	body, err := json.MarshalIndent(d, "", "  ")
 	if err != nil {
 		return nil, stoker.Errorf(stoker.KindInternal, "dataset", d.Name, "%w", err)

@@ -355,14 +355,14 @@ func TestUnknownRegistryFormatIsRefused(t *testing.T) {
 	if err != nil || !strings.Contains(string(body), `"format": 1`) {
 		t.Fatalf("%s, %v", body, err)
 	}
-	if _, err := objects.ReplaceIf(t.Context(), registryName(d.Name), []byte(strings.Replace(string(body), `"format": 1`, `"format": 2`, 1)), tag); err != nil {
+	if _, err := objects.ReplaceIf(t.Context(), registryName(d.Name), []byte(strings.Replace(string(body), `"format": 1`, `"format": 3`, 1)), tag); err != nil {
 		t.Fatal(err)
 	}
 	_, _, err = s.Dataset(t.Context(), d.Name)
 	wantKind(t, err, stoker.KindInvalid)
 	_, err = s.Datasets(t.Context())
 	wantKind(t, err, stoker.KindInvalid)
-	if !strings.Contains(err.Error(), "has format 2, this program knows 1") {
+	if !strings.Contains(err.Error(), "has format 3, this program knows 2") {
 		t.Error(err)
 	}
 }

@@ -31,6 +31,7 @@ func (a *app) datasetAddCommand() *cobra.Command {
 	var every string
 	var replicas int
 	var rule evictionFlags
+	var readers string
 	cmd := &cobra.Command{
 		Use:   "add NAME URI|FOLDER=URI...",
 		Short: "list a prefix of a store, freeze it as generation 1 and give it a name",
@@ -46,7 +47,7 @@ its new generation, for jobs that are submitted from then on.
 
 --replicas says how many workers hold each shard, --evict and --ttl what becomes
 of its data on the workers while nobody holds it; 'stoker dataset set --help'
-explains them.
+explains them, and --readers, which says who may read it.
 
 Several URIs are joined, each under a folder of its own. --endpoint, --region,
 --profile, --path-style and --anonymous are then for all stores, or for one of
@@ -54,6 +55,7 @@ them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 --path-style=FOLDER, --anonymous=FOLDER; its own wins.`,
 		Example: `  stoker dataset add imagenet s3://datasets/imagenet
   stoker dataset add logs s3://logs/clean --every 1h --ttl 72h
+  stoker dataset add patients s3://clinic/scans --readers alice,@radiology
   stoker dataset add speech audio=s3://speech/wav text=s3://speech/transcripts
   stoker dataset add local s3://bucket --endpoint http://127.0.0.1:9000 --path-style
   stoker dataset add mix images=s3://images labels=file:///nfs/labels old=s3://old \
@@ -86,6 +88,14 @@ them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 			if req.IsDefault() { // a controller of an earlier release knows no rules
 				req.Eviction = api.Eviction{}
 			}
+			who, err := parseReaders(cmd, readers)
+			if err != nil {
+				return err
+			}
+			if len(who.Add)+len(who.Remove) > 0 {
+				return usagef(cmd, "--readers %q: a new dataset has no readers to change: give all, such as alice,@vision", readers)
+			}
+			req.Readers = who.Readers
 			if !isName(req.Name) {
 				return stoker.Errorf(stoker.KindInvalid, "dataset add", printable(req.Name), "is no dataset name: %s", aName)
 			}
@@ -117,6 +127,7 @@ them as --profile FOLDER=NAME, --endpoint FOLDER=URL, --region FOLDER=REGION,
 	f.DurationVar(&maxAge, "max-age", 0, "list again before use when the listing is older, such as 24h (default never)")
 	f.StringVar(&every, "every", "", "list it again on schedule, each `TIME` from 1m to 366 days, such as 10m or 24h (default never)")
 	f.IntVar(&replicas, "replicas", 1, "workers that hold each shard, 1 to 16")
+	f.StringVar(&readers, "readers", everybody, "who may read it besides its owner and admins: `USERS` and @groups with commas between, nobody, or everybody")
 	rule.add(cmd)
 	at.add(cmd)
 	return cmd

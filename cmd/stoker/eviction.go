@@ -43,11 +43,12 @@ func (f *evictionFlags) parse(cmd *cobra.Command) (api.Eviction, error) {
 func (a *app) datasetSetCommand() *cobra.Command {
 	var rule evictionFlags
 	var replicas int
+	var readers string
 	cmd := &cobra.Command{
-		Use: "set NAME", Short: "change how a dataset's data is kept: copies, eviction", Args: oneArg("a dataset's name"),
-		Long: `Changes how many workers have the dataset's data, and what becomes of it while no
-job, pin or load holds it. It is for all its generations; what is not given stays
-as it is.
+		Use: "set NAME", Short: "change how a dataset's data is kept, and who may read it", Args: oneArg("a dataset's name"),
+		Long: `Changes how many workers have the dataset's data, what becomes of it while no job,
+pin or load holds it, and who may read it. It is for all its generations; what is
+not given stays as it is.
 
 --replicas 2 has two workers hold each shard: for claims and preloads that do not
 say how many themselves, and for what is on the workers now. Copies that are
@@ -67,10 +68,16 @@ are.
 --ttl 72h frees the data on a worker where nobody has held or read it for 72
 hours, and no job has let go of it within its grace; never keeps it until its
 space is needed, whatever the worker's --evict-idle says, and default goes by
-that. The workers hear of it at once, those that are away when they are back.`,
+that. The workers hear of it at once, those that are away when they are back.
+
+` + readersHelp + `
+--readers +bob,-alice changes the list. Only an admin may keep to some readers what
+other people's datasets have, too. Jobs and views that have begun go on.`,
 		Example: `  stoker dataset set imagenet --replicas 2
   stoker dataset set imagenet --evict keep
   stoker dataset set scratch --ttl 24h
+  stoker dataset set patients --readers alice,@radiology
+  stoker dataset set patients --readers +bob
   stoker dataset set scratch --ttl default --evict auto`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			e, err := rule.parse(cmd)
@@ -84,19 +91,26 @@ that. The workers hear of it at once, those that are away when they are back.`,
 			if cmd.Flags().Changed("ttl") {
 				req.TTLSeconds = &e.TTLSeconds
 			}
-			more := cmd.Flags().Changed("replicas")
+			more, others := cmd.Flags().Changed("replicas"), cmd.Flags().Changed("readers")
+			who, err := parseReaders(cmd, readers)
+			if err != nil {
+				return err
+			}
 			switch {
 			case more && (replicas < 1 || replicas > maxReplicas):
 				return usagef(cmd, "--replicas %d: want 1 to %d", replicas, maxReplicas)
-			case !more && req == (api.EvictionRequest{}):
-				return usagef(cmd, "nothing to set: give --replicas, --evict or --ttl")
+			case !more && !others && req == (api.EvictionRequest{}):
+				return usagef(cmd, "nothing to set: give --replicas, --readers, --evict or --ttl")
 			}
 			name, c, err := a.plainDataset(cmd, args[0])
 			if err != nil {
 				return err
 			}
 			var d *api.DatasetDetail
-			if req != (api.EvictionRequest{}) {
+			if others {
+				d, err = c.SetReaders(cmd.Context(), name, who)
+			}
+			if err == nil && req != (api.EvictionRequest{}) {
 				d, err = c.SetEviction(cmd.Context(), name, req)
 			}
 			if err == nil && more {
@@ -110,6 +124,7 @@ that. The workers hear of it at once, those that are away when they are back.`,
 	}
 	rule.add(cmd)
 	cmd.Flags().IntVar(&replicas, "replicas", 1, "workers that hold each shard, 1 to 16")
+	cmd.Flags().StringVar(&readers, "readers", everybody, "who may read it besides its owner and admins: `USERS` and @groups with commas between, nobody, everybody, or changes such as +bob,-alice")
 	return cmd
 }
 

@@ -104,7 +104,7 @@ order is of.`,
 	f.StringVar(&req.View, "view", "auto", viewWords)
 	f.IntVar(&uid, "uid", 0, "owner of the files (default yours; only root may choose)")
 	f.IntVar(&gid, "gid", 0, "group of the files (default the owner's)")
-	f.StringVar(&umask, "umask", "0022", "permissions taken away, octal")
+	f.StringVar(&umask, "umask", "0022", "permissions taken away, octal (0077 if not everybody may read the dataset)")
 	samplerFlag(cmd, &sampler)
 	selectionFlags(cmd, &sel)
 	return cmd

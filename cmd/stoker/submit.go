@@ -351,6 +351,7 @@ func (s *submission) mountOne(ctx context.Context, d api.JobDataset, dir string)
 	}
 	r := api.MountRequest{Dataset: d.Name, Manifest: d.Manifest, Generation: d.Generation, Dir: dir, View: s.view, Holder: s.req.Job, Own: own}
 	r.ReadAs(s.req.Sampler, d.Selection)
+	r.KeepTo(d.Private)
 	_, err := s.n.Mount(ctx, r)
 	if err != nil {
 		if ctx.Err() != nil { // it may have been mounted

@@ -62,8 +62,8 @@ local function result(word, text)
 end
 
 -- slurmctld itself runs this one and waits: 'check' takes 300 ms at most.
-function slurm_bb_job_process(script)
-	return result(run("check", "--script", script))
+function slurm_bb_job_process(script, uid)
+	return result(run("check", "--script", script, user(uid)))
 end
 
 -- Datasets are shared, and stoker reserves their space itself: there are no pools.

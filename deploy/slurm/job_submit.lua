@@ -1,12 +1,22 @@
 --[[
-job_submit.lua: makes '#STOKER' directives of 'sbatch --dataset=NAME', the option of
-stoker's SPANK plugin. Put it beside slurm.conf on the hosts of slurmctld; a site with
-a job_submit.lua of its own takes stoker_submit into it and calls it from there.
+job_submit.lua: refuses a job whose user may not read what it asks for ('stoker dataset
+set NAME --readers'), and makes '#STOKER' directives of 'sbatch --dataset=NAME', the
+option of stoker's SPANK plugin. Put it beside slurm.conf on the hosts of slurmctld; a
+site with a job_submit.lua of its own takes the functions above slurm_job_submit into it
+and calls stoker_submit from there.
 
-It refuses what is no dataset's name. Whether the dataset is known, and fits, is asked
-of the controller right afterwards, by burst_buffer.lua. It checks no rights: everyone
-may read every dataset (docs/slurm.md, Limits).
+It is the user's sentence at sbatch. The authority is the controller, which grants the
+job's claim: without this file, or while no controller answers, such a job is held then.
 ]]
+
+local stoker = "stoker" -- found by slurmctld's PATH; else write the whole path
+
+-- quote makes one word of the shell of any string. Nothing that a user wrote gets
+-- anywhere but through it.
+local function quote(word)
+	word = string.gsub(tostring(word), "%z", "")
+	return "'" .. string.gsub(word, "'", "'\\''") .. "'"
+end
 
 -- option finds what the plugin has passed on.
 local function option(job, name)
@@ -24,8 +34,8 @@ local function refuse(text)
 	return slurm.ERROR
 end
 
--- stoker_submit adds the directives to those that the job has already.
-function stoker_submit(job)
+-- add adds the plugin's datasets to the directives that the job has already.
+local function add(job)
 	local asked, more = option(job, "STOKER_DATASET"), option(job, "STOKER_DATASET_OPTIONS") or ""
 	if asked == nil then
 		return slurm.SUCCESS
@@ -52,8 +62,62 @@ function stoker_submit(job)
 	return slurm.SUCCESS
 end
 
+-- directives are the job's lines: of its script those before the first that is neither
+-- empty nor a comment, as Slurm finds them.
+local function directives(job)
+	local found = {}
+	for line in string.gmatch((job.script or "") .. "\n", "([^\n]*)\n") do
+		line = string.gsub(line, "\r$", "")
+		if line ~= "" and string.sub(line, 1, 1) ~= "#" then
+			break
+		end
+		if string.match(line, "^#STOKER%s") then
+			found[#found + 1] = line
+		end
+	end
+	for line in string.gmatch((job.burst_buffer or "") .. "\n", "([^\n]*)\n") do
+		if string.match(line, "^#STOKER%s") then
+			found[#found + 1] = line
+		end
+	end
+	return found
+end
+
+-- rights asks whether the job's user may read its data. slurmctld waits for it, 300 ms at
+-- most. What it does not learn, and what is no directive, burst_buffer.lua says.
+local function rights(job, uid)
+	local lines = directives(job)
+	if #lines == 0 or #lines > 64 then
+		return slurm.SUCCESS
+	end
+	local command = quote(stoker) .. " slurm check --uid " .. quote(string.format("%d", uid))
+	for _, line in ipairs(lines) do
+		command = command .. " --directive " .. quote(line)
+	end
+	local pipe = io.popen(command .. " 2>&1 </dev/null", "r")
+	if not pipe then
+		return slurm.SUCCESS
+	end
+	local said = pipe:read("*a") or ""
+	pipe:close()
+	local why = string.match("\n" .. said, "\nstoker%-verdict error ([^\n]*)\n")
+	if why then
+		return refuse(why)
+	end
+	return slurm.SUCCESS
+end
+
+-- stoker_submit is what a job_submit.lua calls with the job and its user.
+function stoker_submit(job, uid)
+	local done = add(job)
+	if done ~= slurm.SUCCESS then
+		return done
+	end
+	return rights(job, uid)
+end
+
 function slurm_job_submit(job, partitions, uid)
-	return stoker_submit(job)
+	return stoker_submit(job, uid)
 end
 
 function slurm_job_modify(job, record, partitions, uid)

@@ -104,6 +104,16 @@ func (c *Controller) SetReplicas(ctx context.Context, name string, req ReplicasR
 	return &d, err
 }
 
+// SetReaders changes who may read a dataset.
+func (c *Controller) SetReaders(ctx context.Context, name string, req ReadersRequest) (*DatasetDetail, error) {
+	seg, err := segment("dataset", name)
+	if err != nil {
+		return nil, err
+	}
+	d, err := get[DatasetDetail](ctx, c.c, workTimeout, http.MethodPut, "/v1/datasets/"+seg+"/readers", req)
+	return &d, err
+}
+
 // Drain has a worker, named by its id or the beginning of it, give up what it has.
 func (c *Controller) Drain(ctx context.Context, worker string, req Drain) (*DrainStatus, error) {
 	return c.drain(ctx, http.MethodPut, worker, req)
@@ -162,24 +172,35 @@ func (c *Controller) Changes(ctx context.Context, name string, from int) (*Datas
 
 // Dataset shows one dataset; name may end in @GEN.
 func (c *Controller) Dataset(ctx context.Context, name string) (*DatasetDetail, error) {
-	seg, err := segment("dataset", name)
-	if err != nil {
-		return nil, err
-	}
-	v, err := get[DatasetDetail](ctx, c.c, answerTimeout, http.MethodGet, "/v1/datasets/"+seg, nil)
-	if err != nil {
-		return nil, err
-	}
-	return &v, nil
+	return c.DatasetFor(ctx, name, "")
+}
+
+// DatasetFor asks for a generation of a dataset, and is denied it if a reader may not read
+// it: of others than who asks only admins may ask, else it is who asks himself. Without a
+// reader all see it, but not all what is in it.
+func (c *Controller) DatasetFor(ctx context.Context, name, reader string) (*DatasetDetail, error) {
+	return c.SelectedFor(ctx, name, reader, Selection{})
 }
 
 // Selected asks for a generation of a dataset, and how much of it a selection has.
 func (c *Controller) Selected(ctx context.Context, name string, s Selection) (*DatasetDetail, error) {
+	return c.SelectedFor(ctx, name, "", s)
+}
+
+// SelectedFor is Selected for a reader, as with DatasetFor.
+func (c *Controller) SelectedFor(ctx context.Context, name, reader string, s Selection) (*DatasetDetail, error) {
 	seg, err := segment("dataset", name)
 	if err != nil {
 		return nil, err
 	}
-	v, err := get[DatasetDetail](ctx, c.c, answerTimeout, http.MethodGet, "/v1/datasets/"+seg+"?"+s.query().Encode(), nil)
+	q := s.query()
+	if reader != "" {
+		q.Set("reader", reader)
+	}
+	if asked := q.Encode(); asked != "" {
+		seg += "?" + asked
+	}
+	v, err := get[DatasetDetail](ctx, c.c, answerTimeout, http.MethodGet, "/v1/datasets/"+seg, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,9 @@ package api
 import (
 	"context"
 	"net"
+	"os/user"
+	"slices"
+	"strconv"
 	"syscall"
 	"unsafe"
 
@@ -53,4 +56,35 @@ func moreGroups(fd uintptr, own uint32) ([]uint32, error) {
 			return nil, e
 		}
 	}
+}
+
+// MemberOf reports whether who sent a request is in a group, which is named or is a
+// number: by the groups of the process at the other end of a Unix socket, and by the
+// users that this node knows.
+func MemberOf(ctx context.Context, group string) bool {
+	gid, ok := gidOf(group)
+	return ok && (slices.Contains(GroupsOf(ctx), gid) || userIn(PrincipalOf(ctx).Name, gid))
+}
+
+// UserIn reports whether a user is in a group by the users that this node knows.
+func UserIn(name, group string) bool {
+	gid, ok := gidOf(group)
+	return ok && userIn(name, gid)
+}
+
+func gidOf(group string) (uint32, bool) {
+	if g, err := user.LookupGroup(group); err == nil {
+		group = g.Gid
+	}
+	n, err := strconv.ParseUint(group, 10, 32)
+	return uint32(n), err == nil
+}
+
+func userIn(name string, gid uint32) bool {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return false
+	}
+	gids, err := u.GroupIds()
+	return err == nil && slices.Contains(gids, strconv.FormatUint(uint64(gid), 10))
 }

@@ -200,6 +200,8 @@ type JobDataset struct {
 	ResidentBytes int64        `json:"residentBytes"`
 	Certificate   *Certificate `json:"certificate,omitempty"`
 	Load          *LoadStatus  `json:"load,omitempty"` // that runs for it
+	// Private: not everybody may read it, and views of it are their owner's alone.
+	Private bool `json:"private,omitempty"`
 }
 
 // LoadStatus is a load that runs, or waits to. What is resident is counted on
@@ -373,7 +375,17 @@ type DatasetInfo struct {
 	// Replicas is how many workers are to have each shard, of claims that do not
 	// say; absent = 1.
 	Replicas int `json:"replicas,omitempty"`
+	// Readers are who may read it, besides its owner and admins; absent = everybody.
+	Readers []string `json:"readers,omitempty"`
 	Eviction
+}
+
+// ReadersRequest is the body of PUT /v1/datasets/{name}/readers: one of what it has.
+type ReadersRequest struct {
+	Everybody bool     `json:"everybody,omitempty"`
+	Readers   []string `json:"readers,omitzero"` // these, as in AddDatasetRequest
+	Add       []string `json:"add,omitempty"`    // to those that there are, and
+	Remove    []string `json:"remove,omitempty"` // of them
 }
 
 // SyncResult is how the last sync of a dataset ended. One that failed left the
@@ -496,6 +508,9 @@ type AddDatasetRequest struct {
 	SyncEverySeconds float64 `json:"syncEverySeconds,omitempty"`
 	// Replicas is how many workers hold each shard, 1 to 16; 0 = 1.
 	Replicas int `json:"replicas,omitempty"`
+	// Readers are who may read it besides its owner and admins: users, and groups as
+	// @group. Absent = everybody, empty = nobody else.
+	Readers []string `json:"readers,omitzero"`
 	Eviction
 	// Nonce tells a repetition, after the answer broke off, from another add of
 	// the same name: only its own add is answered once the name is registered.
@@ -539,6 +554,10 @@ type Event struct {
 	Check       *CheckProgress `json:"check,omitempty"`
 	Error       *ErrorBody     `json:"error,omitempty"`
 }
+
+// NotForAnother is what a refusal says of a hook that is no admin, and claims for a
+// user: the claim may be its own then. All other refusals are the user's.
+const NotForAnother = "may not claim for another"
 
 // ErrorBody is the body of every answer that is not 2xx.
 type ErrorBody struct {
@@ -740,13 +759,16 @@ type MountRequest struct {
 	View       string    `json:"view,omitempty"`   // auto|tree|kernel; of a mounted view, what it is
 	UID        *uint32   `json:"uid,omitempty"`    // nil = the caller's
 	GID        *uint32   `json:"gid,omitempty"`    // nil = the caller's
-	Umask      *uint32   `json:"umask,omitempty"`  // nil = 0022
+	Umask      *uint32   `json:"umask,omitempty"`  // nil = 0022, or 0077 if not everybody may read the dataset
 	Holder     string    `json:"holder,omitempty"` // job the mount belongs to
 	Own        bool      `json:"own,omitempty"`    // Dir was made for this mount: it goes with it if its job is killed
 	// Sampler is the order in which the view is read, as in ClaimRequest; Selection is
 	// which files it is the order of: absent = all.
 	Sampler   string     `json:"sampler,omitempty"`
 	Selection *Selection `json:"selection,omitempty"`
+	// For is the user for whom root mounts, who must be one that may read the dataset.
+	// Absent: root answers for it.
+	For string `json:"for,omitempty"`
 }
 
 // ReadAs says in which order the view is read, and of which files that is the order.
@@ -754,6 +776,13 @@ type MountRequest struct {
 func (r *MountRequest) ReadAs(sampler string, some *Selection) {
 	if sampler != "" {
 		r.Sampler, r.Selection = sampler, some
+	}
+}
+
+// KeepTo keeps the view of private data to its owner.
+func (r *MountRequest) KeepTo(private bool) {
+	if umask := uint32(0o077); private {
+		r.Umask = &umask
 	}
 }
 

@@ -33,6 +33,9 @@ func stale(d *resolved) bool {
 
 func (c *Controller) syncDataset(w http.ResponseWriter, r *http.Request) error {
 	d, err := c.named(r)
+	if err == nil {
+		err = c.mayRead(r, d)
+	}
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,9 @@ const maxPaths = 1000
 // one before it.
 func (c *Controller) datasetChanges(w http.ResponseWriter, r *http.Request) error {
 	d, err := c.named(r)
+	if err == nil {
+		err = c.mayRead(r, d)
+	}
 	if err != nil {
 		return err
 	}

@@ -80,7 +80,7 @@ func claimant(r *http.Request, req *api.ClaimRequest) error {
 	case req.For == "" || req.For == who.Name:
 		return nil
 	case !who.Admin || req.TTLSeconds == 0:
-		return stoker.Errorf(stoker.KindDenied, "job", req.Job, "%s may not claim for another: only a scheduler's hook that is an admin may", who.Name)
+		return stoker.Errorf(stoker.KindDenied, "job", req.Job, "%s %s: only a scheduler's hook that is an admin may", who.Name, api.NotForAnother)
 	case !userName.MatchString(req.For):
 		return stoker.Errorf(stoker.KindInvalid, "job", req.Job, "%q is no user's name", req.For)
 	}

@@ -122,9 +122,16 @@ func newDataset(owner string, req *api.AddDatasetRequest) (d manifest.Dataset, e
 		req.Replicas = 0 // as the registry has it
 	}
 	rs, err := roots(req)
-	return manifest.Dataset{Name: req.Name, Owner: owner, Roots: rs, Created: time.Now().UTC(), Replicas: req.Replicas,
+	if err != nil {
+		return d, err
+	}
+	d = manifest.Dataset{Name: req.Name, Owner: owner, Roots: rs, Created: time.Now().UTC(), Replicas: req.Replicas,
 		MaxAge: time.Duration(req.MaxAgeSeconds * float64(time.Second)), SyncEvery: every,
-		Evict: req.Evict, TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Nonce: cmp.Or(req.Nonce, stoker.NewToken())}, err
+		Evict: req.Evict, TTL: time.Duration(req.TTLSeconds * float64(time.Second)), Nonce: cmp.Or(req.Nonce, stoker.NewToken())}
+	if req.Readers != nil {
+		d.Readers, err = readersOf(&d, req.Readers)
+	}
+	return d, err
 }
 
 func (c *Controller) addDataset(w http.ResponseWriter, r *http.Request) error {
@@ -146,6 +153,9 @@ func (c *Controller) addDataset(w http.ResponseWriter, r *http.Request) error {
 		if _, _, err := c.mounts.Open(r.Context(), root.Location); err != nil {
 			return err // an unknown scheme, a wrong endpoint
 		}
+	}
+	if err := c.mayAdd(r.Context(), &d); err != nil {
+		return err
 	}
 	stream := api.NewStream(w)
 	if again {
@@ -171,7 +181,7 @@ func repeats(d, there *manifest.Dataset) bool {
 // equals reports whether an entry is what was asked for, whoever asked first.
 func equals(d, there *manifest.Dataset) bool {
 	return there.Owner == d.Owner && reflect.DeepEqual(there.Roots, d.Roots) &&
-		there.MaxAge == d.MaxAge && there.SyncEvery == d.SyncEvery && there.Evict == d.Evict && there.TTL == d.TTL && there.Replicas == d.Replicas
+		there.MaxAge == d.MaxAge && there.SyncEvery == d.SyncEvery && there.Evict == d.Evict && there.TTL == d.TTL && there.Replicas == d.Replicas && slices.Equal(there.Readers, d.Readers)
 }
 
 // sendAdded answers with the entry, if it is the one that was asked for: an
@@ -235,7 +245,7 @@ func (c *Controller) datasets(ctx context.Context, ws []worker) ([]api.DatasetIn
 func info(d *manifest.Dataset, g manifest.Generation, ws []worker) api.DatasetInfo {
 	i := api.DatasetInfo{Name: d.Name, URIs: []string{}, Owner: d.Owner, Generation: g.Number, Manifest: g.Manifest,
 		Objects: g.Objects, Bytes: g.Bytes, ListedAt: g.ListedAt, SyncEverySeconds: d.SyncEvery.Seconds(), LastSync: lastSync(d),
-		Replicas: d.Replicas, Eviction: evictionOf(d)}
+		Replicas: d.Replicas, Readers: d.Readers, Eviction: evictionOf(d)}
 	for _, r := range d.Roots {
 		uri := r.URI
 		if r.Folder != "" {
@@ -285,12 +295,23 @@ func (c *Controller) showDataset(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	who, err := askedFor(r)
+	if err != nil {
+		return err
+	}
+	_, denied := c.check(r.Context(), d.entry, who)
+	if denied != nil && (stoker.KindOf(denied) != stoker.KindDenied || key != "" || r.URL.Query().Has("reader")) {
+		return denied
+	}
 	detail, err := c.detail(r.Context(), d)
 	if err == nil && key != "" {
 		detail.Selected, err = c.selected(r.Context(), d.Manifest, key)
 	}
 	if err != nil {
 		return err
+	}
+	if denied != nil { // all see that it is there, and how large, but not what it is made of
+		detail.Unmountable = []api.Unmountable{}
 	}
 	api.WriteJSON(w, http.StatusOK, detail)
 	return nil
@@ -353,6 +374,9 @@ func viewsOf(ws []worker, id stoker.ID) (all []api.ViewInfo) {
 
 func (c *Controller) verify(w http.ResponseWriter, r *http.Request) error {
 	d, err := c.held(r)
+	if err == nil {
+		err = c.mayRead(r, d)
+	}
 	if err != nil {
 		return err
 	}
@@ -405,91 +429,4 @@ func (c *Controller) tellChecks(ctx context.Context, id stoker.ID, stream *api.S
 		cancel()
 		<-ended
 	}
-}
-
-func (c *Controller) evict(w http.ResponseWriter, r *http.Request) error {
-	var req api.EvictRequest
-	if err := api.ReadJSON(w, r, &req); err != nil {
-		return err
-	}
-	d, err := c.held(r)
-	if err != nil {
-		return err
-	}
-	if err := mayChange(r, "dataset", d.Name, d.entry.Owner); err != nil {
-		return err
-	}
-	if p := api.PrincipalOf(r.Context()); !p.Admin {
-		other, err := c.alsoIn(r.Context(), d.Manifest, func(e *manifest.Dataset) bool { return e.Owner != p.Name })
-		if err != nil {
-			return err
-		}
-		if other != nil {
-			return stoker.Errorf(stoker.KindDenied, "evict", d.Name, "its data is that of %s, too, which belongs to %s, not to you (%s): only an admin may", other.Name, other.Owner, p.Name)
-		}
-	}
-	ws, err := c.workers(r.Context())
-	if err != nil {
-		return err
-	}
-	pins, err := c.pinsOf(r.Context(), d)
-	if err != nil {
-		return err
-	}
-	if who := heldBy(ws, pins, d.Manifest); len(who) > 0 && !req.Force { // before any worker has begun
-		return stoker.Errorf(stoker.KindHeld, "evict", d.Name, "is held by %s: wait for them, or --force", strings.Join(who, ", "))
-	}
-	sum, err := c.evictEverywhere(r.Context(), ws, api.EvictRequest{Manifest: d.Manifest, Force: req.Force})
-	if err != nil {
-		return err
-	}
-	if sum.Shards == 0 && len(sum.Missed) > 0 {
-		return stoker.Errorf(stoker.KindTransient, "evict", d.Name, "nothing was freed: %d workers do not answer: 'stoker workers' names them; try again", len(sum.Missed))
-	}
-	api.WriteJSON(w, http.StatusOK, sum)
-	return nil
-}
-
-// alsoIn returns a registered dataset, of those that match, that has a manifest
-// among its generations; nil if there is none. One listing may have several names.
-func (c *Controller) alsoIn(ctx context.Context, id stoker.ID, match func(*manifest.Dataset) bool) (*manifest.Dataset, error) {
-	all, err := c.manifests.Datasets(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range all {
-		if match(e) && slices.ContainsFunc(e.Generations, func(g manifest.Generation) bool { return g.Manifest == id }) {
-			return e, nil
-		}
-	}
-	return nil, nil
-}
-
-// evictEverywhere asks every worker that is known; those that do not answer
-// keep what they have, and are named.
-func (c *Controller) evictEverywhere(ctx context.Context, ws []worker, req api.EvictRequest) (api.EvictReport, error) {
-	var sum api.EvictReport
-	var ids, addresses []string
-	for _, x := range ws {
-		if x.info.State != api.WorkerLost {
-			ids, addresses = append(ids, x.info.ID), append(addresses, x.info.Address)
-		} else {
-			sum.Missed = append(sum.Missed, x.info.ID)
-		}
-	}
-	reports, silent := make([]api.EvictReport, len(addresses)), make([]bool, len(addresses))
-	err := c.acts.EachWorker(ctx, addresses, func(ctx context.Context, i int, wc *api.WorkerClient) (err error) {
-		reports[i], err = wc.Evict(ctx, req)
-		if api.Lost(err) && ctx.Err() == nil {
-			silent[i], err = true, nil
-		}
-		return err
-	})
-	for i, rep := range reports {
-		sum.Shards, sum.Bytes = sum.Shards+rep.Shards, sum.Bytes+rep.Bytes
-		if silent[i] {
-			sum.Missed = append(sum.Missed, ids[i])
-		}
-	}
-	return sum, err
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"math"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"stoker.dev"
@@ -66,6 +68,7 @@ func (c *Controller) rules(ctx context.Context) ([]api.EvictionRule, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.mendRestrictions(ctx, all)
 	out := []api.EvictionRule{}
 	for _, d := range all {
 		if r := ruleOf(d); !r.IsDefault() {
@@ -152,4 +155,91 @@ func (c *Controller) changeEntry(ctx context.Context, name string, change func(*
 			return nil, stoker.Errorf(stoker.KindBusy, "dataset", name, "others change it all the time: try again: %w", err)
 		}
 	}
+}
+
+func (c *Controller) evict(w http.ResponseWriter, r *http.Request) error {
+	var req api.EvictRequest
+	if err := api.ReadJSON(w, r, &req); err != nil {
+		return err
+	}
+	d, err := c.held(r)
+	if err != nil {
+		return err
+	}
+	if err := mayChange(r, "dataset", d.Name, d.entry.Owner); err != nil {
+		return err
+	}
+	if p := api.PrincipalOf(r.Context()); !p.Admin {
+		other, err := c.alsoIn(r.Context(), d.Manifest, func(e *manifest.Dataset) bool { return e.Owner != p.Name })
+		if err != nil {
+			return err
+		}
+		if other != nil {
+			return stoker.Errorf(stoker.KindDenied, "evict", d.Name, "its data is that of %s, too, which belongs to %s, not to you (%s): only an admin may", other.Name, other.Owner, p.Name)
+		}
+	}
+	ws, err := c.workers(r.Context())
+	if err != nil {
+		return err
+	}
+	pins, err := c.pinsOf(r.Context(), d)
+	if err != nil {
+		return err
+	}
+	if who := heldBy(ws, pins, d.Manifest); len(who) > 0 && !req.Force { // before any worker has begun
+		return stoker.Errorf(stoker.KindHeld, "evict", d.Name, "is held by %s: wait for them, or --force", strings.Join(who, ", "))
+	}
+	sum, err := c.evictEverywhere(r.Context(), ws, api.EvictRequest{Manifest: d.Manifest, Force: req.Force})
+	if err != nil {
+		return err
+	}
+	if sum.Shards == 0 && len(sum.Missed) > 0 {
+		return stoker.Errorf(stoker.KindTransient, "evict", d.Name, "nothing was freed: %d workers do not answer: 'stoker workers' names them; try again", len(sum.Missed))
+	}
+	api.WriteJSON(w, http.StatusOK, sum)
+	return nil
+}
+
+// alsoIn returns a registered dataset, of those that match, that has a manifest
+// among its generations; nil if there is none. One listing may have several names.
+func (c *Controller) alsoIn(ctx context.Context, id stoker.ID, match func(*manifest.Dataset) bool) (*manifest.Dataset, error) {
+	all, err := c.manifests.Datasets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range all {
+		if match(e) && slices.ContainsFunc(e.Generations, func(g manifest.Generation) bool { return g.Manifest == id }) {
+			return e, nil
+		}
+	}
+	return nil, nil
+}
+
+// evictEverywhere asks every worker that is known; those that do not answer
+// keep what they have, and are named.
+func (c *Controller) evictEverywhere(ctx context.Context, ws []worker, req api.EvictRequest) (api.EvictReport, error) {
+	var sum api.EvictReport
+	var ids, addresses []string
+	for _, x := range ws {
+		if x.info.State != api.WorkerLost {
+			ids, addresses = append(ids, x.info.ID), append(addresses, x.info.Address)
+		} else {
+			sum.Missed = append(sum.Missed, x.info.ID)
+		}
+	}
+	reports, silent := make([]api.EvictReport, len(addresses)), make([]bool, len(addresses))
+	err := c.acts.EachWorker(ctx, addresses, func(ctx context.Context, i int, wc *api.WorkerClient) (err error) {
+		reports[i], err = wc.Evict(ctx, req)
+		if api.Lost(err) && ctx.Err() == nil {
+			silent[i], err = true, nil
+		}
+		return err
+	})
+	for i, rep := range reports {
+		sum.Shards, sum.Bytes = sum.Shards+rep.Shards, sum.Bytes+rep.Bytes
+		if silent[i] {
+			sum.Missed = append(sum.Missed, ids[i])
+		}
+	}
+	return sum, err
 }

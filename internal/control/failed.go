@@ -20,6 +20,9 @@ func (c *Controller) failed(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	d, err := c.held(r)
+	if err == nil {
+		err = c.mayRead(r, d)
+	}
 	if err != nil {
 		return err
 	}

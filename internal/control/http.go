@@ -23,6 +23,7 @@ func (c *Controller) patterns() map[string]api.Handler {
 		"PUT /v1/datasets/{name}/schedule":  c.scheduleDataset,
 		"PUT /v1/datasets/{name}/eviction":  c.setEviction,
 		"PUT /v1/datasets/{name}/replicas":  c.setReplicas,
+		"PUT /v1/datasets/{name}/readers":   c.setReaders,
 		"POST /v1/datasets/{name}/verify":   c.verify,
 		"POST /v1/datasets/{name}/evict":    c.evict,
 		"POST /v1/datasets/{name}/load":     c.steer,

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"stoker.dev"
@@ -132,7 +131,7 @@ func (c *Controller) start(ctx context.Context, req *api.ClaimRequest, submitted
 		return nil, err
 	}
 	for _, ref := range req.Datasets {
-		d, err := c.resolve(ctx, ref, req.Sync, stream)
+		d, err := c.resolve(ctx, ref, req, stream)
 		if err == nil {
 			err = c.choose(ctx, d, selectionOf(req, &ref))
 		}
@@ -207,21 +206,26 @@ func (c *Controller) granted(ctx context.Context, in workflows.JobInput) (*api.J
 	}
 }
 
-// resolve turns a name into a manifest, after a sync if that is asked for or
-// due; a URI is listed now.
-func (c *Controller) resolve(ctx context.Context, ref api.DatasetRef, sync bool, stream *api.Stream) (*workflows.JobDataset, error) {
-	if !strings.Contains(ref.Name, "://") {
+// resolve turns a name that a claim has into a manifest, after a sync if that is asked
+// for or due; a URI is listed now.
+func (c *Controller) resolve(ctx context.Context, ref api.DatasetRef, req *api.ClaimRequest, stream *api.Stream) (*workflows.JobDataset, error) {
+	who := claimReader(ctx, req)
+	if !isURI(ref.Name) {
 		d, err := c.find(ctx, ref.Name, ref.Generation)
-		if err == nil && sync && ref.Generation != 0 {
+		private := false
+		if err == nil {
+			private, err = c.check(ctx, d.entry, who)
+		}
+		if err == nil && req.Sync && ref.Generation != 0 {
 			err = stoker.Errorf(stoker.KindInvalid, "dataset", ref.Name, "a sync makes a new generation: leave @%d out", ref.Generation)
 		}
-		if err == nil && ref.Generation == 0 && (sync || stale(d)) {
+		if err == nil && ref.Generation == 0 && (req.Sync || stale(d)) {
 			d, _, err = c.sync(ctx, d, "", stream)
 		}
 		if err != nil {
 			return nil, err
 		}
-		return &workflows.JobDataset{Name: d.Name, Generation: d.Number, Manifest: d.Manifest, Bytes: d.Bytes, ListedAt: d.ListedAt, Dir: ref.Dir, Replicas: d.entry.Replicas}, nil
+		return &workflows.JobDataset{Name: d.Name, Generation: d.Number, Manifest: d.Manifest, Bytes: d.Bytes, ListedAt: d.ListedAt, Dir: ref.Dir, Replicas: d.entry.Replicas, Private: private}, nil
 	}
 	if ref.Generation != 0 {
 		return nil, stoker.Errorf(stoker.KindInvalid, "dataset", ref.Name, "a URI has no generations: leave @%d out", ref.Generation)
@@ -230,13 +234,18 @@ func (c *Controller) resolve(ctx context.Context, ref api.DatasetRef, sync bool,
 	if _, _, err := c.mounts.Open(ctx, at); err != nil {
 		return nil, err
 	}
-	f, err := c.o.Flows.List(ctx, activities.FreezeInput{Roots: []manifest.Root{{Location: at}}}, func(p api.ListProgress) {
+	roots := []manifest.Root{{Location: at}}
+	private, err := c.check(ctx, &manifest.Dataset{Name: ref.Name, Roots: roots}, who)
+	if err != nil {
+		return nil, err
+	}
+	f, err := c.o.Flows.List(ctx, activities.FreezeInput{Roots: roots}, func(p api.ListProgress) {
 		_ = stream.Send(api.Event{Listing: &p})
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &workflows.JobDataset{Name: ref.Name, Manifest: f.Manifest, Bytes: f.Bytes, ListedAt: f.ListedAt, Dir: ref.Dir}, nil
+	return &workflows.JobDataset{Name: ref.Name, Manifest: f.Manifest, Bytes: f.Bytes, ListedAt: f.ListedAt, Dir: ref.Dir, Private: private}, nil
 }
 
 // detail is how much is said of a job.
@@ -261,7 +270,7 @@ func (c *Controller) jobStatus(ctx context.Context, s workflows.JobState, how de
 		st.Deadline = in.Deadline
 	}
 	for i, d := range in.Datasets {
-		out := api.JobDataset{DatasetRef: api.DatasetRef{Name: d.Name, Generation: d.Generation, Dir: d.Dir, Selection: selection(d.Select)}, Manifest: d.Manifest, ListedAt: d.ListedAt, Bytes: d.Bytes}
+		out := api.JobDataset{DatasetRef: api.DatasetRef{Name: d.Name, Generation: d.Generation, Dir: d.Dir, Selection: selection(d.Select)}, Manifest: d.Manifest, ListedAt: d.ListedAt, Bytes: d.Bytes, Private: d.Private}
 		if err := c.outcome(ctx, &s, i, &out, st, how); err != nil {
 			return nil, err
 		}

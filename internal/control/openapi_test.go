@@ -167,6 +167,7 @@ func wires() map[string]wire {
 		"GET /v1/datasets":                  {out: []api.DatasetInfo{}},
 		"POST /v1/datasets":                 {in: api.AddDatasetRequest{}, out: api.Event{}, stream: true},
 		"GET /v1/datasets/{name}":           {out: api.DatasetDetail{}},
+		"PUT /v1/datasets/{name}/readers":   {in: api.ReadersRequest{}, out: api.DatasetDetail{}},
 		"POST /v1/datasets/{name}/verify":   {out: api.Event{}, stream: true},
 		"GET /v1/datasets/{name}/failed":    {out: api.FailurePage{}},
 		"GET /v1/datasets/{name}/reads":     {out: []api.WorkerReads{}},

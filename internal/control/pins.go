@@ -44,6 +44,9 @@ func (c *Controller) pin(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	d, err := c.named(r)
+	if err == nil {
+		err = c.mayRead(r, d)
+	}
 	if err != nil {
 		return err
 	}

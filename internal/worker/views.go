@@ -94,19 +94,23 @@ func stateName(dir string) string {
 // folder, or be root. If ctx ends before the view stands, nothing of it stays:
 // its caller has gone.
 func (v *views) Mount(ctx context.Context, uid uint32, r api.MountRequest) (api.MountInfo, error) {
-	return v.mount(ctx, saved{MountRequest: r, Owner: uid}, nil)
-}
-
-// mount is Mount, on a folder that a view of the last life may still lie on.
-func (v *views) mount(ctx context.Context, want saved, old *mount.Left) (api.MountInfo, error) {
-	uid, r := want.Owner, want.MountRequest
 	if err := v.check(uid, &r); err != nil {
 		return api.MountInfo{}, err
 	}
-	listed, err := v.resolve(ctx, &r)
+	d, listed, err := v.resolve(ctx, &r)
+	if err == nil {
+		err = v.mayRead(ctx, uid, &r, d)
+	}
 	if err != nil {
 		return api.MountInfo{}, err
 	}
+	return v.mount(ctx, saved{MountRequest: r, Owner: uid}, listed, nil)
+}
+
+// mount is Mount of what was found and may be read, on a folder that a view of the last
+// life may still lie on.
+func (v *views) mount(ctx context.Context, want saved, listed time.Time, old *mount.Left) (api.MountInfo, error) {
+	uid, r := want.Owner, want.MountRequest
 	if err := v.claimDir(r.Dir); err != nil {
 		return api.MountInfo{}, err
 	}
@@ -170,26 +174,26 @@ func ownedBy(uid uint32, dir string) func(*unix.Stat_t) error {
 	}
 }
 
-// resolve finds the manifest of a dataset that is named only.
-func (v *views) resolve(ctx context.Context, r *api.MountRequest) (listed time.Time, err error) {
+// resolve finds the manifest of a dataset that is named only, and its entry.
+func (v *views) resolve(ctx context.Context, r *api.MountRequest) (d *manifest.Dataset, listed time.Time, err error) {
 	if !r.Manifest.IsZero() {
-		return listed, nil
+		return nil, listed, nil
 	}
-	d, _, err := v.manifests.Dataset(ctx, r.Dataset)
+	d, _, err = v.manifests.Dataset(ctx, r.Dataset)
 	if k := stoker.KindOf(err); err != nil && (k == stoker.KindNotExist || k == stoker.KindInvalid) {
-		return listed, stoker.Errorf(stoker.KindNotExist, "mount", r.Dataset, "is not registered: 'stoker dataset add NAME URI' does that")
+		return nil, listed, stoker.Errorf(stoker.KindNotExist, "mount", r.Dataset, "is not registered: 'stoker dataset add NAME URI' does that")
 	} else if err != nil {
-		return listed, err
+		return nil, listed, err
 	}
 	g := d.Current()
 	if r.Generation != 0 {
 		var ok bool
 		if g, ok = d.Find(r.Generation); !ok {
-			return listed, stoker.Errorf(stoker.KindNotExist, "mount", r.Dataset, "no generation %d; the current one is %d", r.Generation, d.Current().Number)
+			return nil, listed, stoker.Errorf(stoker.KindNotExist, "mount", r.Dataset, "no generation %d; the current one is %d", r.Generation, d.Current().Number)
 		}
 	}
 	r.Manifest, r.Generation = g.Manifest, g.Number
-	return g.ListedAt, nil
+	return d, g.ListedAt, nil
 }
 
 // make opens the dataset and mounts it.
@@ -365,7 +369,7 @@ func (v *views) restore(ctx context.Context) {
 		}
 		if err == nil {
 			old := alive[s.Dir]
-			_, err = v.mount(ctx, s, old)
+			_, err = v.mount(ctx, s, time.Time{}, old)
 			if err == nil || stoker.KindOf(err) != stoker.KindHeld {
 				delete(alive, s.Dir)
 			}

@@ -24,6 +24,7 @@ func TestSlurm(t *testing.T) {
 		{"Sampler", sampler},
 		{"HostileDirectives", hostileDirectives},
 		{"OptionsAndSeveral", optionsAndSeveral},
+		{"Readers", readers},
 		{"ForeignFolder", foreignFolder},
 		{"CancelInEveryPhase", cancelInEveryPhase},
 		{"Requeue", requeue},

@@ -57,12 +57,13 @@ func (h *hooks) known(ctx context.Context, w *want) error {
 		room <- answer{sum, err}
 	}()
 	var sum int64
+	reader := h.owner()
 	for _, ref := range w.datasets {
 		name := ref.Name
 		if ref.Generation != 0 {
 			name += "@" + strconv.Itoa(ref.Generation)
 		}
-		bytes, err := size(ctx, c, name, ref.Selection)
+		bytes, err := size(ctx, c, name, reader, ref.Selection)
 		if stoker.KindOf(err) == stoker.KindNotExist && err != nil {
 			return stoker.Errorf(stoker.KindNotExist, "dataset", name, "is not known: 'stoker dataset ls' lists what is, 'stoker dataset add %s URI' adds it", ref.Name)
 		} else if err != nil {
@@ -81,16 +82,16 @@ func (h *hooks) known(ctx context.Context, w *want) error {
 	return nil
 }
 
-// size is how much of a dataset a job wants.
-func size(ctx context.Context, c *api.Controller, name string, some *api.Selection) (int64, error) {
+// size is how much of a dataset a job wants, if its user may read it.
+func size(ctx context.Context, c *api.Controller, name, reader string, some *api.Selection) (int64, error) {
 	if some == nil {
-		d, err := c.Dataset(ctx, name)
+		d, err := c.DatasetFor(ctx, name, reader)
 		if err != nil {
 			return 0, err
 		}
 		return d.Bytes, nil
 	}
-	d, err := c.Selected(ctx, name, *some)
+	d, err := c.SelectedFor(ctx, name, reader, *some)
 	switch {
 	case err != nil:
 		return 0, err

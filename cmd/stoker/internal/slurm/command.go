@@ -62,9 +62,10 @@ var hookCommands = []hookCommand{
 	{"check", "when a job is submitted: are its directives right, is its data known?",
 		`Reads the directives of --script, or those of --directive, and asks the controller,
 for 300 ms at most, whether the datasets are there and can ever fit. A controller
-that does not answer in time refuses no job.`,
+that does not answer in time refuses no job. With --uid it also asks whether that user
+may read them.`,
 		`  stoker slurm check --script job.sh
-  stoker slurm check --directive '#STOKER dataset=imagenet deadline=30m'`, "sd",
+  stoker slurm check --uid 1000 --directive '#STOKER dataset=imagenet deadline=30m'`, "sdu",
 		func(ctx context.Context, h *hooks, f *flags) error { return h.check(ctx, f.directives) }},
 	{"setup", "before the stage-in: claim the data",
 		`Claims the job's datasets. The claim lives for --ttl unless it is repeated.`,
@@ -150,7 +151,7 @@ func (c hookCommand) command(env Env, f *flags, usage func(*cobra.Command, strin
 		case 'd':
 			fs.StringArrayVar(&f.directives, "directive", nil, "a line '#STOKER …' instead of a script; may be repeated")
 		case 'u':
-			fs.IntVar(&f.uid, "uid", -1, "the job's user, to whom the claim will belong (default as Slurm says, else the caller)")
+			fs.IntVar(&f.uid, "uid", -1, "the job's user, who must be one that may read its data, and to whom the claim will belong (default as Slurm says)")
 		case 'f':
 			fs.StringVar(&f.file, "file", "", "file to write to")
 		case 't':

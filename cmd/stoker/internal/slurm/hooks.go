@@ -97,8 +97,7 @@ func (h *hooks) owner() string {
 }
 
 // askOwner finds the job's user in a hook that Slurm did not tell it (before 23.02 only
-// setup is told): a claim that it makes first is to be that user's, too. Without an
-// answer it will be the hook's.
+// setup is told): a claim that it makes first is to be that user's, too.
 func (h *hooks) askOwner(ctx context.Context) {
 	if h.uid < 0 {
 		h.uid = h.userOf(ctx, h.id)
@@ -128,13 +127,19 @@ func (h *hooks) claimAs(ctx context.Context, w *want, change func(*api.ClaimRequ
 	if err != nil {
 		return nil, err
 	}
+	h.askOwner(ctx)
 	req, err := h.job.claim(w, h.ttl, h.owner())
 	if err != nil {
 		return nil, err
 	}
+	if req.For == "" { // a claim of the hook's own might be of what the user may not read: there must be one already
+		if st, err := c.Job(ctx, h.name()); err != nil || !living(st.State) {
+			return nil, stoker.Errorf(stoker.KindTransient, "job", h.name(), "Slurm does not say whose it is: it is asked again")
+		}
+	}
 	change(&req)
 	st, err := c.Claim(ctx, req, nil)
-	if stoker.KindOf(err) == stoker.KindDenied && req.For != "" { // the hook is no admin: then the claim is its own
+	if stoker.KindOf(err) == stoker.KindDenied && strings.Contains(err.Error(), api.NotForAnother) { // the hook is no admin: then the claim is its own
 		req.For = ""
 		st, err = c.Claim(ctx, req, nil)
 	}

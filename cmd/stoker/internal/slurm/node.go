@@ -2,6 +2,7 @@ package slurm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -209,6 +210,10 @@ func (h *hooks) mount(ctx context.Context, d api.JobDataset, dir, sampler string
 	}
 	req := api.MountRequest{Dataset: d.Name, Generation: d.Generation, Manifest: d.Manifest, Dir: dir, View: "auto"}
 	req.ReadAs(sampler, d.Selection)
+	req.KeepTo(d.Private)
+	if d.Manifest.IsZero() { // no claim says that its user may read it
+		req.For = cmp.Or(h.owner(), "nobody")
+	}
 	if h.uid >= 0 {
 		u := uint32(h.uid)
 		req.UID = &u

@@ -345,3 +345,58 @@ func TestHoldWaitsForSlurmd(t *testing.T) {
 		}
 	}
 }
+
+// A claim is made for the job's user, who may read what he may. A hook that is no admin
+// makes its own; any other refusal is the user's, and nothing is claimed without him.
+func TestHookThatIsNoAdmin(t *testing.T) {
+	script := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(script, []byte("#STOKER dataset=a\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		uid     int
+		refusal string
+		claims  []string // for whom
+		kind    stoker.Kind
+	}{
+		"an admin":                          {4242424, "", []string{"uid-4242424"}, 0},
+		"none":                              {4242424, "hook " + api.NotForAnother, []string{"uid-4242424", ""}, 0},
+		"the user may not read it":          {4242424, "dataset a: uid-4242424 may not read it", []string{"uid-4242424"}, stoker.KindDenied},
+		"nobody knows the user":             {-1, "", nil, stoker.KindTransient},
+		"nobody knows him, and it is there": {-1, "there", []string{""}, 0},
+	} {
+		var claims []string
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet {
+				st := api.JobStatus{Job: "slurm-c-7", State: api.JobReleased}
+				if tc.refusal == "there" {
+					st.State = api.JobWarming
+				}
+				_ = json.NewEncoder(w).Encode(st)
+				return
+			}
+			var req api.ClaimRequest
+			if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+				t.Error(err)
+			}
+			if claims = append(claims, req.For); req.For != "" && tc.refusal != "" {
+				w.WriteHeader(http.StatusForbidden)
+				_ = json.NewEncoder(w).Encode(api.ErrorBody{Kind: "denied", Message: tc.refusal})
+				return
+			}
+			_ = json.NewEncoder(w).Encode(api.Event{Job: &api.JobStatus{Job: req.Job, State: api.JobPlanned}})
+		}))
+		h := nobody(io.Discard, script)
+		h.uid = tc.uid
+		h.Controller = func() (*api.Controller, error) { return api.NewController(api.ClientOptions{URL: srv.URL}) }
+		w, err := readScript(script)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = h.claim(t.Context(), w)
+		srv.Close()
+		if !slices.Equal(claims, tc.claims) || (err != nil) != (tc.kind != 0) || err != nil && stoker.KindOf(err) != tc.kind {
+			t.Errorf("%s: claims for %q, %v", name, claims, err)
+		}
+	}
+}

@@ -1,0 +1,182 @@
+package control
+
+import (
+	"context"
+	"net/http"
+	"slices"
+
+	"stoker.dev"
+	"stoker.dev/cache/manifest"
+	"stoker.dev/internal/api"
+)
+
+// readerOf is who sent a request, as one who reads.
+func readerOf(ctx context.Context) manifest.Reader {
+	p := api.PrincipalOf(ctx)
+	return manifest.Reader{Name: p.Name, Admin: p.Admin, In: func(group string) bool {
+		return !p.Anonymous && api.MemberOf(ctx, group)
+	}}
+}
+
+// readerNamed is a user whom an admin names, as a scheduler's hook does.
+func readerNamed(name string) manifest.Reader {
+	return manifest.Reader{Name: name, In: func(group string) bool { return api.UserIn(name, group) }}
+}
+
+// claimReader is for whom a claim reads.
+func claimReader(ctx context.Context, req *api.ClaimRequest) manifest.Reader {
+	if who := readerOf(ctx); req.Owner == who.Name {
+		return who
+	}
+	return readerNamed(req.Owner)
+}
+
+// askedFor is the user about whom an admin asks (?reader=), else who sent the request:
+// the claim of a hook that is no admin is its own, too.
+func askedFor(r *http.Request) (manifest.Reader, error) {
+	who, name := readerOf(r.Context()), r.URL.Query().Get("reader")
+	switch {
+	case name == "" || name == who.Name || !who.Admin:
+		return who, nil
+	case !userName.MatchString(name):
+		return who, stoker.Errorf(stoker.KindInvalid, "dataset", r.PathValue("name"), "%q is no user's name", name)
+	}
+	return readerNamed(name), nil
+}
+
+// check refuses a reader a dataset, or a URI, that is not for him. private reports
+// whether it is for some only.
+func (c *Controller) check(ctx context.Context, d *manifest.Dataset, who manifest.Reader) (private bool, err error) {
+	rs, err := c.manifests.RestrictionsOf(ctx, d)
+	if err != nil {
+		return false, err
+	}
+	return rs.Cover(d.Roots), rs.Check(d.Name, d.Roots, who)
+}
+
+// mayRead lets only those who may read a dataset see what is in it.
+func (c *Controller) mayRead(r *http.Request, d *resolved) error {
+	_, err := c.check(r.Context(), d.entry, readerOf(r.Context()))
+	return err
+}
+
+// readersOf makes a list of readers as the registry has it, where none is everybody.
+func readersOf(d *manifest.Dataset, names []string) ([]string, error) {
+	if err := manifest.ValidateReaders(d.Name, names); err != nil {
+		return nil, err
+	}
+	if len(names) == 0 {
+		return []string{d.Owner}, nil
+	}
+	names = slices.Clone(names)
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// mayRestrict lets only those keep data to readers who own every dataset that has some
+// of it, and admins: nobody is to lock others out of what they read.
+func (c *Controller) mayRestrict(ctx context.Context, d *manifest.Dataset) error {
+	p := api.PrincipalOf(ctx)
+	switch {
+	case p.Admin:
+		return nil
+	case p.Anonymous:
+		return stoker.Errorf(stoker.KindDenied, "dataset", d.Name, "readers are told from others by name, and nobody vouches for you: use the controller's Unix socket, or a token")
+	}
+	all, err := c.manifests.Datasets(ctx)
+	if err != nil {
+		return err
+	}
+	for _, other := range all {
+		if other.Name != d.Name && other.Owner != p.Name && overlapping(d.Roots, other.Roots) {
+			return stoker.Errorf(stoker.KindDenied, "dataset", d.Name, "%s of %s has the same data, or a part of it: only an admin may keep it to some readers", other.Name, other.Owner)
+		}
+	}
+	return nil
+}
+
+func overlapping(a, b []manifest.Root) bool {
+	return slices.ContainsFunc(a, func(x manifest.Root) bool {
+		return slices.ContainsFunc(b, func(y manifest.Root) bool { return manifest.URIsOverlap(x.URI, y.URI) })
+	})
+}
+
+// mayAdd lets nobody add what he may not read, nor keep from others what is theirs.
+func (c *Controller) mayAdd(ctx context.Context, d *manifest.Dataset) error {
+	if len(d.Readers) > 0 {
+		if err := c.mayRestrict(ctx, d); err != nil {
+			return err
+		}
+	}
+	_, err := c.check(ctx, d, readerOf(ctx))
+	return err
+}
+
+// setReaders is PUT /v1/datasets/{name}/readers. It holds for claims, views and
+// questions from now on; what has begun goes on, as an open file does.
+func (c *Controller) setReaders(w http.ResponseWriter, r *http.Request) error {
+	var req api.ReadersRequest
+	if err := api.ReadJSON(w, r, &req); err != nil {
+		return err
+	}
+	d, err := c.toChange(r, "all generations have the same readers")
+	if err != nil {
+		return err
+	}
+	if !req.Everybody {
+		if err := c.mayRestrict(r.Context(), d.entry); err != nil {
+			return err
+		}
+	}
+	entry, err := c.changeEntry(r.Context(), d.Name, func(d *manifest.Dataset) (err error) {
+		d.Readers, err = changedReaders(d, &req)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := c.manifests.SyncRestrictions(r.Context()); err != nil {
+		return err
+	}
+	c.o.Log.Info("has other readers", "dataset", d.Name, "readers", entry.Readers, "by", api.PrincipalOf(r.Context()).Name)
+	return c.answerDetail(w, r, d.Name)
+}
+
+// changedReaders are a dataset's readers after a change; none: everybody.
+func changedReaders(d *manifest.Dataset, req *api.ReadersRequest) ([]string, error) {
+	change, kinds := len(req.Add)+len(req.Remove) > 0, 0
+	for _, given := range []bool{req.Everybody, req.Readers != nil, change} {
+		if given {
+			kinds++
+		}
+	}
+	switch {
+	case kinds != 1:
+		return nil, stoker.Errorf(stoker.KindInvalid, "dataset", d.Name, "want one of everybody, readers, and a change of them")
+	case req.Everybody:
+		return nil, nil
+	case req.Readers != nil:
+		return readersOf(d, req.Readers)
+	case len(d.Readers) == 0:
+		return nil, stoker.Errorf(stoker.KindInvalid, "dataset", d.Name, "everybody may read it, so that nobody can be added or removed: give all who may, as in --readers alice,@vision")
+	}
+	for _, name := range req.Remove {
+		if !slices.Contains(d.Readers, name) {
+			return nil, stoker.Errorf(stoker.KindInvalid, "dataset", d.Name, "%s is not among its readers (%q)", name, d.Readers)
+		}
+	}
+	names := slices.DeleteFunc(slices.Concat(d.Readers, req.Add), func(name string) bool { return slices.Contains(req.Remove, name) })
+	return readersOf(d, names)
+}
+
+// mendRestrictions makes good what a controller did not come to that died just after it
+// had changed an entry.
+func (c *Controller) mendRestrictions(ctx context.Context, entries []*manifest.Dataset) {
+	same, err := c.manifests.RestrictionsAre(ctx, entries)
+	if err == nil && !same {
+		err = c.manifests.SyncRestrictions(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		c.o.Log.Warn("the copy of all readers is not compared with the registry", "dataset", "all", "error", err)
+	}
+}
