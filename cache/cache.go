@@ -216,6 +216,7 @@ type Set struct {
 
 	tracker prefetch.Tracker
 	steps   prefetch.Steps
+	windows prefetch.Windows
 	obeying sync.Mutex // see obey
 
 	sums atomic.Pointer[[]shardSum] // see sumOf
@@ -233,6 +234,7 @@ type slot struct {
 	lost   atomic.Bool  // its file went with a disk since a load last looked
 	early  blockSet     // blocks that came ahead and that nobody has read
 	given  blockSet     // blocks that the kernel has whole; see delivered
+	beside blockSet     // blocks that came with one that was asked for and that nobody has read; see windowEnd
 }
 
 type rootFS struct {
@@ -354,6 +356,7 @@ func (s *Set) release(n uint32) {
 	}
 	s.wasteLocked(n, sl)
 	sl.given.p.Store(nil)
+	sl.beside.p.Store(nil)
 	sl.mu.Unlock()
 }
 

@@ -10,11 +10,6 @@ import (
 	"stoker.dev/ufs/guard"
 )
 
-// demandWindow is how much of a large object one miss brings in: 4 MiB, so
-// that a sequential reader meets every 16th block missing, not each one.
-// Objects up to this size come in whole.
-const demandWindow = 4 << 20 / stoker.BlockBytes
-
 // footer is what comes with the last block of a large object that is asked for by itself:
 // 1 MiB. Containers (Parquet, zip and npz, HDF5 at times) have their directory at
 // the end, and its readers ask for the last bytes first.
@@ -91,7 +86,7 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 		if attempt == 2 {
 			return 0, true, err
 		}
-		copied, passed, err := s.demand(ctx, n, block, skip, want)
+		copied, passed, err := s.demand(ctx, n, block, manifest.BlocksOf(int64(skip+len(p))), skip, want)
 		if err != nil {
 			return 0, true, err
 		}
@@ -111,6 +106,7 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 func (s *Set) gave(n uint32, block, length, bytes int, size int64) {
 	s.countLocal(bytes)
 	s.used(n, block, length)
+	s.readOn(n, block)
 	if bytes == length && size > demandWindow*stoker.BlockBytes {
 		s.delivered(n, block)
 	}
@@ -141,19 +137,20 @@ func (s *Set) readLocal(n uint32, block int, off int64, length, skip int, p []by
 var errMissing = &stoker.Error{Op: "cache.read", Kind: stoker.KindNotExist}
 
 // demand brings in the block that a reader waits for, and what the reader
-// will probably want with it. copied, passed: see fillOne.
-func (s *Set) demand(ctx context.Context, n uint32, block, skip int, p []byte) (copied int, passed bool, err error) {
+// will probably want with it. asked: how many blocks from this one on its READ takes;
+// copied, passed: see fillOne.
+func (s *Set) demand(ctx context.Context, n uint32, block, asked, skip int, p []byte) (copied int, passed bool, err error) {
 	m := s.memberAt(n, block)
 	from, to := int(m.FirstBlock), int(m.FirstBlock)+manifest.BlocksOf(m.Bytes)
 	if to-from > demandWindow {
-		window := from + (block-from)/demandWindow*demandWindow
-		s.note(n, m, block, min(to, window+demandWindow), true)
+		end := s.windowEnd(n, m, block, asked)
+		s.note(n, m, block, end, true)
 		if m.ObjectOff+m.Bytes == s.man.Entry(m.Row).Bytes && block == to-1 && s.c.o.ReadAheadBytes >= footer*stoker.BlockBytes {
 			if began, _ := s.fillAhead(n, max(from, to-footer), to); began { // the one below joins it
 				s.count(func(r *Reads) { r.Footers.Add(1) })
 			}
 		}
-		return s.fillOne(ctx, n, block, min(to, window+demandWindow), why{prio: guard.Demand}, skip, p)
+		return s.fillOne(ctx, n, block, end, why{prio: guard.Demand}, skip, p)
 	}
 	s.note(n, m, from, to, true)
 	copied, passed, err = s.fillOne(ctx, n, block, to, why{prio: guard.Demand}, skip, p)

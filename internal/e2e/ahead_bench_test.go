@@ -43,7 +43,7 @@ func BenchmarkReadAhead(b *testing.B) {
 				for i := 0; b.Loop(); i++ {
 					seed := rand.Uint64()
 					for _, side := range [][]int{{0, 1}, {1, 0}}[i%2] {
-						t, n := sides[side].cold(b, func(view string) error { return readRandom(view, seed, w.size, w.reads, files, large) })
+						t, n := sides[side].cold(b, "tree", func(view string) error { return readRandom(view, seed, w.size, w.reads, files, large) })
 						took[side], sent[side] = append(took[side], t), append(sent[side], n)
 					}
 					times, bytes = append(times, took[1][i]/took[0][i]), append(bytes, sent[1][i]/sent[0][i])
@@ -60,6 +60,47 @@ func BenchmarkReadAhead(b *testing.B) {
 			l.stop()
 		}
 	}
+}
+
+// BenchmarkColdRandom reads 4 KiB and 128 KiB at 400 random places of a file of 1 GiB that is
+// not here, and rows of it through maps (random: that say so with madvise), by one reader, from
+// views of each kind. It reports the median of a read in microseconds, and what the
+// store sent for each byte.
+func BenchmarkColdRandom(b *testing.B) {
+	const large = 1 << 30
+	c := up(b, 1, "256MiB", func(root string) { makeEqualFiles(b, root, 0, 0, 1, large) })
+	c.must("dataset", "add", "data", "s3://data", "--endpoint", c.getenv("STOKER_S3_ENDPOINT"), "--path-style")
+	l := c.loner("", "64MiB")
+	for _, kind := range viewKinds(b) {
+		for _, w := range []struct {
+			name string
+			size int
+			read func(path string, offsets []int64, size int) ([]time.Duration, error)
+		}{{"4KiB", 4 << 10, readsAt}, {"128KiB", 128 << 10, readsAt}, {"mapped", 4 << 10, mappedReads}, {"mapped-plainly", 4 << 10, plainlyMappedReads}} {
+			b.Run(kind+"/"+w.name, func(b *testing.B) {
+				var took, sent []float64
+				for b.Loop() {
+					offsets := make([]int64, 400)
+					for k := range offsets {
+						offsets[k] = rand.Int64N(large/int64(w.size)) * int64(w.size)
+					}
+					_, n := l.cold(b, kind, func(view string) error {
+						all, err := w.read(filepath.Join(view, "shards", "0.tar"), offsets, w.size)
+						if err == nil {
+							slices.Sort(all)
+							took = append(took, float64(all[len(all)/2].Nanoseconds())/1e3)
+						}
+						return err
+					})
+					sent = append(sent, n/float64(len(offsets)*w.size))
+				}
+				b.ReportMetric(0, "ns/op")
+				b.ReportMetric(median(took), "p50-us")
+				b.ReportMetric(median(sent), "UFS-bytes/byte")
+			})
+		}
+	}
+	l.stop()
 }
 
 // loner is a worker that knows of no other.
@@ -112,9 +153,9 @@ func (l *loner) ask(method, path string, in, out any) error {
 
 // cold mounts the dataset, of which nothing is here, and measures what read takes in
 // seconds, and in bytes from the store.
-func (l *loner) cold(b *testing.B, read func(view string) error) (seconds, sent float64) {
+func (l *loner) cold(b *testing.B, kind string, read func(view string) error) (seconds, sent float64) {
 	view := b.TempDir()
-	l.must("mount", "data", view, "--view", "tree")
+	l.must("mount", "data", view, "--view", kind)
 	var before, after api.WorkerStatus
 	if err := l.ask("GET", "/v1/status", nil, &before); err != nil {
 		b.Fatal(err)

@@ -91,8 +91,18 @@ func readsAt(path string, offsets []int64, size int) ([]time.Duration, error) {
 	return all, nil
 }
 
-// mappedReads is readsAt through a map of the whole file.
+// mappedReads is readsAt through a map of the whole file, which says that it is read at
+// random.
 func mappedReads(path string, offsets []int64, size int) ([]time.Duration, error) {
+	return readsMapped(path, offsets, size, unix.MADV_RANDOM)
+}
+
+// plainlyMappedReads does not say so.
+func plainlyMappedReads(path string, offsets []int64, size int) ([]time.Duration, error) {
+	return readsMapped(path, offsets, size, unix.MADV_NORMAL)
+}
+
+func readsMapped(path string, offsets []int64, size, advice int) ([]time.Duration, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -107,7 +117,7 @@ func mappedReads(path string, offsets []int64, size int) ([]time.Duration, error
 		return nil, err
 	}
 	defer func() { _ = unix.Munmap(m) }()
-	if err := unix.Madvise(m, unix.MADV_RANDOM); err != nil {
+	if err := unix.Madvise(m, advice); err != nil {
 		return nil, err
 	}
 	buf, all := make([]byte, size), make([]time.Duration, 0, len(offsets))
