@@ -23,7 +23,8 @@ func holdCommand() *cobra.Command {
 		Short: "keeps a worker's mounts over its restarts, where systemd does not",
 		Long: `Keeps the descriptors of a worker's mounts open while the worker is restarted, or was killed: who reads through
 them waits for its next life, and gets no error. It knows nothing of data and needs no restart for an upgrade of the
-worker. Under systemd it is not needed: there the unit's FileDescriptorStoreMax= does it.
+worker. Before Linux 6.9 that is so for restarts; the views of a worker that was killed get an error there, and are
+mounted anew. Under systemd it is not needed: there the unit's FileDescriptorStoreMax= does it.
 
 When it ends itself while the worker lives, nothing happens, and the next holder gets all descriptors from the worker; when both
 are gone, the mounts are dead until the worker's next life makes them anew. It needs the uid of its workers; one holder is enough

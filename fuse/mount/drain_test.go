@@ -11,6 +11,8 @@ import (
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"stoker.dev/internal/testenv"
 )
 
 // before69 is a life whose kernel does not resend.
@@ -144,6 +146,40 @@ func TestDrainWaits(t *testing.T) {
 		t.Error(err)
 	}
 	<-m.Done()
+}
+
+// An abort reaches who waits though somebody else has the descriptor still.
+func TestAbort(t *testing.T) {
+	const control = "/sys/fs/fuse/connections"
+	switch err := unix.Mount("none", control, "fusectl", 0, ""); {
+	case err == nil:
+		defer func() {
+			if err := unix.Unmount(control, 0); err != nil {
+				t.Error(err)
+			}
+		}()
+	case !errors.Is(err, unix.EBUSY): // it is mounted
+		testenv.Lacks(t, "no fusectl here: %v", err)
+	}
+	dir := t.TempDir()
+	l := before69(t, dir)
+	got := reading(filepath.Join(dir, "f"))
+	l.hears(t, "stuck\n")
+	l.kill(t)
+	fd, err := unix.FcntlInt(l.dev.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := os.NewFile(uintptr(fd), "another's")
+	Abort(l.dev, l.handle)
+	hangs := time.AfterFunc(20*time.Second, func() { _ = unix.Unmount(dir, unix.MNT_FORCE) })
+	if r := <-got; r.err == nil {
+		t.Errorf("%d bytes were read", len(r.body))
+	}
+	if !hangs.Stop() || !Ended(other) {
+		t.Error("its connection lived")
+	}
+	_ = other.Close()
 }
 
 func TestKernelSince69(t *testing.T) {
