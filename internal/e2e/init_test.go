@@ -22,7 +22,7 @@ import (
 )
 
 // booted is a systemd that is PID 1 of its own namespaces (processes, mounts,
-// cgroups, host name). /etc, /run, /proc and /sys/fs/cgroup are its own, what is
+// cgroups, host name). /etc, /run, /var/lib, /proc and /sys/fs/cgroup are its own, what is
 // mounted below shared is seen on both sides.
 type booted struct {
 	t      *testing.T
@@ -37,7 +37,8 @@ type boot struct {
 	Etc     map[string]string // files below /etc
 }
 
-// bootSystemd starts one, with these files below /etc.
+// bootSystemd starts one, with these files below /etc; those of the host's that a
+// system needs begin with what the host has.
 func bootSystemd(t *testing.T, etc map[string]string) *booted {
 	t.Helper()
 	b := boot{Shared: filepath.Join(t.TempDir(), "shared"), Etc: maps.Clone(etc)}
@@ -138,6 +139,17 @@ func (s *booted) command(args ...string) *exec.Cmd {
 	return exec.Command(testenv.Program(s.t, "nsenter"), append([]string{"-t", strconv.Itoa(s.cmd.Process.Pid), "-m", "-p", "systemctl"}, args...)...)
 }
 
+// shipped is a unit of deploy/systemd, and where a drop-in of it lies.
+func shipped(t *testing.T, name string) (unit, path, dropIn string) {
+	t.Helper()
+	body, err := os.ReadFile(filepath.Join("..", "..", "deploy", "systemd", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path = "systemd/system/" + name
+	return string(body), path, path + ".d/test.conf"
+}
+
 // systemctl runs systemctl, which must succeed.
 func (s *booted) systemctl(args ...string) string {
 	s.t.Helper()
@@ -169,7 +181,7 @@ func (b boot) become() error {
 	}
 	for _, name := range []string{"passwd", "group", "hosts", "resolv.conf", "nsswitch.conf", "ld.so.cache"} {
 		if body, err := os.ReadFile(filepath.Join("/etc", name)); err == nil {
-			b.Etc[name] = string(body)
+			b.Etc[name] = string(body) + b.Etc[name]
 		}
 	}
 	b.Etc["machine-id"] = strings.Repeat("0123456789abcdef", 2) + "\n"
@@ -185,6 +197,7 @@ func (b boot) become() error {
 		{"", "/proc/sys", "", unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY}, // the kernel's settings are everybody's
 		{"tmpfs", "/etc", "tmpfs", 0},
 		{"tmpfs", "/run", "tmpfs", 0},
+		{"tmpfs", "/var/lib", "tmpfs", 0},
 		{"cgroup2", "/sys/fs/cgroup", "cgroup2", 0},
 	} {
 		if err := unix.Mount(m.what, m.dir, m.fs, m.flags, ""); err != nil {

@@ -27,10 +27,7 @@ const (
 
 func (c *cluster) underSystemd(t *testing.T) *workerUnit {
 	t.Helper()
-	unit, err := os.ReadFile(filepath.Join("..", "..", "deploy", "systemd", unitName))
-	if err != nil {
-		t.Fatal(err)
-	}
+	unit, path, dropIn := shipped(t, unitName)
 	dir := filepath.Join(c.dir, "worker-2")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -44,8 +41,8 @@ func (c *cluster) underSystemd(t *testing.T) *workerUnit {
 		"listen: " + testenv.FreeAddress(t), "token-file: " + filepath.Join(c.dir, "token"), "socket: " + filepath.Join(dir, "worker.sock"), "node-name: worker-2",
 	}
 	u := &workerUnit{c: c, booted: bootSystemd(t, map[string]string{
-		"systemd/system/" + unitName: string(unit),
-		"systemd/system/" + unitName + ".d/test.conf": fmt.Sprintf("[Service]\nExecStart=\nExecStart=%s worker --config /etc/stoker/worker.yaml\nStandardError=append:%s\nWatchdogSec=%d\n",
+		path: unit,
+		dropIn: fmt.Sprintf("[Service]\nExecStart=\nExecStart=%s worker --config /etc/stoker/worker.yaml\nStandardError=append:%s\nWatchdogSec=%d\n",
 			binary(t, "stokerd"), filepath.Join(dir, "worker.log"), int(watchdogIn.Seconds())),
 		"stoker/worker.yaml": strings.Join(lines, "\n") + "\n",
 		"stoker/worker.env":  secrets.String(),
@@ -245,4 +242,53 @@ func (r *rereader) close() {
 	for _, f := range r.open {
 		_ = f.Close()
 	}
+}
+
+// A controller is a service of a real systemd, by the unit that is shipped and as
+// a user of its own: it lists a folder, crashes, and is there again. Its program
+// and what is below /tmp are where the test has them.
+func TestSystemdRunsTheController(t *testing.T) {
+	c := up(t, 1, "64MiB", func(string) {})
+	const name, uid = "stoker-controller.service", 64_999
+	dir, data := t.TempDir(), t.TempDir()
+	makeFiles(t, data, 10, 1000, 0, 0)
+	program, err := os.ReadFile(binary(t, "stokerd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := os.ReadFile(filepath.Join(c.dir, "token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens := filepath.Join(dir, "tokens")
+	for _, err := range []error{
+		os.Chmod(filepath.Dir(dir), 0o755), os.Chown(dir, uid, uid), os.WriteFile(filepath.Join(dir, "stokerd"), program, 0o755),
+		os.WriteFile(tokens, token, 0o600), os.Chown(tokens, uid, uid),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	socket := filepath.Join(dir, "controller.sock")
+	unit, path, dropIn := shipped(t, name)
+	s := bootSystemd(t, map[string]string{
+		"passwd": fmt.Sprintf("stoker:x:%d:%d::/:/bin/false\n", uid, uid), "group": fmt.Sprintf("stoker:x:%d:\n", uid),
+		path: unit,
+		dropIn: fmt.Sprintf("[Service]\nExecStart=\nExecStart=%s controller --config /etc/stoker/controller.yaml\nStandardError=append:%s\nPrivateTmp=no\n",
+			filepath.Join(dir, "stokerd"), filepath.Join(c.dir, "unit.log")),
+		"stoker/controller.yaml": strings.Join([]string{
+			"temporal: 127.0.0.1:" + c.port("temporal"), "redis: 127.0.0.1:" + c.redisPort(), "cluster: systemd",
+			"store: " + filepath.Join(dir, "store"), "listen-socket: " + socket, "token-file: " + tokens, "allow-file: " + data,
+		}, "\n") + "\n",
+	})
+	s.systemctl("start", name)
+	c.env = append(c.env, "STOKER_CONTROLLER=unix://"+socket)
+	c.must("dataset", "add", "folder", "file://"+data)
+	if show := c.detail("dataset", "show", "folder"); show.Objects != 10 {
+		t.Errorf("it lists %d files of 10", show.Objects)
+	}
+	s.systemctl("kill", "--signal=ABRT", name) // as Go's runtime ends a process that panics
+	c.eventually("systemd has started it again", func() bool {
+		return s.systemctl("show", "-P", "NRestarts", name) == "1" && c.stoker("dataset", "show", "folder").code == 0
+	})
 }
