@@ -146,7 +146,7 @@ func (m *Mounted) handshake(o *gofuse.MountOptions) (served, error) {
 		if m.handle.Init, err = readPacket(int(m.dev.Fd())); err != nil {
 			return fail(os.NewSyscallError("read of INIT", err))
 		}
-		if older {
+		if older && m.handle.Resends() {
 			m.handle.Init[initFlags2At] &^= hasResend
 		}
 	}
