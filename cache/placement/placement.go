@@ -41,6 +41,10 @@ type Mark struct {
 	Whole bool
 }
 
+// GroupShards is how many shards that follow each other the index keeps together: from a
+// multiple of it on.
+const GroupShards = 32
+
 // Index is the placement index. An index that does not answer gives errors of
 // kind Transient, quickly.
 type Index interface {
@@ -57,7 +61,8 @@ type Index interface {
 	Announce(ctx context.Context, n stoker.Incarnation, manifest stoker.ID, marks []Mark) error
 	// Withdraw says that it has them no more.
 	Withdraw(ctx context.Context, n stoker.Incarnation, manifest stoker.ID, shards []uint32) error
-	// Holders returns for each of the shards the live holders, in no order.
+	// Holders returns for each of the shards the live holders, in no order. Shards of one
+	// group, see GroupShards, cost no more than one of them.
 	Holders(ctx context.Context, manifest stoker.ID, shards []uint32) ([][]Holder, error)
 	// Begun returns for each of the shards whether a worker was said to have
 	// some of it, in any life that the index remembers, lease or none. known is

@@ -24,7 +24,7 @@ const (
 	announceEvery = 100 * time.Millisecond // one pipeline for what came together
 	wholeAge      = 2 * time.Second        // how long it is believed that a worker holds a shard
 	nobodyAge     = announceEvery          // and that nobody does: others tell no sooner
-	heldKept      = 10_000                 // shards of which that is remembered
+	heldKept      = 10_000                 // shards, or groups of them, of which that is remembered
 	askTimeout    = 500 * time.Millisecond // an index that is slower is as good as none
 	silentFor     = time.Second            // it is not asked again after that, so that reads do not wait for it
 )
@@ -46,7 +46,8 @@ type directory struct {
 	mu      sync.Mutex
 	workers []placement.Worker                      // +checklocks:mu — live ones, self included, by id
 	asked   time.Time                               // +checklocks:mu — when workers was read
-	heldBy  map[shardKey]holders                    // +checklocks:mu
+	heldBy  map[shardKey]holders                    // +checklocks:mu — of one shard
+	unheld  map[shardKey]nobody                     // +checklocks:mu — of a group of them, by its first
 	pending map[stoker.ID]map[uint32]placement.Mark // +checklocks:mu
 	gone    map[stoker.ID]map[uint32]bool           // +checklocks:mu
 
@@ -65,8 +66,15 @@ type holders struct {
 	until time.Time
 }
 
+// nobody are the shards of a group of which no other worker has any, for a moment.
+type nobody struct {
+	shards uint32 // a bit each
+	until  time.Time
+	asking bool // somebody asks anew: the others do with this meanwhile
+}
+
 func newDirectory(index placement.Index, self func() placement.Worker, log *slog.Logger) *directory {
-	return &directory{index: index, self: self, log: log, heldBy: map[shardKey]holders{},
+	return &directory{index: index, self: self, log: log, heldBy: map[shardKey]holders{}, unheld: map[shardKey]nobody{},
 		pending: map[stoker.ID]map[uint32]placement.Mark{}, gone: map[stoker.ID]map[uint32]bool{}}
 }
 
@@ -200,47 +208,71 @@ func (d *directory) live() []placement.Worker {
 }
 
 // Holders implements cache.Directory. That somebody holds a whole shard, or nobody
-// any of it, is remembered for a moment: reads ask again and again.
+// any of it, is remembered for a moment: reads ask again and again. Nobody is heard of a
+// whole group of shards at once, so that reads in no order do not ask for each.
 func (d *directory) Holders(ctx context.Context, id stoker.ID, n uint32) []cache.Peer {
-	key := shardKey{id, n}
+	key, group, bit := shardKey{id, n}, shardKey{id, n / placement.GroupShards * placement.GroupShards}, uint32(1)<<(n%placement.GroupShards)
 	d.mu.Lock()
-	if h, ok := d.heldBy[key]; ok && time.Now().Before(h.until) {
+	now, g := time.Now(), d.unheld[group]
+	if h, held := d.heldBy[key]; held && now.Before(h.until) {
 		d.mu.Unlock()
 		return h.peers
 	}
-	d.mu.Unlock()
-	peers, known := d.askHolders(ctx, id, n)
-	age := nobodyAge
-	if len(peers) > 0 && peers[0].Whole {
-		age = wholeAge
-	}
-	if known && (len(peers) == 0 || age == wholeAge) {
-		d.mu.Lock()
-		if len(d.heldBy) >= heldKept {
-			clear(d.heldBy)
+	if g.shards&bit != 0 {
+		if g.asking || now.Before(g.until) {
+			d.mu.Unlock()
+			return nil
 		}
-		d.heldBy[key] = holders{peers, time.Now().Add(age)}
-		d.mu.Unlock()
+		g.asking = true
+		d.unheld[group] = g
 	}
+	d.mu.Unlock()
+	peers, unheld, known := d.askHolders(ctx, id, n)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !known {
+		delete(d.unheld, group)
+		return peers
+	}
+	if len(d.heldBy) >= heldKept || len(d.unheld) >= heldKept {
+		clear(d.heldBy)
+		clear(d.unheld)
+	}
+	if len(peers) == 0 {
+		unheld |= bit
+	} else if peers[0].Whole {
+		d.heldBy[key] = holders{peers, time.Now().Add(wholeAge)}
+	}
+	d.unheld[group] = nobody{shards: unheld, until: time.Now().Add(nobodyAge)}
 	return peers
 }
 
-// askHolders asks the index, and says whether it has answered.
-func (d *directory) askHolders(ctx context.Context, id stoker.ID, n uint32) (peers []cache.Peer, known bool) {
+// askHolders asks the index, and says whether it has answered, and which shards of the
+// group no other worker has any of.
+func (d *directory) askHolders(ctx context.Context, id stoker.ID, n uint32) (peers []cache.Peer, unheld uint32, known bool) {
 	self := d.self().Incarnation
 	if time.Since(time.Unix(0, d.silent.Load())) < silentFor {
-		return nil, false
+		return nil, 0, false
+	}
+	group := make([]uint32, placement.GroupShards)
+	for i := range group {
+		group[i] = n/placement.GroupShards*placement.GroupShards + uint32(i)
 	}
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	holders, err := d.index.Holders(asking, id, []uint32{n})
+	holders, err := d.index.Holders(asking, id, group)
 	if err != nil && ctx.Err() == nil {
 		d.silent.Store(time.Now().UnixNano())
 	}
-	if err != nil || len(holders) == 0 {
-		return nil, false
+	if err != nil || len(holders) != len(group) {
+		return nil, 0, false
 	}
-	for _, h := range holders[0] {
+	for i, of := range holders {
+		if !slices.ContainsFunc(of, func(h placement.Holder) bool { return h.Incarnation != self }) {
+			unheld |= 1 << i
+		}
+	}
+	for _, h := range holders[n%placement.GroupShards] {
 		if h.Incarnation == self {
 			continue
 		}
@@ -263,7 +295,7 @@ func (d *directory) askHolders(ctx context.Context, id stoker.ID, n uint32) (pee
 	}
 	takeTurns(peers[:whole], self, n)
 	takeTurns(peers[whole:], self, n)
-	return peers, true
+	return peers, unheld, true
 }
 
 // takeTurns begins with another peer for each shard and each asker, so that those

@@ -19,17 +19,22 @@ type counted struct {
 	placement.Index
 	asked int
 	err   error
+	hold  chan struct{} // not nil: it answers when that is closed
 }
 
 func (c *counted) Holders(ctx context.Context, id stoker.ID, shards []uint32) ([][]placement.Holder, error) {
 	if c.asked++; c.err != nil {
 		return nil, c.err
 	}
+	if c.hold != nil {
+		<-c.hold
+	}
 	return c.Index.Holders(ctx, id, shards)
 }
 
 // Misses that follow each other ask the index once in a moment, as long as nobody
-// else holds anything of the shard; who comes by then is found in the next.
+// else holds anything of the shard, or of those beside it; who comes by then is found in the
+// next.
 func TestThatNobodyHoldsIsRemembered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()
@@ -43,12 +48,13 @@ func TestThatNobodyHoldsIsRemembered(t *testing.T) {
 		d := newDirectory(index, func() placement.Worker { return me }, slog.New(slog.DiscardHandler))
 		d.refresh(ctx)
 		id := stoker.ID{1}
-		ask := func(when string, holders, asked int) {
+		of := func(n uint32, when string, holders, asked int) {
 			t.Helper()
-			if peers := d.Holders(ctx, id, 7); len(peers) != holders || index.asked != asked {
+			if peers := d.Holders(ctx, id, n); len(peers) != holders || index.asked != asked {
 				t.Errorf("%s: %d holders after asking %d times, want %d after %d", when, len(peers), index.asked, holders, asked)
 			}
 		}
+		ask := func(when string, holders, asked int) { t.Helper(); of(7, when, holders, asked) }
 		announce := func(whole bool) {
 			if err := index.Announce(ctx, other.Incarnation, id, []placement.Mark{{Shard: 7, Whole: whole}}); err != nil {
 				t.Fatal(err)
@@ -70,6 +76,24 @@ func TestThatNobodyHoldsIsRemembered(t *testing.T) {
 		index.err = nil
 		time.Sleep(silentFor)
 		ask("back", 1, 6)
+		for n := range uint32(placement.GroupShards) {
+			if n != 7 {
+				of(n, "beside it", 0, 6)
+			}
+		}
+		of(placement.GroupShards, "of the next group", 0, 7)
+		of(2*placement.GroupShards-1, "of its last one", 0, 7)
+		time.Sleep(nobodyAge)
+		of(8, "beside it, a moment later", 0, 8)
+		ask("of the whole, meanwhile", 1, 8)
+		time.Sleep(nobodyAge)
+		index.hold = make(chan struct{})
+		go d.Holders(ctx, id, 8)
+		synctest.Wait()
+		of(9, "while another one asks", 0, 9)
+		close(index.hold)
+		synctest.Wait()
+		of(9, "after it", 0, 9)
 	})
 }
 

@@ -33,7 +33,7 @@ import (
 var _ placement.Index = (*Index)(nil)
 
 const (
-	groupShards = 32
+	groupShards = placement.GroupShards
 	// forgetAfter is how long a worker without a lease is remembered.
 	forgetAfter = 10 * time.Minute
 	batch       = 1000 // commands of one pipeline
