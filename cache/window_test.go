@@ -259,6 +259,36 @@ func TestWindowsOfManyFiles(t *testing.T) {
 	}
 }
 
+// An owner fetches for who asks it what that one asks for.
+func TestWindowsThroughAnOwner(t *testing.T) {
+	c := newCluster(t, 2, 1<<30)
+	fs := newNoiseFS(map[string]int64{"a": large})
+	c.openUFS = func() ufs.FS { return fs }
+	s := c.nodes[1].open(t, c.freeze())
+	row := rowOf(t, s, "a")
+	var before [2]int64
+	for i, at := range scattered(4, 40) {
+		if _, err := s.ReadAt(t.Context(), row, make([]byte, 4<<10), at); err != nil {
+			t.Fatal(err)
+		}
+		want, came := int64(rest), int64(0)
+		if i >= vain {
+			want = stoker.BlockBytes
+		}
+		for k, n := range c.nodes {
+			n.settle(t)
+			now := n.cache.Counters().UFS.Bytes.Load()
+			came, before[k] = came+now-before[k], now
+		}
+		if came != want {
+			t.Fatalf("read %d: %d bytes were fetched, want %d", i, came, want)
+		}
+	}
+	if before[0] == 0 {
+		t.Error("the other one has fetched nothing")
+	}
+}
+
 // While a load of the dataset is under way its windows are no waste.
 func TestWindowsUnderALoadStay(t *testing.T) {
 	c := newCluster(t, 1, 1<<30)
