@@ -23,9 +23,9 @@ dev: ## bin/stoker-dev alone (embeds a Temporal server: minutes the first time)
 	cd cmd/stoker-dev && $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o ../../bin/stoker-dev .
 
 test: need build ## every test, race detector on, real Redis, S3, FUSE and Temporal
-	$(GO) test -race -timeout 25m $(filter-out %/e2e %/e2e/slurm,$(shell $(GO) list $(PKGS)))
+	$(GO) test -race -timeout 40m $(filter-out %/e2e %/e2e/slurm,$(shell $(GO) list $(PKGS)))
 	cd cmd/stoker-dev && $(GO) test ./...
-	$(GO) test -p 1 -timeout 45m ./internal/e2e ./internal/e2e/slurm
+	$(GO) test -p 1 -timeout 90m ./internal/e2e ./internal/e2e/slurm
 
 test-long: test ## the slow ones too, and those on Ceph
 	STOKER_TEST_LONG=1 scripts/need

@@ -82,6 +82,7 @@ func restartInStageIn(t *testing.T, r *rig) {
 		size := r.dataset(name, 20)
 		r.proxy.Reset()
 		reached, release := r.proxy.Hold(size / 2)
+		defer release()
 		id := r.submit("#STOKER dataset=" + name + " onmiss=wait\ncat $(find $STOKER_MOUNT -type f) | wc -c")
 		r.comes("the store stands still", reached)
 		r.restart(sig)
