@@ -104,6 +104,10 @@ local function rights(job, uid)
 	if why then
 		return refuse(why)
 	end
+	local unchecked = string.match("\n" .. said, "\nstoker%-verdict ok ([^\n]+)\n")
+	if unchecked then
+		slurm.log_info("stoker: check: ok: %s", unchecked)
+	end
 	return slurm.SUCCESS
 end
 

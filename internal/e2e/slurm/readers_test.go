@@ -31,6 +31,7 @@ func (r *rig) jobSubmit() (without func()) {
 // controller tells of its claim. Who may read it has it for himself.
 func readers(t *testing.T, r *rig) {
 	size := r.dataset("secret", 4)
+	r.dataset("open", 2)
 	r.must("dataset", "set", "secret", "--readers", "carol")
 	ran, says := r.at("out", "ran-secret"), userName+" may not read it"
 	job := "#STOKER dataset=secret onmiss=start\ntouch " + ran
@@ -50,15 +51,16 @@ func readers(t *testing.T, r *rig) {
 	defer r.jobSubmit()()
 	for lines, says := range map[string]string{
 		job: says,
-		"# a comment\n#STOKER dataset=first\n\n#STOKER dataset=secret path=n00\ntouch " + ran: says,
+		"# a comment\n#STOKER dataset=open\n\n#STOKER dataset=secret path=n00\ntouch " + ran: says,
 		"#STOKER dataset=secret'; touch " + ran + "; '":                                       "'",
 		"#STOKER dataset=secret$(touch " + ran + ")":                                          "secret$(touch",
 	} {
-		if res := r.try(lines); res.code == 0 || !strings.Contains(res.stderr, says) {
+		if res := r.refused(func() result { return r.try(lines) }); res.code == 0 || !strings.Contains(res.stderr, says) {
 			t.Errorf("%q: exit %d, want %q\n%s", lines, res.code, says, res.stderr)
 		}
 	}
-	if res := r.as("srun", "--bb=#STOKER dataset=secret", "touch", ran); res.code == 0 || !strings.Contains(res.stderr, says) {
+	srun := func() result { return r.as("timeout", "60", "srun", "--bb=#STOKER dataset=secret", "touch", ran) } // one that is taken waits
+	if res := r.refused(srun); res.code == 0 || !strings.Contains(res.stderr, says) {
 		t.Errorf("srun: exit %d\n%s", res.code, res.stderr)
 	}
 	if _, err := os.Stat(ran); err == nil {
