@@ -194,6 +194,7 @@ func (c *Cache) Counters() *Counters { return &c.counters }
 // Close stops loads and fills and waits for them. Sets must be closed before.
 func (c *Cache) Close() error {
 	c.end()
+	c.endAllLingering()
 	c.busy.Wait()
 	c.saveAccounts(c.o.Store.PutState)
 	c.evictSome() // gives back what flights handed over at the end
@@ -203,16 +204,17 @@ func (c *Cache) Close() error {
 // Set is an open dataset: one manifest and this worker's shards of it. It is
 // shared: Open of an open manifest returns the same Set with one more user.
 type Set struct {
-	c     *Cache
-	id    stoker.ID
-	man   *manifest.Manifest
-	use   *use
-	users int // guarded by c.mu
-	slots []slot
-	roots []rootFS
-	plan  atomic.Pointer[planner.Plan]
-	load  *guard.Load // what is wished of its loads
-	bases bases
+	c         *Cache
+	id        stoker.ID
+	man       *manifest.Manifest
+	use       *use
+	users     int // guarded by c.mu
+	lingering lingering
+	slots     []slot
+	roots     []rootFS
+	plan      atomic.Pointer[planner.Plan]
+	load      *guard.Load // what is wished of its loads
+	bases     bases
 
 	tracker prefetch.Tracker
 	steps   prefetch.Steps

@@ -52,6 +52,7 @@ func (c *Cache) OpenRun(ctx context.Context, id stoker.ID, n uint32, from, to in
 		_ = s.Close()
 		return nil, err
 	}
+	s.linger()
 	prio := guard.Demand
 	if peer.IsOrdered(ctx) {
 		prio = guard.Preload
