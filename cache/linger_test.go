@@ -4,9 +4,11 @@ import (
 	"context"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
+	"stoker.dev"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/ufs"
 	"stoker.dev/ufs/folder"
@@ -83,4 +85,63 @@ func TestServedDatasetsStayOpen(t *testing.T) {
 	if err := holder.Close(); err != nil || holder.opened(id) != nil {
 		t.Errorf("the cache has ended, and it is open: %v", err)
 	}
+}
+
+// When a view is made the workers that it will ask open the dataset, before it reads:
+// one request each, which brings nothing.
+func TestOwnersAreGreeted(t *testing.T) {
+	c := newCluster(t, 0, 0)
+	for _, name := range []string{"a", "b", "c", "d"} {
+		c.ufs.Put(name, make([]byte, 40<<20))
+	}
+	for i := range 3 {
+		c.add(i, filepath.Join(t.TempDir(), "cache"), 1<<30)
+	}
+	id := c.freeze()
+	plan := c.plan(id)
+	for i := range c.nodes {
+		c.load(i, plan)
+	}
+	asked := &askedPeers{Fetcher: c.nodes[0].cache.o.Fetcher, by: map[string]int{}}
+	c.nodes[0].cache.o.Fetcher = asked
+	s, err := c.nodes[0].cache.Open(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	before := c.nodes[0].cache.Counters().PeerBytes.Load()
+	s.Greet()
+	c.nodes[0].cache.busy.Wait()
+	for _, n := range c.nodes[1:] {
+		o := n.cache.opened(id)
+		if o == nil {
+			t.Fatalf("%s has not opened it", n.peer.ID)
+		}
+		if err := o.Close(); err != nil {
+			t.Error(err)
+		}
+		if got := asked.by[n.peer.ID]; got != 1 {
+			t.Errorf("%s was asked %d times", n.peer.ID, got)
+		}
+		if got := n.cache.Counters().ServedBytes.Load(); got != 0 {
+			t.Errorf("%s has sent %d bytes", n.peer.ID, got)
+		}
+	}
+	if len(asked.by) != 2 || c.nodes[0].cache.Counters().PeerBytes.Load() != before {
+		t.Errorf("asked %v", asked.by)
+	}
+}
+
+// askedPeers counts who is asked.
+type askedPeers struct {
+	Fetcher
+	mu sync.Mutex
+	by map[string]int
+}
+
+func (a *askedPeers) Fetch(ctx context.Context, p Peer, id stoker.ID, n uint32, from, to int, through bool, got func(int, []byte) error) error {
+	a.mu.Lock()
+	a.by[p.ID]++
+	a.mu.Unlock()
+	return a.Fetcher.Fetch(ctx, p, id, n, from, to, through, got)
 }

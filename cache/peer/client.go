@@ -59,7 +59,8 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, stoker.BlockBytes); 
 
 // Fetch asks the worker at base for blocks [from, to) of shard n of the
 // manifest and calls got for each that it has, in order; data is valid during
-// the call only. Another incarnation than inc does not answer; 0 takes any. through lets that worker fill what it lacks. Errors: NotExist
+// the call only. Another incarnation than inc does not answer; 0 takes any. through lets that worker fill what it lacks. No blocks at all
+// (from = to) only let it open the dataset. Errors: NotExist
 // (it is not the incarnation, or holds nothing), Corrupt, Transient.
 func (c *Client) Fetch(ctx context.Context, base string, inc stoker.Incarnation, id stoker.ID, n uint32, from, to int,
 	through bool, got func(block int, data []byte) error) error {

@@ -74,8 +74,8 @@ func serve(w http.ResponseWriter, r *http.Request, inc stoker.Incarnation, block
 	q := r.URL.Query()
 	from, err1 := strconv.Atoi(q.Get("from"))
 	to, err2 := strconv.Atoi(q.Get("to"))
-	if err1 != nil || err2 != nil || from < 0 || to <= from || to-from > maxRun {
-		return stoker.Errorf(stoker.KindInvalid, "peer.serve", id.Short(), "blocks from %q to %q: want 0 <= from < to, at most %d", q.Get("from"), q.Get("to"), maxRun)
+	if err1 != nil || err2 != nil || from < 0 || to < from || to-from > maxRun {
+		return stoker.Errorf(stoker.KindInvalid, "peer.serve", id.Short(), "blocks from %q to %q: want 0 <= from <= to, at most %d", q.Get("from"), q.Get("to"), maxRun)
 	}
 	ctx := r.Context()
 	if q.Get("ordered") == "1" {

@@ -35,7 +35,9 @@ func TestDatasetsWithReaders(t *testing.T) {
 	add := func(uri string) api.AddDatasetRequest {
 		return api.AddDatasetRequest{Name: "mine", Roots: []api.AddRoot{{Location: ufs.Location{URI: uri}}}}
 	}
-	own := func(s string) bool { return strings.Contains(s, "its owner ann, or an admin, changes that with 'stoker dataset set pets --readers +bob'") }
+	own := func(s string) bool {
+		return strings.Contains(s, "its owner ann, or an admin, changes that with 'stoker dataset set pets --readers +bob'")
+	}
 	for _, x := range []struct {
 		request string
 		body    any

@@ -231,6 +231,7 @@ func (v *views) make(ctx context.Context, want saved, old *mount.Left) (*view, e
 		return undo(err)
 	}
 	v.hold(w)
+	set.Greet()
 	v.serving.Go(func() { v.afterEnd(w) })
 	return w, nil
 }
