@@ -301,16 +301,19 @@ func (c *Cache) lastPlan(ctx context.Context, id stoker.ID, shards int) *planner
 func (s *Set) Close() error {
 	s.c.mu.Lock()
 	s.users--
-	last := s.users == 0
+	last, lingers := s.users == 0, s.users == 1 && s.lingering.timer != nil
 	if last {
 		delete(s.c.sets, s.id)
 	}
 	s.c.mu.Unlock()
-	if !last {
+	if !last && !lingers {
 		return nil
 	}
 	for n := range s.slots {
 		s.release(uint32(n))
+	}
+	if lingers { // without any shard, which may be evicted
+		return nil
 	}
 	s.bases.close()
 	return s.man.Close()

@@ -11,19 +11,41 @@ const lingersFor = 30 * time.Second
 // lingering is what keeps a Set open that other workers ask for, and nobody reads here. To
 // open it for each request would read its plan from the manifest store each time.
 type lingering struct {
-	asked atomic.Int64 // when another worker asked last, unix ns
-	timer *time.Timer  // guarded by Cache.mu; nil = nothing keeps it
+	asked  atomic.Int64    // when another worker asked last, unix ns
+	timer  *time.Timer     // guarded by Cache.mu; nil = nothing keeps it
+	shards map[uint32]bool // guarded by Cache.mu; that others asked for and that are open, perhaps
 }
 
-// linger has a Set stay open for a while.
-func (s *Set) linger() {
+// linger has a Set stay open for a while, of which another worker asks for a shard.
+func (s *Set) linger(shard uint32) {
 	s.lingering.asked.Store(time.Now().UnixNano())
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	if s.lingering.timer == nil && s.c.stop.Err() == nil {
 		s.users++
 		s.lingering.timer = time.AfterFunc(lingersFor, s.endLingering)
+		s.lingering.shards = map[uint32]bool{}
 	}
+	if s.lingering.timer != nil {
+		s.lingering.shards[shard] = true
+	}
+}
+
+// closeServed is Close for who served another worker. A Set that nothing but its
+// lingering keeps holds no shard: whoever makes room finds it unused.
+func (s *Set) closeServed() error {
+	s.c.mu.Lock()
+	if s.users != 2 || s.lingering.timer == nil {
+		s.c.mu.Unlock()
+		return s.Close()
+	}
+	defer s.c.mu.Unlock() // nobody opens it meanwhile
+	for n := range s.lingering.shards {
+		s.release(n)
+	}
+	clear(s.lingering.shards)
+	s.users--
+	return nil
 }
 
 // endLingering ends that, unless somebody asked meanwhile.

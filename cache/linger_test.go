@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
@@ -69,6 +70,11 @@ func TestServedDatasetsStayOpen(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+	for range time.Tick(time.Millisecond) { // until the last answer has ended: nothing keeps its shard from being evicted
+		if holder.o.Store.Users(c.nodes[0].store.Shards()[0].ID) == 0 {
+			break
+		}
+	}
 	s.endLingering() // as its timer does
 	if s := holder.opened(id); s == nil {
 		t.Fatal("somebody asked a moment ago, and it is closed")
@@ -110,8 +116,7 @@ func TestOwnersAreGreeted(t *testing.T) {
 	}
 	defer s.Close()
 	before := c.nodes[0].cache.Counters().PeerBytes.Load()
-	s.Greet()
-	c.nodes[0].cache.busy.Wait()
+	s.greet(t.Context())
 	for _, n := range c.nodes[1:] {
 		o := n.cache.opened(id)
 		if o == nil {

@@ -52,7 +52,7 @@ func (c *Cache) OpenRun(ctx context.Context, id stoker.ID, n uint32, from, to in
 		_ = s.Close()
 		return nil, err
 	}
-	s.linger()
+	s.linger(n)
 	prio := guard.Demand
 	if peer.IsOrdered(ctx) {
 		prio = guard.Preload
@@ -153,5 +153,5 @@ func (r *run) Close() error {
 		r.sh.Release()
 	}
 	r.s.c.memory.release(r.share, answerBytes)
-	return r.s.Close()
+	return r.s.closeServed()
 }

@@ -101,7 +101,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"another life", 8, 1, 0, 1, stoker.KindNotExist},
 		{"shard not here", 7, 9, 0, 1, stoker.KindNotExist},
-		{"empty run", 7, 1, 4, 4, stoker.KindInvalid},
+		{"backwards", 7, 1, 4, 3, stoker.KindInvalid},
 		{"negative", 7, 1, -1, 4, stoker.KindInvalid},
 		{"too long", 7, 1, 0, maxRun + 1, stoker.KindInvalid},
 	} {
