@@ -52,8 +52,8 @@ func readers(t *testing.T, r *rig) {
 	for lines, says := range map[string]string{
 		job: says,
 		"# a comment\n#STOKER dataset=open\n\n#STOKER dataset=secret path=n00\ntouch " + ran: says,
-		"#STOKER dataset=secret'; touch " + ran + "; '":                                       "'",
-		"#STOKER dataset=secret$(touch " + ran + ")":                                          "secret$(touch",
+		"#STOKER dataset=secret'; touch " + ran + "; '":                                      "'",
+		"#STOKER dataset=secret$(touch " + ran + ")":                                         "secret$(touch",
 	} {
 		if res := r.refused(func() result { return r.try(lines) }); res.code == 0 || !strings.Contains(res.stderr, says) {
 			t.Errorf("%q: exit %d, want %q\n%s", lines, res.code, says, res.stderr)
