@@ -13,9 +13,10 @@ import (
 
 // Reader is who wants to read: a user, by name, and the groups that he is in.
 type Reader struct {
-	Name  string
-	Admin bool
-	In    func(group string) bool
+	Name      string
+	Admin     bool
+	Anonymous bool // nobody vouches for the name: he is no owner, either
+	In        func(group string) bool
 }
 
 // Restriction is a dataset that not everybody may read. It holds for everything
@@ -29,12 +30,12 @@ type Restriction struct {
 
 // lets reports whether a reader may read what is restricted.
 func (r *Restriction) lets(who Reader) bool {
-	return who.Admin || who.Name == r.Owner || slices.ContainsFunc(r.Readers, func(name string) bool {
+	return who.Admin || !who.Anonymous && (who.Name == r.Owner || slices.ContainsFunc(r.Readers, func(name string) bool {
 		if group, ok := strings.CutPrefix(name, "@"); ok {
 			return who.In != nil && who.In(group)
 		}
 		return name == who.Name
-	})
+	}))
 }
 
 // covers reports whether some of what lies at the roots is restricted.

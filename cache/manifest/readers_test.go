@@ -52,17 +52,18 @@ func TestRestrictions(t *testing.T) {
 		uris    []string
 		keptOut string // by this dataset
 	}{
-		"somebody elsewhere":            {Reader{Name: "joe"}, []string{"s3://clinic/labels"}, ""},
-		"somebody":                      {Reader{Name: "joe"}, []string{"s3://more"}, "scans"},
-		"of joined ones one is kept":    {Reader{Name: "joe"}, []string{"s3://free", "s3://more/x"}, "scans"},
-		"a reader":                      {Reader{Name: "bob"}, []string{"s3://clinic/scans/chest"}, ""},
-		"its owner":                     {Reader{Name: "ann"}, []string{"s3://more"}, ""},
-		"a group":                       {Reader{Name: "joe", In: in("radiology")}, []string{"s3://more"}, ""},
-		"another group":                 {Reader{Name: "joe", In: in("urology")}, []string{"s3://more"}, "scans"},
-		"a user called as the group":    {Reader{Name: "@radiology"}, []string{"s3://more"}, "scans"},
-		"below, a reader of what is up": {Reader{Name: "bob"}, []string{"s3://clinic/scans/faces/1"}, "faces"},
-		"above, a reader of a part":     {Reader{Name: "eve"}, []string{"s3://clinic"}, "scans"},
-		"all of it, an admin":           {Reader{Name: "root", Admin: true}, []string{"s3://clinic"}, ""},
+		"somebody elsewhere":             {Reader{Name: "joe"}, []string{"s3://clinic/labels"}, ""},
+		"somebody":                       {Reader{Name: "joe"}, []string{"s3://more"}, "scans"},
+		"of joined ones one is kept":     {Reader{Name: "joe"}, []string{"s3://free", "s3://more/x"}, "scans"},
+		"a reader":                       {Reader{Name: "bob"}, []string{"s3://clinic/scans/chest"}, ""},
+		"its owner":                      {Reader{Name: "ann"}, []string{"s3://more"}, ""},
+		"a group":                        {Reader{Name: "joe", In: in("radiology")}, []string{"s3://more"}, ""},
+		"another group":                  {Reader{Name: "joe", In: in("urology")}, []string{"s3://more"}, "scans"},
+		"nobody knows whether he is her": {Reader{Name: "ann", Anonymous: true, In: in("radiology")}, []string{"s3://more"}, "scans"},
+		"a user called as the group":     {Reader{Name: "@radiology"}, []string{"s3://more"}, "scans"},
+		"below, a reader of what is up":  {Reader{Name: "bob"}, []string{"s3://clinic/scans/faces/1"}, "faces"},
+		"above, a reader of a part":      {Reader{Name: "eve"}, []string{"s3://clinic"}, "scans"},
+		"all of it, an admin":            {Reader{Name: "root", Admin: true}, []string{"s3://clinic"}, ""},
 	} {
 		roots := rootsOf(tc.uris...)
 		err := rs.Check("asked", roots, tc.who)

@@ -13,9 +13,7 @@ import (
 // readerOf is who sent a request, as one who reads.
 func readerOf(ctx context.Context) manifest.Reader {
 	p := api.PrincipalOf(ctx)
-	return manifest.Reader{Name: p.Name, Admin: p.Admin, In: func(group string) bool {
-		return !p.Anonymous && api.MemberOf(ctx, group)
-	}}
+	return manifest.Reader{Name: p.Name, Admin: p.Admin, Anonymous: p.Anonymous, In: func(group string) bool { return api.MemberOf(ctx, group) }}
 }
 
 // readerNamed is a user whom an admin names, as a scheduler's hook does.

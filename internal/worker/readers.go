@@ -31,7 +31,7 @@ func (v *views) mayRead(ctx context.Context, uid uint32, r *api.MountRequest, d 
 		private := uint32(0o077)
 		r.Umask = &private
 	}
-	who := manifest.Reader{Name: p.Name, Admin: admin, In: func(group string) bool { return api.MemberOf(ctx, group) }}
+	who := manifest.Reader{Name: p.Name, Admin: admin, Anonymous: p.Anonymous, In: func(group string) bool { return api.MemberOf(ctx, group) }}
 	if r.For != "" {
 		who = manifest.Reader{Name: r.For, In: func(group string) bool { return api.UserIn(r.For, group) }}
 	}
