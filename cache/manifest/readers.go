@@ -3,12 +3,14 @@ package manifest
 import (
 	"context"
 	"encoding/json"
+	"net/url"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 
 	"stoker.dev"
+	"stoker.dev/ufs"
 )
 
 // Reader is who wants to read: a user, by name, and the groups that he is in.
@@ -38,11 +40,35 @@ func (r *Restriction) lets(who Reader) bool {
 	}))
 }
 
-// covers reports whether some of what lies at the roots is restricted.
+// covers reports whether some of what lies at the roots is restricted, or may be: an
+// endpoint that somebody has chosen may reach the same store with other names.
 func (r *Restriction) covers(roots []Root) bool {
 	return slices.ContainsFunc(r.URIs, func(a string) bool {
-		return slices.ContainsFunc(roots, func(b Root) bool { return URIsOverlap(a, b.URI) })
+		return slices.ContainsFunc(roots, func(b Root) bool {
+			alias, any := aliasOf(b.Location)
+			return URIsOverlap(a, b.URI) || any || alias != "" && URIsOverlap(a, alias)
+		})
 	})
+}
+
+// aliasOf is what else a location may be for a store that does not look at the host it is
+// called by: without PathStyle the bucket stands there, and the first folder of a key can be
+// taken for it; any: it may be any bucket, since the endpoint has a path, or keys no folder.
+func aliasOf(l ufs.Location) (alias string, any bool) {
+	if l.Endpoint == "" {
+		return "", false
+	}
+	u, err := url.Parse(l.Endpoint)
+	scheme, rest, _ := strings.Cut(l.URI, "://")
+	_, prefix, _ := strings.Cut(rest, "/")
+	prefix = strings.Trim(prefix, "/")
+	switch {
+	case err != nil || strings.Trim(u.Path, "/") != "" || !l.PathStyle && prefix == "":
+		return "", true
+	case l.PathStyle:
+		return "", false
+	}
+	return scheme + "://" + prefix, false
 }
 
 // URIsOverlap reports whether one of two URIs is the other, or lies below it.
@@ -78,6 +104,11 @@ func (rs Restrictions) Check(what string, roots []Root, who Reader) error {
 		}
 		if r.Dataset == what {
 			return stoker.Errorf(stoker.KindDenied, "dataset", what, "%s may not read it: its owner %s, or an admin, changes that with 'stoker dataset set %s --readers +%s'", who.Name, r.Owner, what, who.Name)
+		}
+		for _, root := range roots {
+			if alias, any := aliasOf(root.Location); any || alias != "" {
+				return stoker.Errorf(stoker.KindDenied, "dataset", what, "%s may not read it: with an endpoint of its own it may be the data of %s, which has readers, by another name: leave the endpoint out, give --path-style and an endpoint without a path, or ask an admin", who.Name, r.Dataset)
+			}
 		}
 		return stoker.Errorf(stoker.KindDenied, "dataset", what, "%s may not read it: the dataset %s has the same data, or a part of it, and readers of its own: its owner %s, or an admin, changes that with 'stoker dataset set %s --readers +%s'",
 			who.Name, r.Dataset, r.Owner, r.Dataset, who.Name)
@@ -127,9 +158,14 @@ type restrictionsFile struct {
 
 const restrictionsFormat = 1
 
-// Restrictions reads what not everybody may read.
+// Restrictions reads what not everybody may read. A store that does not have it is none
+// that a controller has begun with, such as the folder below a mount that is not there: nobody
+// is let in then.
 func (s *Store) Restrictions(ctx context.Context) (Restrictions, error) {
-	rs, _, err := s.restrictions(ctx)
+	rs, tag, err := s.restrictions(ctx)
+	if err == nil && tag == "" {
+		err = stoker.Errorf(stoker.KindTransient, "readers", readersName, "is not in the manifest store, so that it is not known who may read what: see that --store is mounted; a controller writes it when it starts")
+	}
 	return rs, err
 }
 
@@ -143,7 +179,7 @@ func (s *Store) restrictions(ctx context.Context) (Restrictions, string, error) 
 	}
 	var f restrictionsFile
 	if err := json.Unmarshal(body, &f); err != nil {
-		return nil, "", stoker.Errorf(stoker.KindCorrupt, "readers", readersName, "%w", err)
+		return nil, tag, stoker.Errorf(stoker.KindCorrupt, "readers", readersName, "%w", err)
 	}
 	if f.Format != restrictionsFormat {
 		return nil, "", stoker.Errorf(stoker.KindInvalid, "readers", readersName, "has format %d, this program knows %d: upgrade it", f.Format, restrictionsFormat)
@@ -183,17 +219,22 @@ func (rs Restrictions) equal(other Restrictions) bool {
 
 // RestrictionsAre reports whether the restrictions are those of these entries.
 func (s *Store) RestrictionsAre(ctx context.Context, entries []*Dataset) (bool, error) {
-	there, _, err := s.restrictions(ctx)
-	return err == nil && there.equal(restrictionsFor(entries)), err
+	there, tag, err := s.restrictions(ctx)
+	if stoker.KindOf(err) == stoker.KindCorrupt && err != nil {
+		return false, nil
+	}
+	return err == nil && tag != "" && there.equal(restrictionsFor(entries)), err
 }
 
-// SyncRestrictions makes the restrictions those of the registry. Whoever has changed
+// SyncRestrictions makes the restrictions those of the registry, also where there are none
+// yet, or what is there is damaged. Whoever has changed
 // an entry calls it then: of several at a time, the last to write has read the entries
 // after all others changed theirs.
 func (s *Store) SyncRestrictions(ctx context.Context) error {
 	for try := 1; ; try++ {
 		there, tag, err := s.restrictions(ctx)
-		if err != nil {
+		damaged := err != nil && stoker.KindOf(err) == stoker.KindCorrupt
+		if err != nil && !damaged {
 			return err
 		}
 		entries, err := s.Datasets(ctx) // after the tag: who has it still has seen no older ones
@@ -201,7 +242,7 @@ func (s *Store) SyncRestrictions(ctx context.Context) error {
 			return err
 		}
 		now := restrictionsFor(entries)
-		if now.equal(there) {
+		if now.equal(there) && tag != "" && !damaged {
 			return nil
 		}
 		body, err := json.MarshalIndent(restrictionsFile{restrictionsFormat, now}, "", "  ")

@@ -71,8 +71,9 @@ space is needed, whatever the worker's --evict-idle says, and default goes by
 that. The workers hear of it at once, those that are away when they are back.
 
 ` + readersHelp + `
---readers +bob,-alice changes the list. Only an admin may keep to some readers what
-other people's datasets have, too. Jobs and views that have begun go on.`,
+--readers +bob,-alice changes the list. Only an admin may begin to keep a dataset to
+readers, for that closes its data to all others; then its owner changes who they are.
+Jobs and views that have begun go on.`,
 		Example: `  stoker dataset set imagenet --replicas 2
   stoker dataset set imagenet --evict keep
   stoker dataset set scratch --ttl 24h
@@ -92,9 +93,11 @@ other people's datasets have, too. Jobs and views that have begun go on.`,
 				req.TTLSeconds = &e.TTLSeconds
 			}
 			more, others := cmd.Flags().Changed("replicas"), cmd.Flags().Changed("readers")
-			who, err := parseReaders(cmd, readers)
-			if err != nil {
-				return err
+			var who api.ReadersRequest
+			if others {
+				if who, err = parseReaders(cmd, readers); err != nil {
+					return err
+				}
 			}
 			switch {
 			case more && (replicas < 1 || replicas > maxReplicas):
@@ -124,7 +127,7 @@ other people's datasets have, too. Jobs and views that have begun go on.`,
 	}
 	rule.add(cmd)
 	cmd.Flags().IntVar(&replicas, "replicas", 1, "workers that hold each shard, 1 to 16")
-	cmd.Flags().StringVar(&readers, "readers", everybody, "who may read it besides its owner and admins: `USERS` and @groups with commas between, nobody, everybody, or changes such as +bob,-alice")
+	cmd.Flags().StringVar(&readers, "readers", "", "who may read it besides its owner and admins: `USERS` and @groups with commas between, nobody, everybody, or changes such as +bob,-alice")
 	return cmd
 }
 

@@ -129,6 +129,7 @@ func (c *Controller) closeListeners() {
 func (c *Controller) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	c.beginRestrictions(ctx)
 	requests, stopRequests := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stopRequests(api.ErrStopping)
 	server := &http.Server{

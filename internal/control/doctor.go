@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/placement"
 	"stoker.dev/internal/api"
 	"stoker.dev/ufs"
@@ -52,6 +53,9 @@ func (c *Controller) doctorUFS(w http.ResponseWriter, r *http.Request) error {
 	}
 	if p := api.PrincipalOf(r.Context()); p.Anonymous {
 		return stoker.Errorf(stoker.KindDenied, "doctor", "ufs", "nobody vouches for you: come by the controller's Unix socket, or with a token")
+	}
+	if _, err := c.check(r.Context(), &manifest.Dataset{Name: l.URI, Roots: []manifest.Root{{Location: l}}}, readerOf(r.Context())); err != nil {
+		return err
 	}
 	select {
 	case c.probing <- struct{}{}:

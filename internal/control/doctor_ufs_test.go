@@ -16,6 +16,7 @@ import (
 // requests to wherever he says. Nothing is registered and nothing kept open.
 func TestDoctorUFS(t *testing.T) {
 	c := openController(t, placement.NewMem(time.Now))
+	c.beginRestrictions(t.Context())
 	asked := 0
 	store := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		asked++

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"slices"
+	"time"
 
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
@@ -71,38 +72,19 @@ func readersOf(d *manifest.Dataset, names []string) ([]string, error) {
 	return slices.Compact(names), nil
 }
 
-// mayRestrict lets only those keep data to readers who own every dataset that has some
-// of it, and admins: nobody is to lock others out of what they read.
-func (c *Controller) mayRestrict(ctx context.Context, d *manifest.Dataset) error {
-	p := api.PrincipalOf(ctx)
-	switch {
-	case p.Admin:
-		return nil
-	case p.Anonymous:
-		return stoker.Errorf(stoker.KindDenied, "dataset", d.Name, "readers are told from others by name, and nobody vouches for you: use the controller's Unix socket, or a token")
-	}
-	all, err := c.manifests.Datasets(ctx)
-	if err != nil {
-		return err
-	}
-	for _, other := range all {
-		if other.Name != d.Name && other.Owner != p.Name && overlapping(d.Roots, other.Roots) {
-			return stoker.Errorf(stoker.KindDenied, "dataset", d.Name, "%s of %s has the same data, or a part of it: only an admin may keep it to some readers", other.Name, other.Owner)
-		}
+// mayRestrict lets only admins begin to keep data to readers: it closes what lies there
+// to all others, by whatever name they read it. Who its readers are its owner says, too.
+func mayRestrict(ctx context.Context, d *manifest.Dataset, restricted bool) error {
+	if p := api.PrincipalOf(ctx); !p.Admin && !restricted {
+		return stoker.Errorf(stoker.KindDenied, "dataset", d.Name, "only an admin may begin to keep data to some readers, for that closes it to all others, by whatever name they read it; then its owner changes who they are")
 	}
 	return nil
-}
-
-func overlapping(a, b []manifest.Root) bool {
-	return slices.ContainsFunc(a, func(x manifest.Root) bool {
-		return slices.ContainsFunc(b, func(y manifest.Root) bool { return manifest.URIsOverlap(x.URI, y.URI) })
-	})
 }
 
 // mayAdd lets nobody add what he may not read, nor keep from others what is theirs.
 func (c *Controller) mayAdd(ctx context.Context, d *manifest.Dataset) error {
 	if len(d.Readers) > 0 {
-		if err := c.mayRestrict(ctx, d); err != nil {
+		if err := mayRestrict(ctx, d, false); err != nil {
 			return err
 		}
 	}
@@ -122,7 +104,7 @@ func (c *Controller) setReaders(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if !req.Everybody {
-		if err := c.mayRestrict(r.Context(), d.entry); err != nil {
+		if err := mayRestrict(r.Context(), d.entry, len(d.entry.Readers) > 0); err != nil {
 			return err
 		}
 	}
@@ -175,6 +157,18 @@ func (c *Controller) mendRestrictions(ctx context.Context, entries []*manifest.D
 		err = c.manifests.SyncRestrictions(ctx)
 	}
 	if err != nil && ctx.Err() == nil {
+		c.o.Log.Warn("the copy of all readers is not compared with the registry", "dataset", "all", "error", err)
+	}
+}
+
+// beginIn is how long a controller's start waits for the manifest store.
+const beginIn = 10 * time.Second
+
+// beginRestrictions has the copy of all readers be there: without it nobody is let in.
+func (c *Controller) beginRestrictions(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, beginIn)
+	defer cancel()
+	if err := c.manifests.SyncRestrictions(ctx); err != nil {
 		c.o.Log.Warn("the copy of all readers is not compared with the registry", "dataset", "all", "error", err)
 	}
 }
