@@ -40,13 +40,19 @@ func (r *Restriction) lets(who Reader) bool {
 	}))
 }
 
-// covers reports whether some of what lies at the roots is restricted, or may be: an
-// endpoint that somebody has chosen may reach the same store with other names.
+// covers reports whether some of what lies at the roots is restricted.
 func (r *Restriction) covers(roots []Root) bool {
+	return slices.ContainsFunc(r.URIs, func(a string) bool {
+		return slices.ContainsFunc(roots, func(b Root) bool { return URIsOverlap(a, b.URI) })
+	})
+}
+
+// mayCover reports whether that may be so by another name.
+func (r *Restriction) mayCover(roots []Root) bool {
 	return slices.ContainsFunc(r.URIs, func(a string) bool {
 		return slices.ContainsFunc(roots, func(b Root) bool {
 			alias, any := aliasOf(b.Location)
-			return URIsOverlap(a, b.URI) || any || alias != "" && URIsOverlap(a, alias)
+			return any || alias != "" && URIsOverlap(a, alias)
 		})
 	})
 }
@@ -105,15 +111,21 @@ func (rs Restrictions) Check(what string, roots []Root, who Reader) error {
 		if r.Dataset == what {
 			return stoker.Errorf(stoker.KindDenied, "dataset", what, "%s may not read it: its owner %s, or an admin, changes that with 'stoker dataset set %s --readers +%s'", who.Name, r.Owner, what, who.Name)
 		}
-		for _, root := range roots {
-			if alias, any := aliasOf(root.Location); any || alias != "" {
-				return stoker.Errorf(stoker.KindDenied, "dataset", what, "%s may not read it: with an endpoint of its own it may be the data of %s, which has readers, by another name: leave the endpoint out, give --path-style and an endpoint without a path, or ask an admin", who.Name, r.Dataset)
-			}
-		}
 		return stoker.Errorf(stoker.KindDenied, "dataset", what, "%s may not read it: the dataset %s has the same data, or a part of it, and readers of its own: its owner %s, or an admin, changes that with 'stoker dataset set %s --readers +%s'",
 			who.Name, r.Dataset, r.Owner, r.Dataset, who.Name)
 	}
 	return nil
+}
+
+// CheckChosen is Check of roots whose endpoints the reader has chosen: by one of his own he
+// may reach the same store with other names. What was added once is not looked at like that.
+func (rs Restrictions) CheckChosen(what string, roots []Root, who Reader) error {
+	for _, r := range rs {
+		if !r.covers(roots) && r.mayCover(roots) && !r.lets(who) {
+			return stoker.Errorf(stoker.KindDenied, "dataset", what, "%s may not add it: with this endpoint it may be the data of %s, which has readers, by another name: leave the endpoint out, give --path-style and an endpoint without a path, or ask an admin", who.Name, r.Dataset)
+		}
+	}
+	return rs.Check(what, roots, who)
 }
 
 // Restriction is what keeps a dataset to its readers; nil: everybody may read it.

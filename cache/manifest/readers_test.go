@@ -101,8 +101,14 @@ func TestEndpointsThatMayBeAliases(t *testing.T) {
 		{"s3://free/x", "http://store:%zz", true, true},
 	} {
 		roots := []Root{{Location: ufs.Location{URI: tc.uri, Endpoint: tc.endpoint, PathStyle: tc.pathStyle}}}
-		if err := rs.Check("mine", roots, Reader{Name: "joe"}); (err != nil) != tc.kept || rs.Cover(roots) != tc.kept {
+		if err := rs.CheckChosen("mine", roots, Reader{Name: "joe"}); (err != nil) != tc.kept {
 			t.Errorf("%+v: %v", tc, err)
+		}
+		if err := rs.CheckChosen("mine", roots, Reader{Name: "ann"}); err != nil {
+			t.Errorf("%+v: its reader: %v", tc, err)
+		}
+		if cover := strings.HasPrefix(tc.uri, "s3://clinic"); rs.Cover(roots) != cover { // of what was added once
+			t.Errorf("%+v: covered: %v", tc, !cover)
 		}
 	}
 }

@@ -54,7 +54,7 @@ func (c *Controller) doctorUFS(w http.ResponseWriter, r *http.Request) error {
 	if p := api.PrincipalOf(r.Context()); p.Anonymous {
 		return stoker.Errorf(stoker.KindDenied, "doctor", "ufs", "nobody vouches for you: come by the controller's Unix socket, or with a token")
 	}
-	if _, err := c.check(r.Context(), &manifest.Dataset{Name: l.URI, Roots: []manifest.Root{{Location: l}}}, readerOf(r.Context())); err != nil {
+	if err := c.mayChoose(r.Context(), &manifest.Dataset{Name: l.URI, Roots: []manifest.Root{{Location: l}}}); err != nil {
 		return err
 	}
 	select {

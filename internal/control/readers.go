@@ -88,8 +88,16 @@ func (c *Controller) mayAdd(ctx context.Context, d *manifest.Dataset) error {
 			return err
 		}
 	}
-	_, err := c.check(ctx, d, readerOf(ctx))
-	return err
+	return c.mayChoose(ctx, d)
+}
+
+// mayChoose is check of what a request names with an endpoint of its own.
+func (c *Controller) mayChoose(ctx context.Context, d *manifest.Dataset) error {
+	rs, err := c.manifests.Restrictions(ctx)
+	if err != nil {
+		return err
+	}
+	return rs.CheckChosen(d.Name, d.Roots, readerOf(ctx))
 }
 
 // setReaders is PUT /v1/datasets/{name}/readers. It holds for claims, views and
