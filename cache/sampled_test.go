@@ -80,7 +80,6 @@ func quiet(t *testing.T, n *node) {
 func TestDeclaredOrderIsReadAhead(t *testing.T) {
 	const files, size = 3000, 20 << 10
 	c := newCluster(t, 1, 1<<30)
-	c.guard.HedgeAfter = time.Minute
 	keys, want := c.files(files, size)
 	c.put("README", 100, 1)
 	n := c.nodes[0]
@@ -126,7 +125,6 @@ func TestWrongSamplerReadsNothingAhead(t *testing.T) {
 	const files, size = 2000, 20 << 10
 	asked := func(spec string) (int, int64) {
 		c := newCluster(t, 1, 1<<30)
-		c.guard.HedgeAfter = time.Minute
 		keys, want := c.files(files, size)
 		n := c.nodes[0]
 		r := n.sampled(t, n.open(t, c.freeze()), spec, nil)
@@ -273,7 +271,6 @@ func BenchmarkColdEpoch(b *testing.B) {
 func TestLargeSamplesAreReadAhead(t *testing.T) {
 	const files, large, small, every = 600, window + 300<<10, 1 << 10, 16
 	c := newCluster(t, 1, 1<<30)
-	c.guard.HedgeAfter = time.Minute
 	var keys []string
 	var want [][]byte
 	total := 0

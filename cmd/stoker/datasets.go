@@ -47,7 +47,7 @@ its new generation, for jobs that are submitted from then on.
 
 --replicas says how many workers hold each shard, --evict and --ttl what becomes
 of its data on the workers while nobody holds it; 'stoker dataset set --help'
-explains them, and --readers, which says who may read it.
+explains them, and --readers, which says who may read it: for admins.
 
 Several URIs are joined, each under a folder of its own. --endpoint, --region,
 --profile, --path-style and --anonymous are then for all stores, or for one of
