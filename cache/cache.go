@@ -301,19 +301,22 @@ func (c *Cache) lastPlan(ctx context.Context, id stoker.ID, shards int) *planner
 func (s *Set) Close() error {
 	s.c.mu.Lock()
 	s.users--
-	last, lingers := s.users == 0, s.users == 1 && s.lingering.timer != nil
-	if last {
+	last := s.users == 0
+	switch {
+	case last:
 		delete(s.c.sets, s.id)
+	case s.users == 1 && s.lingering.timer != nil: // it holds no shard, and nobody opens it meanwhile
+		for n := range s.slots {
+			s.release(uint32(n))
+		}
+		clear(s.lingering.shards)
 	}
 	s.c.mu.Unlock()
-	if !last && !lingers {
+	if !last {
 		return nil
 	}
 	for n := range s.slots {
 		s.release(uint32(n))
-	}
-	if lingers { // without any shard, which may be evicted
-		return nil
 	}
 	s.bases.close()
 	return s.man.Close()
