@@ -70,7 +70,7 @@ type holders struct {
 type nobody struct {
 	shards uint32 // a bit each
 	until  time.Time
-	asking bool // somebody asks anew: the others do with this meanwhile
+	asking chan struct{} // closed when whoever asks anew has heard; nil: nobody asks
 }
 
 func newDirectory(index placement.Index, self func() placement.Worker, log *slog.Logger) *directory {
@@ -209,24 +209,15 @@ func (d *directory) live() []placement.Worker {
 
 // Holders implements cache.Directory. That somebody holds a whole shard, or nobody
 // any of it, is remembered for a moment: reads ask again and again. Nobody is heard of a
-// whole group of shards at once, so that reads in no order do not ask for each.
+// whole group of shards at once, so that reads in no order do not ask for each. Who comes
+// when that moment is over waits for who asks anew: by now somebody may hold it.
 func (d *directory) Holders(ctx context.Context, id stoker.ID, n uint32) []cache.Peer {
 	key, group, bit := shardKey{id, n}, shardKey{id, n / placement.GroupShards * placement.GroupShards}, uint32(1)<<(n%placement.GroupShards)
-	d.mu.Lock()
-	now, g := time.Now(), d.unheld[group]
-	if h, held := d.heldBy[key]; held && now.Before(h.until) {
-		d.mu.Unlock()
-		return h.peers
+	peers, asking := d.remembered(ctx, key, group, bit)
+	if asking == nil {
+		return peers
 	}
-	if g.shards&bit != 0 {
-		if g.asking || now.Before(g.until) {
-			d.mu.Unlock()
-			return nil
-		}
-		g.asking = true
-		d.unheld[group] = g
-	}
-	d.mu.Unlock()
+	defer close(asking)
 	peers, unheld, known := d.askHolders(ctx, id, n)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -245,6 +236,37 @@ func (d *directory) Holders(ctx context.Context, id stoker.ID, n uint32) []cache
 	}
 	d.unheld[group] = nobody{shards: unheld, until: time.Now().Add(nobodyAge)}
 	return peers
+}
+
+// remembered returns the holders of a shard that are still believed, nobody among them, or
+// a channel to close for who is to ask for them.
+func (d *directory) remembered(ctx context.Context, key, group shardKey, bit uint32) ([]cache.Peer, chan struct{}) {
+	for {
+		d.mu.Lock()
+		now, g := time.Now(), d.unheld[group]
+		switch h, held := d.heldBy[key]; {
+		case held && now.Before(h.until):
+			d.mu.Unlock()
+			return h.peers, nil
+		case g.shards&bit == 0: // somebody may hold it
+			d.mu.Unlock()
+			return nil, make(chan struct{})
+		case now.Before(g.until):
+			d.mu.Unlock()
+			return nil, nil
+		case g.asking == nil:
+			g.asking = make(chan struct{})
+			d.unheld[group] = g
+			d.mu.Unlock()
+			return nil, g.asking
+		}
+		d.mu.Unlock()
+		select {
+		case <-g.asking:
+		case <-ctx.Done():
+			return nil, nil
+		}
+	}
 }
 
 // askHolders asks the index, and says whether it has answered, and which shards of the

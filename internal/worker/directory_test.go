@@ -90,10 +90,26 @@ func TestThatNobodyHoldsIsRemembered(t *testing.T) {
 		index.hold = make(chan struct{})
 		go d.Holders(ctx, id, 8)
 		synctest.Wait()
-		of(9, "while another one asks", 0, 9)
-		close(index.hold)
+		heard, cancelled := make(chan int, 1), make(chan int, 1)
+		go func() { heard <- len(d.Holders(ctx, id, 9)) }()
+		leaving, leave := context.WithCancel(ctx)
+		go func() { cancelled <- len(d.Holders(leaving, id, 10)) }()
 		synctest.Wait()
-		of(9, "after it", 0, 9)
+		if len(heard)+len(cancelled) > 0 || index.asked != 9 {
+			t.Errorf("who came while another one asked did not wait for it, or asked, too (%d times in all)", index.asked)
+		}
+		leave()
+		if n := <-cancelled; n != 0 {
+			t.Errorf("who left heard of %d holders", n)
+		}
+		if err := index.Announce(ctx, other.Incarnation, id, []placement.Mark{{Shard: 9, Whole: true}}); err != nil {
+			t.Fatal(err)
+		}
+		close(index.hold)
+		if n := <-heard; n != 1 {
+			t.Errorf("%d holders of what was announced since the last answer, want 1", n)
+		}
+		of(11, "after it", 0, 10)
 	})
 }
 
