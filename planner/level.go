@@ -10,15 +10,15 @@ import (
 // that takes, and nothing where shards are too few for the bound.
 type leveller struct {
 	*placer
-	shards     []Shard
-	out        [][]int
-	has        [][]int
-	bound, low float64
-	smallest   int64
+	shards   []Shard
+	out      [][]int
+	has      [][]int
+	low      float64
+	smallest int64
 }
 
 func newLeveller(p *placer, shards []Shard, out [][]int, o PlaceOptions) *leveller {
-	l := &leveller{placer: p, shards: shards, out: out, has: o.Has, bound: o.Bound, low: 2 - o.Bound}
+	l := &leveller{placer: p, shards: shards, out: out, has: o.Has, low: 2 - o.Bound}
 	for _, s := range shards {
 		if l.smallest == 0 || s.Bytes < l.smallest {
 			l.smallest = s.Bytes

@@ -126,6 +126,7 @@ func Place(shards []Shard, workers []Worker, o PlaceOptions) ([][]int, error) {
 		o.Bound = 1.05
 	}
 	p := newPlacer(shards, workers, o.Replicas)
+	p.bound = o.Bound
 	if len(workers) < o.Replicas {
 		return nil, p.noFit()
 	}
@@ -139,10 +140,8 @@ func Place(shards []Shard, workers []Worker, o PlaceOptions) ([][]int, error) {
 	})
 	out := make([][]int, len(shards))
 	l := newLeveller(p, shards, out, o)
-	for _, i := range order {
-		if i < len(o.Has) {
-			out[i] = p.keep(shards[i], o.Has[i], o.Replicas)
-		}
+	for _, i := range byHolders(order, o.Has) {
+		out[i] = p.keep(shards[i], o.Has[i], o.Replicas)
 	}
 	l.shedAll(false)
 	for _, i := range order {
@@ -154,4 +153,12 @@ func Place(shards []Shard, workers []Worker, o PlaceOptions) ([][]int, error) {
 	l.pullAll(true)
 	l.pullAll(false)
 	return out, nil
+}
+
+// byHolders lists the shards that somebody has, those with the fewest holders
+// first: the others have a choice.
+func byHolders(order []int, has [][]int) []int {
+	held := slices.DeleteFunc(slices.Clone(order), func(i int) bool { return i >= len(has) || len(has[i]) == 0 })
+	slices.SortStableFunc(held, func(a, b int) int { return cmp.Compare(len(has[a]), len(has[b])) })
+	return held
 }

@@ -253,6 +253,20 @@ func TestPlaceKeeps(t *testing.T) {
 			t.Errorf("loads are %.3f to %.3f of the fair share, %.0f bytes move", least, most, moved(shards, all, out))
 		}
 	})
+	t.Run("one has read what the others have", func(t *testing.T) {
+		owners := mustPlace(t, shards, workers, PlaceOptions{})
+		for reader := range workers {
+			copies := make([][]int, len(owners))
+			for n, o := range owners {
+				if copies[n] = slices.Clone(o); o[0] != reader {
+					copies[n] = append(copies[n], reader)
+				}
+			}
+			if out := mustPlace(t, shards, workers, PlaceOptions{Has: copies}); moved(shards, copies, out) > 128*mib {
+				t.Errorf("%.0f bytes move, more than a shard, though every worker has its share", moved(shards, copies, out))
+			}
+		}
+	})
 	t.Run("one has everything", func(t *testing.T) {
 		one := make([][]int, len(shards))
 		for n := range one {

@@ -23,6 +23,7 @@ type placer struct {
 	total   int64
 
 	replicas int
+	bound    float64 // see PlaceOptions
 }
 
 // top is a worker and its hash with a shard.
@@ -111,7 +112,8 @@ func (p *placer) take(i int, bytes int64) {
 	p.load[i] += float64(bytes)
 }
 
-// keep leaves a shard on those that have it.
+// keep leaves a shard on those that have it: of more than there need be, on those
+// whose shares it fits.
 func (p *placer) keep(s Shard, has []int, replicas int) []int {
 	if len(has) == 0 {
 		return nil
@@ -119,8 +121,14 @@ func (p *placer) keep(s Shard, has []int, replicas int) []int {
 	for _, i := range has {
 		p.scores[i] = score(&s.ID, p.seeds[i], p.weights[i])
 	}
+	full := func(i int) int {
+		if p.filled(i, s.Bytes) > p.bound {
+			return 1
+		}
+		return 0
+	}
 	has = slices.Clone(has)
-	slices.SortFunc(has, p.compare)
+	slices.SortFunc(has, func(a, b int) int { return cmp.Or(cmp.Compare(full(a), full(b)), p.compare(a, b)) })
 	var kept []int
 	for _, i := range slices.Compact(has) {
 		if len(kept) < replicas && p.free[i] >= s.Bytes {
