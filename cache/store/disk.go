@@ -17,6 +17,9 @@ type disk struct {
 	fail  func(op, path string) error // before each change and each read; nil but in tests
 }
 
+// allocateFrom is the length from which on a file's place on the disk is asked for.
+const allocateFrom = 1 << 20
+
 // may asks the layer of faults, if there is one.
 func (d disk) may(op, path string) error {
 	if d.fail == nil {
@@ -94,6 +97,27 @@ func (d disk) createTemp(dir string) (*os.File, error) {
 
 func (d disk) truncate(f *os.File, n int64) error {
 	return d.done(f.Truncate(n), change{op: "truncate", file: f, n: n})
+}
+
+// allocate gives a file, all of whose bytes will be written, its place on the disk: in one
+// piece if there is one, and refused now if there is none. On file systems that know
+// nothing of that, and on tmpfs, which would fill pages, it does nothing.
+func (d disk) allocate(f *os.File, n int64) error {
+	if err := d.may("allocate", f.Name()); err != nil {
+		return err
+	}
+	var in unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &in); err != nil || in.Type == unix.TMPFS_MAGIC {
+		return err
+	}
+	err := unix.Fallocate(int(f.Fd()), 0, 0, n)
+	for errors.Is(err, unix.EINTR) {
+		err = unix.Fallocate(int(f.Fd()), 0, 0, n)
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		return nil
+	}
+	return err
 }
 
 func (d disk) writeAt(f *os.File, p []byte, off int64) error {
@@ -191,15 +215,20 @@ func (d disk) fill(f *os.File, path string, body []byte, sync bool) error {
 	return err
 }
 
-// makeFile makes a new file of that length, which begins with head.
+// makeFile makes a new file of that length, which begins with head, or has its
+// place on the disk.
 func (d disk) makeFile(path string, bytes int64, head []byte) error {
 	f, err := d.create(path)
 	if err != nil {
 		return err
 	}
 	err = d.truncate(f, bytes)
-	if err == nil && head != nil {
+	switch {
+	case err != nil:
+	case head != nil:
 		err = d.writeAt(f, head, 0)
+	case bytes >= allocateFrom:
+		err = d.allocate(f, bytes)
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -388,6 +390,33 @@ func TestDiskFullOfOthers(t *testing.T) {
 	}
 	if body, err := os.ReadFile(filepath.Join(s.folders[0].dir, "state", "doc.json")); err != nil || string(body) != "x" {
 		t.Errorf("the document of the folder that was full: %q %v", body, err)
+	}
+}
+
+// A shard has its place on the disk before its bytes come; without one it is made
+// elsewhere, and nothing of it stays behind.
+func TestShardsHaveTheirPlace(t *testing.T) {
+	d := &sick{ops: "allocate"}
+	root := t.TempDir()
+	s := openFolders(t, root, d.fail, roomy, roomy)
+	first, second := specOf(1, 700), specOf(2, 700)
+	put(t, s, first, false, 0)
+	fi, err := os.Stat(s.folders[0].path(first.ID, dataSuffix))
+	must(t, err)
+	var in unix.Statfs_t
+	must(t, unix.Statfs(root, &in))
+	if has := fi.Sys().(*syscall.Stat_t).Blocks * 512; in.Type != unix.TMPFS_MAGIC && has < fi.Size() {
+		t.Errorf("%d bytes of %d have their place", has, fi.Size())
+	}
+	d.dir, d.err = s.folders[1].dir, unix.ENOSPC
+	put(t, s, second, true, upTo(700)...)
+	if f := s.Folders(); where(s, second.ID) != 0 || f[1].State != Full {
+		t.Errorf("in folder %d; %+v", where(s, second.ID), f)
+	}
+	for _, suffix := range []string{dataSuffix, indexSuffix} {
+		if _, err := os.Stat(s.folders[1].path(second.ID, suffix)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("left behind: %v", err)
+		}
 	}
 }
 

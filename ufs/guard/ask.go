@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -13,6 +14,8 @@ import (
 
 // firstRead is how much a request that races another reads to have won.
 const firstRead = 32 << 10
+
+var firstPool = sync.Pool{New: func() any { return new([firstRead]byte) }}
 
 // answer is a request under way whose answer has begun.
 type answer struct {
@@ -24,8 +27,9 @@ type answer struct {
 	cancel context.CancelCauseFunc
 	watch  *time.Timer // cancels with errHangs
 	r      io.ReadCloser
-	first  []byte // was read ahead
-	err    error  // came with it
+	first  []byte           // was read ahead
+	buf    *[firstRead]byte // where it is; nil when it has been handed out
+	err    error            // came with it
 }
 
 // ask sends one request. The ticket is given back when the answer ends, or by
@@ -59,8 +63,8 @@ func (b *body) ask(ctx context.Context, cancel context.CancelCauseFunc, t *ticke
 
 // begin reads the first bytes.
 func (a *answer) begin(length int64) error {
-	buf := make([]byte, min(length, firstRead))
-	n := 0
+	a.buf = firstPool.Get().(*[firstRead]byte)
+	buf, n := a.buf[:min(length, firstRead)], 0
 	for n == 0 && a.err == nil {
 		n, a.err = a.r.Read(buf)
 	}
@@ -76,7 +80,9 @@ func (a *answer) begin(length int64) error {
 func (a *answer) read(p []byte, stall time.Duration) (int, error) {
 	if len(a.first) > 0 {
 		n := copy(p, a.first)
-		a.first = a.first[n:]
+		if a.first = a.first[n:]; len(a.first) == 0 {
+			a.forget()
+		}
 		return n, nil
 	}
 	if a.err != nil {
@@ -92,8 +98,17 @@ func (a *answer) read(p []byte, stall time.Duration) (int, error) {
 	return n, err
 }
 
+// forget gives the bytes that were read ahead back.
+func (a *answer) forget() {
+	if a.buf != nil {
+		firstPool.Put(a.buf)
+		a.first, a.buf = nil, nil
+	}
+}
+
 // end gives everything back. What was read ahead and not used is lost.
 func (a *answer) end() {
+	a.forget()
 	a.watch.Stop()
 	_ = a.r.Close()
 	a.cancel(nil)
