@@ -32,10 +32,7 @@ func stale(d *resolved) bool {
 }
 
 func (c *Controller) syncDataset(w http.ResponseWriter, r *http.Request) error {
-	d, err := c.named(r)
-	if err == nil {
-		err = c.mayRead(r, d)
-	}
+	d, err := c.readable(r, c.named)
 	if err != nil {
 		return err
 	}

@@ -16,10 +16,7 @@ const maxPaths = 1000
 // datasetChanges compares a generation with an older one, from, or with the
 // one before it.
 func (c *Controller) datasetChanges(w http.ResponseWriter, r *http.Request) error {
-	d, err := c.named(r)
-	if err == nil {
-		err = c.mayRead(r, d)
-	}
+	d, err := c.readable(r, c.named)
 	if err != nil {
 		return err
 	}

@@ -373,10 +373,7 @@ func viewsOf(ws []worker, id stoker.ID) (all []api.ViewInfo) {
 }
 
 func (c *Controller) verify(w http.ResponseWriter, r *http.Request) error {
-	d, err := c.held(r)
-	if err == nil {
-		err = c.mayRead(r, d)
-	}
+	d, err := c.readable(r, c.held)
 	if err != nil {
 		return err
 	}

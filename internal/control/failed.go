@@ -19,10 +19,7 @@ func (c *Controller) failed(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	d, err := c.held(r)
-	if err == nil {
-		err = c.mayRead(r, d)
-	}
+	d, err := c.readable(r, c.held)
 	if err != nil {
 		return err
 	}

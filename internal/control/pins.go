@@ -43,10 +43,7 @@ func (c *Controller) pin(w http.ResponseWriter, r *http.Request) error {
 	if err := api.ReadJSON(w, r, &req); err != nil {
 		return err
 	}
-	d, err := c.named(r)
-	if err == nil {
-		err = c.mayRead(r, d)
-	}
+	d, err := c.readable(r, c.named)
 	if err != nil {
 		return err
 	}

@@ -53,10 +53,14 @@ func (c *Controller) check(ctx context.Context, d *manifest.Dataset, who manifes
 	return rs.Cover(d.Roots), rs.Check(d.Name, d.Roots, who)
 }
 
-// mayRead lets only those who may read a dataset see what is in it.
-func (c *Controller) mayRead(r *http.Request, d *resolved) error {
-	_, err := c.check(r.Context(), d.entry, readerOf(r.Context()))
-	return err
+// readable finds what a request names, and refuses it to those who may not read it.
+func (c *Controller) readable(r *http.Request, find func(*http.Request) (*resolved, error)) (*resolved, error) {
+	d, err := find(r)
+	if err != nil {
+		return nil, err
+	}
+	_, err = c.check(r.Context(), d.entry, readerOf(r.Context()))
+	return d, err
 }
 
 // readersOf makes a list of readers as the registry has it, where none is everybody.
@@ -164,8 +168,8 @@ func (c *Controller) mendRestrictions(ctx context.Context, entries []*manifest.D
 	if err == nil && !same {
 		err = c.manifests.SyncRestrictions(ctx)
 	}
-	if err != nil && ctx.Err() == nil {
-		c.o.Log.Warn("the copy of all readers is not compared with the registry", "dataset", "all", "error", err)
+	if ctx.Err() == nil {
+		c.warnOfReaders(err)
 	}
 }
 
@@ -176,7 +180,12 @@ const beginIn = 10 * time.Second
 func (c *Controller) beginRestrictions(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, beginIn)
 	defer cancel()
-	if err := c.manifests.SyncRestrictions(ctx); err != nil {
+	c.warnOfReaders(c.manifests.SyncRestrictions(ctx))
+}
+
+// warnOfReaders says, with an error, why the copy may not be what the registry says.
+func (c *Controller) warnOfReaders(err error) {
+	if err != nil {
 		c.o.Log.Warn("the copy of all readers is not compared with the registry", "dataset", "all", "error", err)
 	}
 }

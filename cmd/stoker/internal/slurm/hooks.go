@@ -192,7 +192,6 @@ func (h *hooks) dataIn(ctx context.Context) error {
 	if err != nil {
 		return h.verdict(err, "")
 	}
-	h.askOwner(ctx)
 	if h.polls(ctx) {
 		return h.setup(ctx)
 	}
@@ -294,7 +293,6 @@ func (h *hooks) testDataIn(ctx context.Context) error {
 	if err != nil {
 		return h.verdict(err, "")
 	}
-	h.askOwner(ctx)
 	var st *api.JobStatus
 	err = retry(ctx, min(pollIn, h.patience), func(ctx context.Context) error {
 		if _, err := h.claim(ctx, w); err != nil { // it may not have been made yet
@@ -340,7 +338,6 @@ func (h *hooks) preRun(ctx context.Context) error {
 	if err != nil {
 		return h.verdict(err, "")
 	}
-	h.askOwner(ctx)
 	if w.onMiss == "start" {
 		err := retry(ctx, min(pollIn, h.patience), func(ctx context.Context) error { _, err := h.claim(ctx, w); return err })
 		if err != nil {
