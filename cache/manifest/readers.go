@@ -101,6 +101,17 @@ func (rs Restrictions) Cover(roots []Root) bool {
 	return slices.ContainsFunc(rs, func(r Restriction) bool { return r.covers(roots) })
 }
 
+// Others names the other datasets that have some of what lies at a dataset's roots, and
+// readers of their own.
+func (rs Restrictions) Others(dataset string, roots []Root) (names []string) {
+	for _, r := range rs {
+		if r.Dataset != dataset && r.covers(roots) {
+			names = append(names, r.Dataset)
+		}
+	}
+	return names
+}
+
 // Check refuses a reader what lies at the roots, unless every dataset with readers
 // that has a part of it lets him in. what is how he named it.
 func (rs Restrictions) Check(what string, roots []Root, who Reader) error {

@@ -44,6 +44,14 @@ func TestRestrictions(t *testing.T) {
 		{Dataset: "scans", Owner: "ann", URIs: []string{"s3://clinic/scans", "s3://more"}, Readers: []string{"bob", "@radiology"}},
 		{Dataset: "faces", Owner: "eve", URIs: []string{"s3://clinic/scans/faces"}, Readers: []string{"eve"}},
 	}
+	for _, tc := range []struct {
+		dataset, uri string
+		others       []string
+	}{{"scans", "s3://clinic/scans", []string{"faces"}}, {"faces", "s3://clinic/scans/faces", []string{"scans"}}, {"all", "s3://clinic", []string{"scans", "faces"}}, {"labels", "s3://clinic/labels", nil}} {
+		if got := rs.Others(tc.dataset, rootsOf(tc.uri)); !slices.Equal(got, tc.others) {
+			t.Errorf("the readers of %q hold for %s, want %q", got, tc.dataset, tc.others)
+		}
+	}
 	in := func(groups ...string) func(string) bool {
 		return func(g string) bool { return slices.Contains(groups, g) }
 	}

@@ -94,7 +94,7 @@ func (a *app) printDetail(d *api.DatasetDetail) error {
 	return a.print(d, func(w io.Writer) {
 		row(w, "dataset", d.Name)
 		row(w, "owner", d.Owner)
-		row(w, "readers", readersText(&d.DatasetInfo))
+		row(w, "readers", readersText(d))
 		for _, u := range d.URIs {
 			row(w, "uri", u)
 		}

@@ -51,10 +51,14 @@ func parseReaders(cmd *cobra.Command, text string) (req api.ReadersRequest, err 
 }
 
 // readersText says who may read a dataset.
-func readersText(d *api.DatasetInfo) string {
-	if len(d.Readers) == 0 {
-		return everybody
+func readersText(d *api.DatasetDetail) string {
+	text := everybody
+	if len(d.Readers) > 0 {
+		others := slices.DeleteFunc(slices.Clone(d.Readers), func(name string) bool { return name == d.Owner })
+		text = strings.Join(append([]string{d.Owner}, others...), ", ")
 	}
-	others := slices.DeleteFunc(slices.Clone(d.Readers), func(name string) bool { return name == d.Owner })
-	return strings.Join(append([]string{d.Owner}, others...), ", ")
+	if len(d.ReadersOf) > 0 {
+		text += " who may read " + strings.Join(d.ReadersOf, ", ") + ", too: it has the same data, or a part of it"
+	}
+	return text
 }

@@ -47,6 +47,11 @@ func TestReadersOfADataset(t *testing.T) {
 	if !strings.Contains(g.stdout.String(), "everybody\n") {
 		t.Errorf("show says\n%s", g.stdout.String())
 	}
+	d.ReadersOf = []string{"all"}
+	g.want(0, "dataset", "show", "data")
+	if !strings.Contains(g.stdout.String(), "everybody who may read all, too: ") {
+		t.Errorf("show says\n%s", g.stdout.String())
+	}
 	for _, bad := range []string{"", ",", "a,,b", "@", "+", "+a,b", "a,everybody", "-nobody"} {
 		g.want(2, "dataset", "set", "data", "--readers", bad)
 		g.want(2, "dataset", "add", "data", "s3://b", "--readers", bad)

@@ -426,6 +426,7 @@ type DatasetDetail struct {
 	Selected    *Tally         `json:"selected,omitempty"`  // by the selection that was asked about
 	Copies      *CopiesStatus  `json:"copies,omitempty"`    // how they were when they were last looked after
 	Views       []ViewInfo     `json:"views,omitempty"`     // of this generation
+	ReadersOf   []string       `json:"readersOf,omitempty"` // datasets with some of the same data and readers of their own, who alone read it
 }
 
 // ViewInfo is a mounted view of a dataset.

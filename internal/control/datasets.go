@@ -340,6 +340,11 @@ func (c *Controller) detail(ctx context.Context, d *resolved) (*api.DatasetDetai
 		DatasetInfo: info(d.entry, d.Generation, ws), Shards: m.Shards(), Directories: m.Directories(),
 		Locations: []ufs.Location{}, Unmountable: []api.Unmountable{},
 	}
+	rs, err := c.manifests.RestrictionsOf(ctx, d.entry)
+	if err != nil {
+		return nil, err
+	}
+	out.ReadersOf = rs.Others(d.Name, d.entry.Roots)
 	pins, err := c.pinsOf(ctx, d)
 	if err != nil {
 		return nil, err

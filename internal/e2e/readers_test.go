@@ -47,6 +47,11 @@ func TestDatasetsHaveReaders(t *testing.T) {
 		if out := n.may("dataset", "show", "data"); !strings.Contains(out, "root, uid-12345") { // whom to ask
 			t.Errorf("show says\n%s", out)
 		}
+		c.must("dataset", "add", "part", "s3://data/train", "--endpoint", c.proxy.URL(), "--path-style")
+		n.refused(10, why, "mount", "part", dir)
+		if out := n.may("dataset", "show", "part"); !strings.Contains(out, "everybody who may read data, too") {
+			t.Errorf("show of a part of it says\n%s", out)
+		}
 	})
 	mine, roots := a.folder("mine"), t.TempDir()
 	t.Run("let in", func(t *testing.T) {
