@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -102,6 +103,21 @@ func checkEvict(e cache.Evict) error {
 	return nil
 }
 
+// fewProcs is how many of Go's processors a worker has at least.
+const fewProcs = 8
+
+// moreProcs gives a worker on a machine with few CPUs more of Go's processors than CPUs. Its
+// threads sit in system calls, of /dev/fuse and of files, and each takes a processor
+// along until the runtime takes it back, 20 us later at best; go-fuse keeps as many readers of
+// requests as there are processors, and makes others anew for each. Where GOMAXPROCS or a
+// quota of the cgroup says how many there are, that holds: threads would only use up
+// the quota sooner.
+func moreProcs() {
+	if n := runtime.GOMAXPROCS(0); os.Getenv("GOMAXPROCS") == "" && n == runtime.NumCPU() && n < fewProcs {
+		runtime.GOMAXPROCS(fewProcs)
+	}
+}
+
 func runWorker(cmd *cobra.Command, f *workerFlags) error {
 	if err := f.networks.own(f.advertise, f.listen); err != nil {
 		return err
@@ -133,6 +149,7 @@ func runWorker(cmd *cobra.Command, f *workerFlags) error {
 	if os.Getenv("GOMEMLIMIT") == "" || cmd.Flags().Changed("memory") {
 		debug.SetMemoryLimit(int64(f.memory) - int64(f.memory)/8)
 	}
+	moreProcs()
 	w, err := worker.Open(worker.Options{
 		Dir: absolute(f.cacheDir), CapacityBytes: int64(f.capacity), Folders: f.dirs.folders(), Objects: d.objects, Index: d.index,
 		Socket: absolute(f.socket), Listen: f.listen, Advertise: f.advertise, Tokens: d.tokens,
