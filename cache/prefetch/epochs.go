@@ -131,6 +131,7 @@ func (e *Epochs) followLocked(sample uint32, waited bool) (t Turn) {
 	if r != nil && r.believed() {
 		if r.rewound(step, e.steps) { // the epoch is read once more
 			e.again, e.next = true, nil
+			e.fits = [2]int{e.fits[0] + e.fits[1], 0} // of a next one that comes later, none
 		}
 		t = e.turnLocked(of, rank, r)
 	}
@@ -152,7 +153,7 @@ func (e *Epochs) judgeLocked() {
 		e.now, e.next = nil, nil
 		e.since, e.waited = e.noted-looked/2, 0
 		e.tryAt, e.searchAt, e.gap = e.noted, e.noted, firstTry
-	case next > now:
+	case next > now && e.next != nil: // it may just have gone
 		e.now, e.next, e.last = e.next, nil, e.next.number
 		count(e.Found)
 	}
