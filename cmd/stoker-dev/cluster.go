@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	mrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -147,7 +148,7 @@ func (c *cluster) choosePorts() error {
 		if c.Ports[role] != 0 || role == "controller" || role == "holder" {
 			continue
 		}
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := listen()
 		if err != nil {
 			return err
 		}
@@ -155,6 +156,18 @@ func (c *cluster) choosePorts() error {
 		c.Ports[role] = l.Addr().(*net.TCPAddr).Port
 	}
 	return nil
+}
+
+// listen listens on a loopback port below those that the kernel gives to connections
+// (32768 and up by default): one of them may be a client's by the time that its server starts.
+func listen() (net.Listener, error) {
+	const first, ports, tries = 10_000, 20_000, 100
+	for range tries {
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(first+mrand.N(ports)))); err == nil {
+			return l, nil
+		}
+	}
+	return net.Listen("tcp", "127.0.0.1:0")
 }
 
 func (c *cluster) address(role string) string {

@@ -161,7 +161,7 @@ func temporalConfig(c *cluster, file string) (*config.Config, map[primitives.Ser
 	front := c.Ports["temporal"]
 	ports := map[primitives.ServiceName]int{primitives.FrontendService: front}
 	for _, name := range []primitives.ServiceName{primitives.HistoryService, primitives.MatchingService, primitives.WorkerService} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := listen()
 		if err != nil {
 			return nil, nil, err
 		}

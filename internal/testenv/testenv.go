@@ -8,12 +8,14 @@ package testenv
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -38,10 +40,22 @@ func Program(t testing.TB, name string) string {
 	return ""
 }
 
+// listen listens on a loopback port below those that the kernel gives to connections
+// (32768 and up by default): one of them may be a client's by the time that its server starts.
+func listen() (net.Listener, error) {
+	const first, ports, tries = 10_000, 20_000, 100
+	for range tries {
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(first+rand.N(ports)))); err == nil {
+			return l, nil
+		}
+	}
+	return net.Listen("tcp", "127.0.0.1:0")
+}
+
 // FreeAddress returns a loopback address where nobody listens.
 func FreeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := listen()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +205,7 @@ type Get struct {
 func CountingProxy(t testing.TB, backend string) *Proxy {
 	t.Helper()
 	p := &Proxy{bytes: map[string]int64{}, gets: map[string]int64{}, lists: map[string]*lists{}}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := listen()
 	if err != nil {
 		t.Fatal(err)
 	}
