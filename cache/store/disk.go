@@ -100,24 +100,24 @@ func (d disk) truncate(f *os.File, n int64) error {
 }
 
 // allocate gives a file, all of whose bytes will be written, its place on the disk: in one
-// piece if there is one, and refused now if there is none. On file systems that know
-// nothing of that, and on tmpfs, which would fill pages, it does nothing.
-func (d disk) allocate(f *os.File, n int64) error {
-	if err := d.may("allocate", f.Name()); err != nil {
-		return err
-	}
+// piece if there is one, and refused now if there is none. It reports false where nothing
+// comes of that: of small files, on file systems that do not know it, and on tmpfs, which
+// would fill pages.
+func (d disk) allocate(f *os.File, n int64) (placed bool, err error) {
 	var in unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &in); err != nil || in.Type == unix.TMPFS_MAGIC {
-		return err
+	if err := unix.Fstatfs(int(f.Fd()), &in); err != nil || n < allocateFrom || in.Type == unix.TMPFS_MAGIC {
+		return false, err
 	}
-	err := unix.Fallocate(int(f.Fd()), 0, 0, n)
+	if err = d.may("allocate", f.Name()); err == nil {
+		err = unix.Fallocate(int(f.Fd()), 0, 0, n)
+	}
 	for errors.Is(err, unix.EINTR) {
 		err = unix.Fallocate(int(f.Fd()), 0, 0, n)
 	}
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
-		return nil
+	if _, bad := judge(err); bad {
+		return false, err
 	}
-	return err
+	return err == nil, nil
 }
 
 func (d disk) writeAt(f *os.File, p []byte, off int64) error {
@@ -215,20 +215,15 @@ func (d disk) fill(f *os.File, path string, body []byte, sync bool) error {
 	return err
 }
 
-// makeFile makes a new file of that length, which begins with head, or has its
-// place on the disk.
-func (d disk) makeFile(path string, bytes int64, head []byte) error {
+// makeFile makes a new file of that length, and has begin do the rest.
+func (d disk) makeFile(path string, bytes int64, begin func(f *os.File) error) error {
 	f, err := d.create(path)
 	if err != nil {
 		return err
 	}
 	err = d.truncate(f, bytes)
-	switch {
-	case err != nil:
-	case head != nil:
-		err = d.writeAt(f, head, 0)
-	case bytes >= allocateFrom:
-		err = d.allocate(f, bytes)
+	if err == nil {
+		err = begin(f)
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr

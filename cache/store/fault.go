@@ -305,7 +305,7 @@ func (f *folder) makeoutLocked() {
 	}
 	unwritten := int64(0) // charged, and not yet taken from the disk
 	for _, sh := range f.s.shards {
-		if sh.f == f && !sh.sealed.Load() {
+		if sh.f == f && !sh.placed && !sh.sealed.Load() {
 			unwritten += sh.spec.Bytes - sh.spec.Bytes*sh.present.Load()/int64(sh.spec.Blocks)
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -401,12 +400,10 @@ func TestShardsHaveTheirPlace(t *testing.T) {
 	s := openFolders(t, root, d.fail, roomy, roomy)
 	first, second := specOf(1, 700), specOf(2, 700)
 	put(t, s, first, false, 0)
-	fi, err := os.Stat(s.folders[0].path(first.ID, dataSuffix))
-	must(t, err)
 	var in unix.Statfs_t
 	must(t, unix.Statfs(root, &in))
-	if has := fi.Sys().(*syscall.Stat_t).Blocks * 512; in.Type != unix.TMPFS_MAGIC && has < fi.Size() {
-		t.Errorf("%d bytes of %d have their place", has, fi.Size())
+	if has := allocated(t, s.folders[0].path(first.ID, dataSuffix)); in.Type != unix.TMPFS_MAGIC && has < first.Bytes {
+		t.Errorf("%d bytes of %d have their place", has, first.Bytes)
 	}
 	d.dir, d.err = s.folders[1].dir, unix.ENOSPC
 	put(t, s, second, true, upTo(700)...)
@@ -417,6 +414,41 @@ func TestShardsHaveTheirPlace(t *testing.T) {
 		if _, err := os.Stat(s.folders[1].path(second.ID, suffix)); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("left behind: %v", err)
 		}
+	}
+}
+
+// What a full folder has left is what its disk has: shards that have their place are not
+// taken off once more.
+func TestFullFolderCountsShardsOnce(t *testing.T) {
+	s := openFolders(t, t.TempDir(), nil, 1<<40)
+	f, first := s.folders[0], specOf(1, 64<<20/testBlock)
+	left := func() int64 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		f.state = Full
+		f.makeoutLocked()
+		return f.limit - f.usedLocked()
+	}
+	before := left()
+	put(t, s, first, false, 0)
+	if lost := before - left(); lost < 0 || lost > first.Bytes*3/2 { // others write to the disk, too
+		t.Errorf("%d bytes less for a shard of %d", lost, first.Bytes)
+	}
+	must(t, s.Close())
+	s = openFolders(t, filepath.Dir(f.dir), nil, 1<<40)
+	if sh := s.shards[first.ID]; sh == nil || sh.placed != (allocated(t, sh.path(dataSuffix)) >= first.Bytes) {
+		t.Errorf("after a restart: %+v", sh)
+	}
+}
+
+// Where the disk cannot give a shard its place it is made without, sparse.
+func TestShardsWithoutTheirPlace(t *testing.T) {
+	d := &sick{ops: "allocate"}
+	s := openFolders(t, t.TempDir(), d.fail, roomy)
+	d.dir, d.err = s.folders[0].dir, unix.ENOTTY
+	put(t, s, specOf(1, 700), true, upTo(700)...)
+	if f := s.Folders()[0]; f.State != InService {
+		t.Errorf("%+v", f)
 	}
 }
 

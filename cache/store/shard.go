@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,11 +24,12 @@ const (
 // Shard is one shard's file. A reference (from Create or Get) keeps its files
 // open until Release.
 type Shard struct {
-	st   *Store
-	f    *folder
-	spec Spec
-	dead atomic.Bool // given up: has no block any more, takes none
-	seen atomic.Bool // Mourn was called
+	st     *Store
+	f      *folder
+	spec   Spec
+	placed bool        // its place on the disk is taken, written or not
+	dead   atomic.Bool // given up: has no block any more, takes none
+	seen   atomic.Bool // Mourn was called
 
 	refs int  // guarded by Store.mu
 	gone bool // guarded by Store.mu: unlinked
@@ -63,11 +65,17 @@ func (s *Store) createShard(f *folder, spec Spec) (*Shard, error) {
 	if err == nil {
 		err = s.disk.makeOneDir(filepath.Dir(dataPath))
 	}
+	placed := false
 	if err == nil {
-		err = s.disk.makeFile(dataPath, roundUp(spec.Bytes), nil)
+		err = s.disk.makeFile(dataPath, roundUp(spec.Bytes), func(data *os.File) (err error) {
+			placed, err = s.disk.allocate(data, roundUp(spec.Bytes))
+			return err
+		})
 	}
 	if err == nil {
-		err = s.disk.makeFile(f.path(spec.ID, indexSuffix), indexBytes(spec.Blocks), encodeHeader(spec, 0))
+		err = s.disk.makeFile(f.path(spec.ID, indexSuffix), indexBytes(spec.Blocks), func(index *os.File) error {
+			return s.disk.writeAt(index, encodeHeader(spec, 0), 0)
+		})
 	}
 	if err != nil {
 		_ = s.disk.remove(dataPath)
@@ -75,7 +83,7 @@ func (s *Store) createShard(f *folder, spec Spec) (*Shard, error) {
 		return nil, failed("store.create", spec.ID.Short(), err)
 	}
 	sh := &Shard{
-		st: s, f: f, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks), checked: newChecks(spec.Blocks),
+		st: s, f: f, spec: spec, placed: placed, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks), checked: newChecks(spec.Blocks),
 	}
 	sh.used.Store(time.Now().Unix())
 	return sh, nil
@@ -109,7 +117,7 @@ func (f *folder) scanShard(id stoker.ID) (*Shard, error) {
 		return nil, fmt.Errorf("index and data disagree: %d bytes of data", fi.Size())
 	}
 	sh := &Shard{
-		st: s, f: f, spec: spec, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks), checked: newChecks(spec.Blocks),
+		st: s, f: f, spec: spec, placed: fi.Sys().(*syscall.Stat_t).Blocks*512 >= spec.Bytes, bits: make([]atomic.Uint32, (spec.Blocks+31)/32), crcs: make([]uint32, spec.Blocks), checked: newChecks(spec.Blocks),
 	}
 	for block := range spec.Blocks {
 		crc, ok := validEntry(b[headerBytes+entryBytes*block:], &id, block, s.epoch)
@@ -136,6 +144,11 @@ func (sh *Shard) setBit(block int) {
 
 // acquire opens the files for a new reference. REQUIRES: Store.mu is held.
 func (sh *Shard) acquire() error {
+	if sh.refs > 0 { // its files are open; who seals it has mu for as long as the disk takes
+		sh.refs++
+		sh.used.Store(time.Now().Unix())
+		return nil
+	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if sh.data == nil {

@@ -6,7 +6,9 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"stoker.dev"
 )
@@ -288,5 +290,43 @@ func TestCloseUnderAReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	reader.Wait()
+	sh.Release()
+}
+
+// While the disk takes its time with the seal of a shard, others get it, and the store
+// goes on.
+func TestSealKeepsNobodyWaiting(t *testing.T) {
+	var slow atomic.Bool
+	begun, goOn := make(chan bool), make(chan bool)
+	s, err := Open(Options{Dir: t.TempDir(), CapacityBytes: roomy, fail: func(op, _ string) error {
+		if op == "sync" && slow.CompareAndSwap(true, false) {
+			begun <- true
+			<-goOn
+		}
+		return nil
+	}})
+	must(t, err)
+	t.Cleanup(func() { must(t, s.Close()) })
+	spec := specOf(1, 4)
+	put(t, s, spec, false, upTo(4)...)
+	sh := get(t, s, spec.ID)
+	slow.Store(true)
+	sealed := make(chan error, 1)
+	go func() { sealed <- sh.Seal() }()
+	<-begun
+	got := make(chan bool)
+	go func() {
+		get(t, s, spec.ID).Release()
+		s.Usage()
+		close(got)
+	}()
+	select {
+	case <-got:
+	case <-time.After(30 * time.Second):
+		t.Error("the store waits for the disk")
+	}
+	close(goOn)
+	must(t, <-sealed)
+	<-got
 	sh.Release()
 }
