@@ -31,6 +31,7 @@ type flight struct {
 	from, to int
 	copies   bool           // from other workers alone
 	ahead    bool           // began before anybody waited, and may bring nothing: who waits tries again
+	stopped  atomic.Bool    // by its last waiter: the same
 	away     atomic.Bool    // it ended without what a worker has that does not answer: the same
 	urgency  *guard.Urgency // of its requests to the UFS
 	cancel   context.CancelFunc
@@ -180,7 +181,10 @@ func (c *Cache) leave(f *flight, served bool) {
 	f.waiters--
 	f.served = f.served || served
 	last, ended := f.waiters == 0, f.ended && !f.kept
-	stop := last && !f.served
+	stop := last && !f.served && !f.ended
+	if stop {
+		f.stopped.Store(true) // before anybody can join it
+	}
 	c.fills.mu.Unlock()
 	if stop {
 		f.cancel()
@@ -218,7 +222,7 @@ func (s *Set) fillOne(ctx context.Context, n uint32, block, to int, w why, skip 
 		if !w.direct { // who asked for another worker waits for that one
 			s.waited(f, then)
 		}
-		ahead, beyond := f.ahead || f.away.Load(), err != nil && ctx.Err() == nil && block >= s.endOf(f)
+		ahead, beyond := f.ahead || f.away.Load() || f.stopped.Load(), err != nil && ctx.Err() == nil && block >= s.endOf(f)
 		s.c.leave(f, err == nil)
 		if ahead && err != nil && ctx.Err() == nil {
 			continue

@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 	"testing"
+	"time"
 
 	"stoker.dev"
 	"stoker.dev/ufs"
@@ -77,5 +78,63 @@ func TestWaitersGetTheirOwnBlock(t *testing.T) {
 	n.settle(t)
 	if _, asked := c.ufs.counted(); asked != int64(len(want)) {
 		t.Errorf("%d bytes were asked for, of %d", asked, len(want))
+	}
+}
+
+// lateFS is a store whose requests take their time to end once they are cancelled.
+type lateFS struct {
+	*countingFS
+	end chan struct{}
+}
+
+func (f *lateFS) Open(ctx context.Context, key string, v ufs.Version, off, n int64) (io.ReadCloser, error) {
+	r, err := f.countingFS.Open(ctx, key, v, off, n)
+	if err != nil {
+		<-f.end
+	}
+	return r, err
+}
+
+// Who comes for what another one's flight was to bring, which that one stopped when he
+// gave up, does not give up with him.
+func TestWhoJoinsAStoppedFlightGoesOn(t *testing.T) {
+	c := newCluster(t, 1, 1<<30)
+	c.fillUFS(4, 1, 0)
+	id := c.freeze()
+	late := &lateFS{c.ufs, make(chan struct{})}
+	c.openUFS = func() ufs.FS { return late }
+	c.ufs.mu.Lock()
+	c.ufs.hold = make(chan struct{})
+	c.ufs.mu.Unlock()
+	s, err := c.nodes[0].cache.Open(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	row, _ := s.Manifest().LookupPath("train/00/f00000.bin")
+	read := func(ctx context.Context) <-chan error {
+		ended := make(chan error, 1)
+		go func() {
+			_, err := s.ReadAt(ctx, row, make([]byte, 10), 0)
+			ended <- err
+		}()
+		for range time.Tick(time.Millisecond) {
+			if n, _ := c.ufs.counted(); n == 1 && c.nodes[0].cache.waiting() == 1 {
+				return ended
+			}
+		}
+		return nil
+	}
+	ctx, giveUp := context.WithCancel(t.Context())
+	first := read(ctx)
+	giveUp()
+	if err := <-first; err != context.Canceled {
+		t.Fatalf("who gave up got %v", err)
+	}
+	close(c.ufs.hold)
+	second := read(t.Context())
+	close(late.end)
+	if err := <-second; err != nil {
+		t.Errorf("who came then got %v", err)
 	}
 }

@@ -318,7 +318,7 @@ func (s *Set) bringRun(ctx context.Context, n uint32, from, to int, on why, ende
 			}
 			continue
 		}
-		if f.ahead && !(on.copies && f.copies) {
+		if f.stopped.Load() || f.ahead && !(on.copies && f.copies) {
 			continue
 		}
 		ended(f, max(at, f.from), min(to, f.to))
