@@ -32,7 +32,8 @@ func (c *Cache) settle() {
 const epochFile = 48<<20 + 1
 
 // replayed is a dataset of one shard for each file, of which one byte is read at
-// a time; the space of its shards is charged, not taken.
+// a time. The disk gives its shards their space, though next to nothing is written: a subtest
+// for each gives it back.
 type replayed struct {
 	t    *testing.T
 	c    *cluster
@@ -160,14 +161,16 @@ func TestEpochsHitWhatFits(t *testing.T) {
 		trace := epochsOf(shards, epochs, shuffled)
 		for fit := 10; fit <= 90; fit += 10 {
 			f := float64(fit) / shards
-			r := replayOf(t, shards, fit)
-			got := r.hits(trace, shards)
-			if math.Abs(got-f) > 0.01 {
-				t.Errorf("shuffled %v, room for %.1f: %.3f of the reads hit", shuffled, f, got)
-			}
-			if n := r.n.counters.evictions[byPolicy].shards(); n != 0 {
-				t.Errorf("shuffled %v, room for %.1f: %d shards were evicted", shuffled, f, n)
-			}
+			t.Run(fmt.Sprintf("shuffled %v, room for %.1f", shuffled, f), func(t *testing.T) {
+				r := replayOf(t, shards, fit)
+				got := r.hits(trace, shards)
+				if math.Abs(got-f) > 0.01 {
+					t.Errorf("%.3f of the reads hit", got)
+				}
+				if n := r.n.counters.evictions[byPolicy].shards(); n != 0 {
+					t.Errorf("%d shards were evicted", n)
+				}
+			})
 		}
 	}
 }
@@ -179,14 +182,16 @@ func TestEpochsUnderLFU(t *testing.T) {
 	trace := epochsOf(shards, epochs, true)
 	for _, fit := range []int{10, 50, 90} {
 		f := float64(fit) / shards
-		r := replayOf(t, shards, fit)
-		r.set.use.share.Use(evict.LFUMode)
-		got := r.hits(trace, shards)
-		lru := f + (1-f)*math.Log(1-f)
-		t.Logf("room for %.1f: %.3f of the reads hit, LRU %.3f", f, got, lru)
-		if got > f+0.01 || got < lru-0.01 {
-			t.Errorf("room for %.1f: %.3f of the reads hit, LRU would be %.3f", f, got, lru)
-		}
+		t.Run(fmt.Sprintf("room for %.1f", f), func(t *testing.T) {
+			r := replayOf(t, shards, fit)
+			r.set.use.share.Use(evict.LFUMode)
+			got := r.hits(trace, shards)
+			lru := f + (1-f)*math.Log(1-f)
+			t.Logf("%.3f of the reads hit, LRU %.3f", got, lru)
+			if got > f+0.01 || got < lru-0.01 {
+				t.Errorf("%.3f of the reads hit, LRU would be %.3f", got, lru)
+			}
+		})
 	}
 }
 
@@ -207,13 +212,15 @@ func TestSkewedReadsKeepThePopular(t *testing.T) {
 		}
 	}
 	for mode, least := range map[evict.Mode]float64{evict.Auto: 0.8 * best, evict.LFUMode: 0.8 * best, evict.KeepMode: 0} {
-		r := replayOf(t, shards, fit)
-		r.set.use.share.Use(mode)
-		got := r.hits(trace, len(trace)-reads/2)
-		t.Logf("%s: %.3f of the reads hit, the most popular would be %.3f; %d shards were evicted", mode, got, best, r.n.counters.evictions[byPolicy].shards())
-		if got < least || mode == evict.KeepMode && got > 0.2*best {
-			t.Errorf("%s: %.3f of the reads hit", mode, got)
-		}
+		t.Run(string(mode), func(t *testing.T) {
+			r := replayOf(t, shards, fit)
+			r.set.use.share.Use(mode)
+			got := r.hits(trace, len(trace)-reads/2)
+			t.Logf("%.3f of the reads hit, the most popular would be %.3f; %d shards were evicted", got, best, r.n.counters.evictions[byPolicy].shards())
+			if got < least || mode == evict.KeepMode && got > 0.2*best {
+				t.Errorf("%.3f of the reads hit", got)
+			}
+		})
 	}
 }
 
