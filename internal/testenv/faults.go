@@ -59,7 +59,8 @@ func (p *Proxy) withFaults(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g, ok := objectOf(r)
 		if !ok {
-			if p.listed(r) {
+			if ended, ok := p.listed(r); ok {
+				defer ended()
 				next.ServeHTTP(w, r)
 			}
 			return

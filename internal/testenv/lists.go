@@ -13,6 +13,7 @@ type List struct {
 	Token    string // continuation-token; "" = the first page of a range of keys
 	Folders  bool   // it asks for what lies in one folder
 	Answered bool   // it was passed on to the store
+	Ended    bool   // and the store's answer has been passed back
 }
 
 // lists are the requests of one bucket, and the gate before the store.
@@ -57,11 +58,11 @@ func (p *Proxy) listsOf(bucket string) *lists {
 }
 
 // listed enters a request, if it is for a page of a listing, and reports whether
-// it is to be passed on.
-func (p *Proxy) listed(r *http.Request) bool {
+// it is to be passed on; ended is called when it was.
+func (p *Proxy) listed(r *http.Request) (ended func(), ok bool) {
 	q := r.URL.Query()
 	if r.Method != http.MethodGet || q.Get("list-type") != "2" {
-		return true
+		return func() {}, true
 	}
 	p.mu.Lock()
 	of := p.listsOf(strings.Trim(r.URL.Path, "/"))
@@ -74,11 +75,15 @@ func (p *Proxy) listed(r *http.Request) bool {
 		case <-g.one:
 		case <-g.all:
 		case <-r.Context().Done():
-			return false
+			return func() {}, false
 		}
 	}
 	p.mu.Lock()
 	of.log[at].Answered = true
 	p.mu.Unlock()
-	return true
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		of.log[at].Ended = true
+	}, true
 }
