@@ -72,8 +72,8 @@ func TestStoppedWorkerLeavesNoEmptyFolder(t *testing.T) {
 	job, _ := c.background("submit", "--dataset", "data="+dir, "--job-id", "x", "--view", "tree", "--", "sleep", "1000")
 	c.inState("x", api.JobLeased)
 	c.kill("holder")
-	c.signal("worker-1", syscall.SIGTERM)
-	c.eventually("the worker has stopped", func() bool { return !served(dir) })
+	c.end("worker-1", syscall.SIGTERM) // while it ends, `start` takes it for one that runs
+	c.eventually("the view has ended", func() bool { return !served(dir) })
 	if entries, err := os.ReadDir(filepath.Join(dir, "train")); err == nil && len(entries) == 0 {
 		t.Error("the job sees an empty folder")
 	}

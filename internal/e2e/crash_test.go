@@ -120,6 +120,7 @@ func workerReturns(t *testing.T, at float64) {
 	done := c.preload()
 	<-reached
 	<-time.After(time.Second) // the worker tells twice a second what it has
+	c.accountsWritten()
 	role := c.fullest()
 	c.kill(role)
 	have, before := c.onDisk(role), len(c.proxy.Log())
@@ -150,11 +151,7 @@ func TestWorkerAndControllerDieInMidPreload(t *testing.T) {
 	defer release()
 	done := c.preload()
 	<-reached
-	for end := time.Now().Add(20 * time.Second); c.writtenDown() < c.proxy.Bytes()-slack/2; <-time.After(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%d of %d bytes are written down", c.writtenDown(), c.proxy.Bytes())
-		}
-	}
+	c.accountsWritten()
 	role := c.fullest()
 	c.kill("controller")
 	c.kill(role)
@@ -163,6 +160,13 @@ func TestWorkerAndControllerDieInMidPreload(t *testing.T) {
 	c.dev("start", "controller", "--dir", c.dir)
 	c.ready(done(), size)
 	c.settled()
+}
+
+// accountsWritten waits until the workers' next lives know what their loads have cost so
+// far: it is noted once a second.
+func (c *cluster) accountsWritten() {
+	c.t.Helper()
+	c.eventually("what came is written down", func() bool { return c.writtenDown() >= c.proxy.Bytes()-slack/2 })
 }
 
 // writtenDown is what the workers have noted on their disks that loads have cost.
@@ -200,7 +204,7 @@ func workerStaysAway(t *testing.T, at float64) {
 	defer release()
 	done := c.preload()
 	<-reached
-	<-time.After(time.Second) // as above
+	<-time.After(3 * time.Second) // it tells twice a second, and the controller passes on what it hears once a second
 	role := c.fullest()
 	c.kill(role)
 	var had int64

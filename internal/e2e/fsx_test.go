@@ -41,7 +41,7 @@ func TestFsx(t *testing.T) {
 				if warm == "resident" {
 					c.must("preload", "data", "--wait")
 				} else {
-					c.must("evict", "data")
+					c.evictUnmounted("data")
 				}
 				dir := c.mountAs(kind, "data")
 				// In another process: see mapped.

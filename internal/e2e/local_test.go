@@ -149,6 +149,7 @@ func TestLocalNodeDiesInMidPreload(t *testing.T) {
 	done := c.preload("--layout", "local")
 	<-reached
 	<-time.After(time.Second) // the worker tells twice a second what it has
+	c.accountsWritten()
 	role := c.fullest()
 	c.kill(role)
 	have, before := c.onDisk(role), len(c.proxy.Log())
