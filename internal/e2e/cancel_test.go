@@ -174,7 +174,8 @@ func TestCancelInEveryStage(t *testing.T) {
 			})
 		}
 	}
-	c.eventually("the daemons' goroutines are as many as before", func() bool {
+	// Idle connections of workers to each other stay for 90 s.
+	c.within(3*time.Minute, "the daemons' goroutines are as many as before", func() bool {
 		for role, n := range c.goroutines() {
 			if n > before[role]+12 { // connections that are kept open
 				return false

@@ -108,7 +108,7 @@ func (c *cluster) mount(dir string) {
 // waiting returns the status of the one job once it says that its store is away.
 func (c *cluster) waiting() (st api.JobStatus) {
 	c.t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); <-time.After(200 * time.Millisecond) {
+	for end := time.Now().Add(90 * time.Second); time.Now().Before(end); <-time.After(200 * time.Millisecond) {
 		var jobs []api.JobLine
 		if err := json.Unmarshal([]byte(c.must("jobs", "-o", "json")), &jobs); err != nil || len(jobs) == 0 {
 			c.t.Fatalf("%d jobs, %v", len(jobs), err)

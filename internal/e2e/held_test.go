@@ -97,7 +97,8 @@ func readOpenPastCache(f *os.File) ([]byte, error) {
 // A worker is killed ten times while processes read through a tree view, a
 // kernel view of what was not here when it was mounted, and one of what was: no
 // read fails, all bytes are right, and the last goes on while no worker lives.
-// How long readers waited is printed; half of the times it is less than 2 s.
+// How long readers waited is printed; half of the times it is not 2 s longer than the
+// worker was away, and 10 s at most.
 func TestReadersOutliveTheirWorker(t *testing.T) {
 	var size int64
 	c := up(t, 1, "1GiB", func(root string) { size = makeFiles(t, root, 200, 100<<10, 1, 66<<20+777) })
@@ -132,9 +133,10 @@ func TestReadersOutliveTheirWorker(t *testing.T) {
 			reading.Go(func() { r.run(t, k*len(files)/2, stop) })
 		}
 	}
-	var pauses []time.Duration
+	var pauses, beyond []time.Duration
 	for range 10 {
-		pauses = append(pauses, c.outlive(views))
+		pause, away := c.outlive(views)
+		pauses, beyond = append(pauses, pause), append(beyond, pause-away)
 		if t.Failed() {
 			break
 		}
@@ -146,9 +148,10 @@ func TestReadersOutliveTheirWorker(t *testing.T) {
 		c.must("umount", r.view)
 	}
 	slices.Sort(pauses)
-	t.Logf("longest waits for one file over each kill and restart: %v", pauses)
-	if median := pauses[len(pauses)/2]; median > 2*time.Second {
-		t.Errorf("readers waited %v", median)
+	slices.Sort(beyond)
+	t.Logf("longest waits for one file over each kill and restart: %v, beyond the worker's absence: %v", pauses, beyond)
+	if most, median := beyond[len(beyond)/2], pauses[len(pauses)/2]; most > 2*time.Second || median > 10*time.Second {
+		t.Errorf("readers waited %v, and %v after their worker was back", median, most)
 	}
 	if r := views["resident"]; r != nil {
 		t.Logf("longest wait in the view of resident data: %v", time.Duration(r.longest.Load()))
@@ -163,13 +166,15 @@ func TestReadersOutliveTheirWorker(t *testing.T) {
 }
 
 // outlive kills the worker beneath some views and starts it again. It returns
-// the longest wait for one file in the views that need a worker.
-func (c *cluster) outlive(views map[string]*rereader) (pause time.Duration) {
+// the longest wait for one file in the views that need a worker, and how long there was
+// none: on a busy machine a process takes its time to start.
+func (c *cluster) outlive(views map[string]*rereader) (pause, away time.Duration) {
 	c.t.Helper()
 	for _, r := range views {
 		r.next()
 		r.longest.Store(0)
 	}
+	killed := time.Now()
 	c.kill("worker-1")
 	if r := views["resident"]; r != nil {
 		for range 5 { // while no worker lives
@@ -177,6 +182,7 @@ func (c *cluster) outlive(views map[string]*rereader) (pause time.Duration) {
 		}
 	}
 	c.dev("start", "worker-1", "--dir", c.dir)
+	away = time.Since(killed)
 	for name, r := range views {
 		for range 3 { // of two goroutines: the last of these began after the kill
 			r.next()
@@ -185,5 +191,5 @@ func (c *cluster) outlive(views map[string]*rereader) (pause time.Duration) {
 			pause = max(pause, time.Duration(r.longest.Load()))
 		}
 	}
-	return pause
+	return pause, away
 }

@@ -104,7 +104,7 @@ func TestDeclaredSamplerIsReadAhead(t *testing.T) {
 	if used := c.readsOfWorker().Ahead.UsedBytes; used < int64(len(list)-found-10)*size {
 		t.Errorf("of %d files %d had come ahead after a restart", len(list)-found, used/size)
 	}
-	c.within(10*time.Second, "what was begun has come", func() bool {
+	c.eventually("what was begun has come", func() bool {
 		before := c.proxy.Gets()
 		reads := c.readsOfWorker()
 		return reads.Ahead.Bytes > 0 && c.proxy.Gets() == before

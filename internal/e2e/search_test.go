@@ -89,7 +89,7 @@ func TestTemporalFindsWorkflowsByName(t *testing.T) {
 		"StokerPhase = 'Planned' AND StokerDataset ='set-a'": "",
 	} {
 		got := ""
-		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); <-time.After(50 * time.Millisecond) { // visibility is a little late
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); <-time.After(50 * time.Millisecond) { // visibility is a little late
 			if got = strings.Join(c.found(tc, query), " "); got == want {
 				break
 			}

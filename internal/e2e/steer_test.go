@@ -118,7 +118,7 @@ func (c *cluster) passing(bytes int64) func() time.Duration {
 	return func() time.Duration {
 		select {
 		case <-reached:
-		case <-time.After(time.Minute):
+		case <-time.After(3 * time.Minute):
 			c.t.Fatalf("%d bytes have not come: %d have", bytes, c.proxy.Bytes())
 		}
 		release()

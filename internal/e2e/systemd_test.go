@@ -84,13 +84,13 @@ func (u *workerUnit) must(args ...string) {
 // stores waits until the unit's store has so many descriptors.
 func (u *workerUnit) stores(n int) {
 	u.t.Helper()
-	u.c.within(20*time.Second, fmt.Sprintf("%d descriptors are stored", n), func() bool { return u.show("NFileDescriptorStore") == fmt.Sprint(n) })
+	u.c.eventually(fmt.Sprintf("%d descriptors are stored", n), func() bool { return u.show("NFileDescriptorStore") == fmt.Sprint(n) })
 }
 
 // another waits until another process than pid serves.
 func (u *workerUnit) another(pid string) {
 	u.t.Helper()
-	u.c.within(20*time.Second, "another life of the worker serves", func() bool {
+	u.c.eventually("another life of the worker serves", func() bool {
 		is := u.show("MainPID")
 		return is != pid && is != "0" && u.show("ActiveState") == "active"
 	})
