@@ -96,7 +96,7 @@ func listingsGoOn(t *testing.T, end syscall.Signal) {
 		release[b]()
 	}
 	for said, err := range map[fmt.Stringer]error{syncSaid: sync.Wait(), addSaid: add.Wait()} {
-		if err != nil || strings.Count(said.String(), "waiting for it") != 1 {
+		if err != nil || strings.Count(unhurried(said.String()), "waiting for it") != 1 {
 			t.Errorf("a command that another controller answers: %v\n%s", err, said)
 		}
 		if end == syscall.SIGTERM && strings.Contains(said.String(), "no progress for 4") { // 40 s to 49: it is said every ten

@@ -88,7 +88,7 @@ func (u *user) run(name string, args ...string) result {
 	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
 		u.c.t.Fatal(err)
 	}
-	return result{cmd.ProcessState.ExitCode(), out.String(), stderr.String()}
+	return result{cmd.ProcessState.ExitCode(), out.String(), unhurried(stderr.String())}
 }
 
 // may runs the CLI as him and fails unless that works.
