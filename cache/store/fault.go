@@ -303,14 +303,8 @@ func (f *folder) makeoutLocked() {
 	if unix.Statfs(f.dir, &st) != nil {
 		return
 	}
-	unwritten := int64(0) // charged, and not yet taken from the disk
-	for _, sh := range f.s.shards {
-		if sh.f == f && !sh.placed && !sh.sealed.Load() {
-			unwritten += sh.spec.Bytes - sh.spec.Bytes*sh.present.Load()/int64(sh.spec.Blocks)
-		}
-	}
 	margin := min(f.capacity/16, 64<<20) // for the others that write there
-	free := int64(st.Bavail)*st.Bsize - unwritten - margin
+	free := int64(st.Bavail)*st.Bsize - f.unplacedLocked() - margin
 	was := f.limit
 	f.limit = min(f.capacity, f.usedLocked()+max(0, free))
 	if f.limit > was {
@@ -320,6 +314,16 @@ func (f *folder) makeoutLocked() {
 		f.state, f.why = InService, ""
 		f.s.log.Info("a cache folder has its space again", "folder", f.dir)
 	}
+}
+
+// unplacedLocked is what is charged, and not yet taken from the disk.
+func (f *folder) unplacedLocked() (sum int64) {
+	for _, sh := range f.s.shards {
+		if sh.f == f && !sh.placed && !sh.sealed.Load() {
+			sum += sh.spec.Bytes - sh.spec.Bytes*sh.present.Load()/int64(sh.spec.Blocks)
+		}
+	}
+	return sum
 }
 
 // returnLocked takes a folder into service again: locks it, makes its
