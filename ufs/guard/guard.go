@@ -229,6 +229,7 @@ func (f *FS) hangs(op, key string) error {
 func (f *FS) Open(ctx context.Context, key string, want ufs.Version, off, length int64) (io.ReadCloser, error) {
 	b := &body{f: f, ctx: ctx, u: urgencyOf(ctx), load: loadOf(ctx), flow: flowOf(ctx), key: key, want: want, start: off, off: off, left: length, t: tries{began: time.Now()}}
 	if err := b.open(); err != nil {
+		b.repay()
 		b.losers.Wait()
 		return nil, err
 	}

@@ -2,11 +2,14 @@ package guard
 
 import (
 	"context"
+	"io"
 	"math"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"stoker.dev"
 )
 
 // ordered preloads with f in some streams, as the load l, until stop is called.
@@ -90,6 +93,39 @@ func TestLimitedLoadIsInNobodysWay(t *testing.T) {
 			t.Errorf("a reader waited %v: %v", time.Since(began), err)
 		}
 		stop()
+	})
+}
+
+// What an object that cannot be had was promised of a load's limit others get: who asks
+// then waits for those alone that asked before and are served.
+func TestWhatIsNotReadIsGivenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := failing(func(context.Context, int) error { return nil })
+		d.open = func(_ context.Context, n int, r request) (io.ReadCloser, error) {
+			if n == 0 {
+				return nil, kind(stoker.KindNotExist)
+			}
+			return &piece{body: make([]byte, r.length)}, nil
+		}
+		f, l := New(d, Options{}), NewLoad()
+		l.Set(1e6, 0)
+		began := time.Now()
+		preload := func() error {
+			return readAll(WithPriority(WithLoad(t.Context(), l), Preload), f, 8e6)
+		}
+		missing, second := make(chan error, 1), make(chan error, 1)
+		go func() { missing <- preload() }()
+		synctest.Wait()
+		go func() { second <- preload() }()
+		if err := <-missing; stoker.KindOf(err) != stoker.KindNotExist {
+			t.Fatal(err)
+		}
+		if err := preload(); err != nil || time.Since(began) != 16*time.Second {
+			t.Errorf("who asked behind a missing object had 8 MB, as another one, after %v: %v", time.Since(began), err)
+		}
+		if err := <-second; err != nil {
+			t.Error(err)
+		}
 	})
 }
 
