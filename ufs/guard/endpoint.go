@@ -69,10 +69,8 @@ func (b *body) pace() error {
 	if b.paced >= b.left {
 		return nil
 	}
-	err := b.load.take(b.ctx, b.u, b.left-b.paced)
-	if err == nil {
-		b.paced = b.left
-	}
+	n, err := b.load.take(b.ctx, b.u, b.left-b.paced)
+	b.paced += n
 	return err
 }
 

@@ -52,20 +52,21 @@ func loadOf(ctx context.Context) *Load {
 }
 
 // take waits until n bytes more may be read on behalf of u: no request is sent, and
-// no ticket held, for what has to wait.
-func (l *Load) take(ctx context.Context, u *Urgency, n int64) error {
+// no ticket held, for what has to wait. It returns how many of them it took: none where
+// there is no limit, or a reader waits.
+func (l *Load) take(ctx context.Context, u *Urgency, n int64) (int64, error) {
 	if l == nil {
-		return nil
+		return 0, nil
 	}
 	for u.Priority() >= Preload {
 		wait, changed := l.reserve(n)
 		if changed == nil {
-			return nil
+			return 0, nil
 		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
-			return nil
+			return n, nil
 		case <-changed: // with what was promised at the old rate
 		case <-u.raised:
 			l.giveBack(n)
@@ -74,10 +75,10 @@ func (l *Load) take(ctx context.Context, u *Urgency, n int64) error {
 		}
 		timer.Stop()
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return 0, ctx.Err()
 		}
 	}
-	return nil
+	return 0, nil
 }
 
 // reserve promises n bytes, after all that was promised before; changed is nil if

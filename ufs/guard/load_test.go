@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/ufs"
 )
 
 // ordered preloads with f in some streams, as the load l, until stop is called.
@@ -127,6 +128,46 @@ func TestWhatIsNotReadIsGivenBack(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// A load gets back what was taken from its limit, and no more: a reader takes nothing, and
+// what a preload was promised that a reader came to wait for is given back once.
+func TestOnlyWhatWasTakenIsGivenBack(t *testing.T) {
+	for name, first := range map[string]Priority{"a reader": Demand, "a preload that a reader waits for": Preload} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, l := New(large(), Options{}), NewLoad()
+				l.Set(1e6, 0)
+				began := time.Now()
+				preload := func() error {
+					return readAll(WithPriority(WithLoad(t.Context(), l), Preload), f, 8e6)
+				}
+				earlier := make(chan error, 1)
+				go func() { earlier <- preload() }()
+				synctest.Wait()
+				u := NewUrgency(first)
+				opened := make(chan io.ReadCloser, 1)
+				go func() {
+					r, err := f.Open(WithUrgency(WithLoad(t.Context(), l), u), "k", ufs.Version{Bytes: 8e6}, 0, 8e6)
+					if err != nil {
+						t.Error(err)
+					}
+					opened <- r
+				}()
+				synctest.Wait()
+				u.Join(Demand)
+				if r := <-opened; r != nil {
+					_ = r.Close() // nothing of it is read
+				}
+				if err := preload(); err != nil || time.Since(began) < 16*time.Second || time.Since(began) > 17*time.Second {
+					t.Errorf("16 MB at 1 MB/s were there after %v: %v", time.Since(began), err)
+				}
+				if err := <-earlier; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }
 
 // Of the preloads that wait for a request those of the highest rank go first.
