@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +26,7 @@ const (
 	wholeAge      = 2 * time.Second        // how long it is believed that a worker holds a shard
 	nobodyAge     = announceEvery          // and that nobody does: others tell no sooner
 	heldKept      = 10_000                 // shards, or groups of them, of which that is remembered
+	goneKept      = 100_000                // withdrawals that an index has not heard of
 	askTimeout    = 500 * time.Millisecond // an index that is slower is as good as none
 	silentFor     = time.Second            // it is not asked again after that, so that reads do not wait for it
 )
@@ -43,6 +45,8 @@ type directory struct {
 	blind  atomic.Bool  // it did not say who is live when last asked
 
 	sending sync.Mutex // held while announcements are on their way; taken before mu
+	failing bool       // +checklocks:sending — the last ones did not all get through
+
 	mu      sync.Mutex
 	workers []placement.Worker                      // +checklocks:mu — live ones, self included, by id
 	asked   time.Time                               // +checklocks:mu — when workers was read
@@ -85,6 +89,7 @@ func (d *directory) run(ctx context.Context, ready func()) {
 	defer renew.Stop()
 	flush := time.NewTicker(announceEvery)
 	defer flush.Stop()
+	var failed time.Time // when something was last not sent
 	known := d.register(ctx)
 	if known {
 		ready()
@@ -97,7 +102,9 @@ func (d *directory) run(ctx context.Context, ready func()) {
 			cancel()
 			return
 		case <-flush.C:
-			d.Flush(ctx)
+			if time.Since(failed) >= silentFor && !d.send(ctx) {
+				failed = time.Now()
+			}
 		case <-renew.C:
 			if known {
 				known = d.renew(ctx)
@@ -386,59 +393,104 @@ func (d *directory) Begun(ctx context.Context, workers []string, id stoker.ID, n
 func (d *directory) Announce(id stoker.ID, n uint32, whole bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if !d.pending[id][n].Whole {
+		d.markLocked(id, placement.Mark{Shard: n, Whole: whole})
+	}
+	delete(d.gone[id], n)
+}
+
+func (d *directory) markLocked(id stoker.ID, m placement.Mark) {
 	if d.pending[id] == nil {
 		d.pending[id] = map[uint32]placement.Mark{}
 	}
-	if had, ok := d.pending[id][n]; !ok || !had.Whole {
-		d.pending[id][n] = placement.Mark{Shard: n, Whole: whole}
-	}
-	delete(d.gone[id], n)
+	d.pending[id][m.Shard] = m
 }
 
 // Withdraw implements cache.Directory.
 func (d *directory) Withdraw(id stoker.ID, shards []uint32) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.gone[id] == nil {
-		d.gone[id] = map[uint32]bool{}
-	}
 	for _, n := range shards {
-		d.gone[id][n] = true
+		d.goneLocked(id, n)
 		delete(d.pending[id], n)
 	}
 }
 
+func (d *directory) goneLocked(id stoker.ID, n uint32) {
+	if d.gone[id] == nil {
+		d.gone[id] = map[uint32]bool{}
+	}
+	d.gone[id][n] = true
+}
+
 // Flush implements cache.Directory: it sends what was announced and withdrawn
-// since the last time. What does not get through is dropped: a new
-// registration announces everything.
-func (d *directory) Flush(ctx context.Context) {
+// since the last time.
+func (d *directory) Flush(ctx context.Context) { d.send(ctx) }
+
+// send reports whether all of it got through. What did not is kept, and sent again with
+// what comes next: no new registration announces it as long as the index knows this worker.
+func (d *directory) send(ctx context.Context) bool {
 	d.sending.Lock()
 	defer d.sending.Unlock()
 	d.mu.Lock()
 	pending, gone := d.pending, d.gone
 	if len(pending) == 0 && len(gone) == 0 {
 		d.mu.Unlock()
-		return
+		return true
 	}
 	d.pending, d.gone = map[stoker.ID]map[uint32]placement.Mark{}, map[stoker.ID]map[uint32]bool{}
 	d.mu.Unlock()
+	err := d.sendAll(ctx, pending, gone)
+	if err != nil && !d.failing && ctx.Err() == nil {
+		d.log.Warn("what is here is announced later: the placement index does not answer", "error", err)
+	}
+	d.failing = err != nil
+	d.keep(pending, gone)
+	return err == nil
+}
+
+// sendAll takes out of its arguments what got through.
+func (d *directory) sendAll(ctx context.Context, pending map[stoker.ID]map[uint32]placement.Mark, gone map[stoker.ID]map[uint32]bool) error {
 	inc := d.self().Incarnation
 	for id, marks := range pending {
-		list := make([]placement.Mark, 0, len(marks))
-		for _, m := range marks {
-			list = append(list, m)
+		if err := d.index.Announce(ctx, inc, id, slices.Collect(maps.Values(marks))); err != nil {
+			return err
 		}
-		if err := d.index.Announce(ctx, inc, id, list); err != nil {
-			d.log.Warn("announcement lost", "manifest", id.Short(), "error", err)
-		}
+		delete(pending, id)
 	}
 	for id, shards := range gone {
-		list := make([]uint32, 0, len(shards))
-		for n := range shards {
-			list = append(list, n)
+		if err := d.index.Withdraw(ctx, inc, id, slices.Collect(maps.Keys(shards))); err != nil {
+			return err
 		}
-		if err := d.index.Withdraw(ctx, inc, id, list); err != nil {
-			d.log.Warn("withdrawal lost", "manifest", id.Short(), "error", err)
+		delete(gone, id)
+	}
+	return nil
+}
+
+// keep puts back what did not get through, but what was said anew of a shard meanwhile
+// stands. Marks are no more than shards are here; withdrawals it keeps goneKept, and who
+// misses one asks in vain.
+func (d *directory) keep(pending map[stoker.ID]map[uint32]placement.Mark, gone map[stoker.ID]map[uint32]bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	said := func(id stoker.ID, n uint32) bool { _, ok := d.pending[id][n]; return ok || d.gone[id][n] }
+	for id, marks := range pending {
+		for n, m := range marks {
+			if !said(id, n) {
+				d.markLocked(id, m)
+			}
+		}
+	}
+	left := goneKept
+	for _, shards := range d.gone {
+		left -= len(shards)
+	}
+	for id, shards := range gone {
+		for n := range shards {
+			if left > 0 && !said(id, n) {
+				d.goneLocked(id, n)
+				left--
+			}
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -111,6 +113,125 @@ func TestThatNobodyHoldsIsRemembered(t *testing.T) {
 		}
 		of(11, "after it", 0, 10)
 	})
+}
+
+// deaf is an index that hears nothing of what is where while it is away.
+type deaf struct {
+	placement.Index
+	away      atomic.Bool
+	meanwhile func() // is called while an announcement is on its way in vain
+}
+
+func (d *deaf) heard() error {
+	if d.away.Load() {
+		return stoker.Errorf(stoker.KindTransient, "index", "", "away")
+	}
+	return nil
+}
+
+func (d *deaf) Announce(ctx context.Context, n stoker.Incarnation, id stoker.ID, marks []placement.Mark) error {
+	if err := d.heard(); err != nil {
+		d.meanwhile()
+		return err
+	}
+	return d.Index.Announce(ctx, n, id, marks)
+}
+
+func (d *deaf) Withdraw(ctx context.Context, n stoker.Incarnation, id stoker.ID, shards []uint32) error {
+	if err := d.heard(); err != nil {
+		return err
+	}
+	return d.Index.Withdraw(ctx, n, id, shards)
+}
+
+// known says of each of some shards what the index has of the worker: w the whole, p a
+// part, - nothing.
+func (d *deaf) known(t *testing.T, id stoker.ID, shards ...uint32) (out string) {
+	t.Helper()
+	all, err := d.Holders(t.Context(), id, shards)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, of := range all {
+		switch {
+		case len(of) == 0:
+			out += "-"
+		case of[0].Whole:
+			out += "w"
+		default:
+			out += "p"
+		}
+	}
+	return out
+}
+
+// What an index did not hear of while it was away it hears of later, though it knows the
+// worker still; of a shard of which something newer was said it hears that.
+func TestWhatIsNotHeardIsSaidAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		index := &deaf{Index: placement.NewMem(time.Now)}
+		me, id, other := placement.Worker{ID: "me", Incarnation: stoker.NewIncarnation()}, stoker.ID{1}, stoker.ID{2}
+		d := newDirectory(index, func() placement.Worker { return me }, slog.New(slog.DiscardHandler))
+		d.held = func(context.Context, func(stoker.ID, uint32, bool)) error { return nil }
+		index.meanwhile = sync.OnceFunc(func() {
+			d.Withdraw(id, []uint32{3})
+			d.Announce(id, 1, false)
+			d.Withdraw(id, []uint32{4})
+			d.Announce(id, 4, false)
+		})
+		ended := make(chan struct{})
+		go func() { defer close(ended); d.run(ctx, func() {}) }()
+		synctest.Wait()
+		want := func(when, of, ofOther string) {
+			t.Helper()
+			if got, gotOther := index.known(t, id, 0, 1, 2, 3, 4), index.known(t, other, 0); got != of || gotOther != ofOther {
+				t.Errorf("%s: %s and %s are known, want %s and %s", when, got, gotOther, of, ofOther)
+			}
+		}
+		for n := range uint32(2) {
+			d.Announce(id, n, true)
+		}
+		d.Flush(ctx)
+		want("at first", "ww---", "-")
+
+		index.away.Store(true)
+		d.Withdraw(id, []uint32{0, 1})
+		for n := range uint32(3) {
+			d.Announce(id, 2+n, true)
+		}
+		d.Announce(other, 0, true)
+		<-time.After(2 * silentFor)
+		want("away", "ww---", "-")
+		index.away.Store(false)
+		<-time.After(silentFor + announceEvery)
+		want("back", "-pw-p", "w")
+		stop()
+		<-ended
+	})
+}
+
+// An index that stays away does not make a worker remember ever more that it has not.
+func TestWithdrawalsThatAreKeptAreBounded(t *testing.T) {
+	me := placement.Worker{ID: "me", Incarnation: stoker.NewIncarnation()}
+	index := &deaf{Index: placement.NewMem(time.Now)}
+	index.away.Store(true)
+	d := newDirectory(index, func() placement.Worker { return me }, slog.New(slog.DiscardHandler))
+	for i := range uint32(3) {
+		shards := make([]uint32, goneKept/2)
+		for n := range shards {
+			shards[n] = i*goneKept + uint32(n)
+		}
+		d.Withdraw(stoker.ID{byte(i)}, shards)
+		d.Flush(t.Context())
+	}
+	kept := 0
+	for _, shards := range d.gone {
+		kept += len(shards)
+	}
+	if kept != goneKept {
+		t.Errorf("%d are kept, want %d", kept, goneKept)
+	}
 }
 
 // emptied is an index that is emptied now and then.
