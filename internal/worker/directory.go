@@ -215,9 +215,10 @@ func (d *directory) live() []placement.Worker {
 }
 
 // Holders implements cache.Directory. That somebody holds a whole shard, or nobody
-// any of it, is remembered for a moment: reads ask again and again. Nobody is heard of a
-// whole group of shards at once, so that reads in no order do not ask for each. Who comes
-// when that moment is over waits for who asks anew: by now somebody may hold it.
+// any of it, is remembered for a moment from when it was asked: reads ask again and again.
+// Nobody is heard of a whole group of shards at once, so that reads in no order do not ask
+// for each. Who comes when that moment is over waits for who asks anew: by now somebody may
+// hold it.
 func (d *directory) Holders(ctx context.Context, id stoker.ID, n uint32) []cache.Peer {
 	key, group, bit := shardKey{id, n}, shardKey{id, n / placement.GroupShards * placement.GroupShards}, uint32(1)<<(n%placement.GroupShards)
 	peers, asking := d.remembered(ctx, key, group, bit)
@@ -225,32 +226,36 @@ func (d *directory) Holders(ctx context.Context, id stoker.ID, n uint32) []cache
 		return peers
 	}
 	defer close(asking)
+	asked := time.Now()
 	peers, unheld, known := d.askHolders(ctx, id, n)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !known {
-		delete(d.unheld, group)
-		return peers
-	}
 	if len(d.heldBy) >= heldKept || len(d.unheld) >= heldKept {
 		clear(d.heldBy)
 		clear(d.unheld)
 	}
 	if len(peers) == 0 {
 		unheld |= bit
-	} else if peers[0].Whole {
-		d.heldBy[key] = holders{peers, time.Now().Add(wholeAge)}
+	} else if h := (holders{peers, asked.Add(wholeAge)}); peers[0].Whole && !d.heldBy[key].until.After(h.until) {
+		d.heldBy[key] = h
 	}
-	d.unheld[group] = nobody{shards: unheld, until: time.Now().Add(nobodyAge)}
+	switch g := (nobody{shards: unheld, until: asked.Add(nobodyAge)}); {
+	case d.unheld[group].until.After(g.until): // who asked later has heard already
+	case known:
+		d.unheld[group] = g
+	default:
+		delete(d.unheld, group)
+	}
 	return peers
 }
 
 // remembered returns the holders of a shard that are still believed, nobody among them, or
-// a channel to close for who is to ask for them.
+// a channel to close for who is to ask for them. Who waits believes what would have
+// been believed when it came.
 func (d *directory) remembered(ctx context.Context, key, group shardKey, bit uint32) ([]cache.Peer, chan struct{}) {
-	for {
+	for now := time.Now(); ; {
 		d.mu.Lock()
-		now, g := time.Now(), d.unheld[group]
+		g := d.unheld[group]
 		switch h, held := d.heldBy[key]; {
 		case held && now.Before(h.until):
 			d.mu.Unlock()

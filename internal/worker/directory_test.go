@@ -22,16 +22,22 @@ type counted struct {
 	asked int
 	err   error
 	hold  chan struct{} // not nil: it answers when that is closed
+	late  chan struct{} // not nil: with what was so when it was asked
 }
 
 func (c *counted) Holders(ctx context.Context, id stoker.ID, shards []uint32) ([][]placement.Holder, error) {
 	if c.asked++; c.err != nil {
 		return nil, c.err
 	}
-	if c.hold != nil {
-		<-c.hold
+	hold, late := c.hold, c.late
+	if hold != nil {
+		<-hold
 	}
-	return c.Index.Holders(ctx, id, shards)
+	holders, err := c.Index.Holders(ctx, id, shards)
+	if late != nil {
+		<-late
+	}
+	return holders, err
 }
 
 // Misses that follow each other ask the index once in a moment, as long as nobody
@@ -112,6 +118,72 @@ func TestThatNobodyHoldsIsRemembered(t *testing.T) {
 			t.Errorf("%d holders of what was announced since the last answer, want 1", n)
 		}
 		of(11, "after it", 0, 10)
+	})
+}
+
+// An answer is as old as its question, however late it comes: it is not believed for longer,
+// nor instead of one to a later question. Who waited for it believes it.
+func TestLateAnswersAreOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, id := t.Context(), stoker.ID{1}
+		index := &counted{Index: placement.NewMem(time.Now)}
+		me, other := placement.Worker{ID: "me", Incarnation: stoker.NewIncarnation()}, placement.Worker{ID: "other", Incarnation: stoker.NewIncarnation()}
+		for _, w := range []placement.Worker{me, other} {
+			if err := index.Register(ctx, w, leaseTTL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d := newDirectory(index, func() placement.Worker { return me }, slog.New(slog.DiscardHandler))
+		d.refresh(ctx)
+		announce := func(n uint32) {
+			if err := index.Announce(ctx, other.Incarnation, id, []placement.Mark{{Shard: n, Whole: true}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ask := func(n uint32) chan int {
+			heard := make(chan int, 1)
+			go func() { heard <- len(d.Holders(ctx, id, n)) }()
+			synctest.Wait()
+			return heard
+		}
+		want := func(when string, heard chan int, holders, asked int) {
+			t.Helper()
+			if n := <-heard; n != holders || index.asked != asked {
+				t.Errorf("%s: %d holders after asking %d times, want %d after %d", when, n, index.asked, holders, asked)
+			}
+		}
+		answer := func() { close(index.late); synctest.Wait() }
+
+		index.late = make(chan struct{})
+		first := ask(0)
+		announce(0)
+		<-time.After(nobodyAge)
+		answer()
+		index.late = nil
+		want("who asked before", first, 0, 1)
+		want("that nobody had it a moment ago", ask(0), 1, 2)
+
+		index.late = make(chan struct{})
+		first = ask(placement.GroupShards)
+		<-time.After(nobodyAge / 2)
+		announce(placement.GroupShards)
+		late := index.late
+		index.late = nil
+		want("of another one of its group", ask(placement.GroupShards+1), 0, 4)
+		close(late)
+		want("who asked before that", first, 0, 4)
+		want("that nobody had it before", ask(placement.GroupShards), 1, 5)
+
+		want("of the third group", ask(2*placement.GroupShards), 0, 6)
+		<-time.After(nobodyAge)
+		index.late = make(chan struct{})
+		first = ask(2 * placement.GroupShards)
+		<-time.After(nobodyAge / 2)
+		second := ask(2*placement.GroupShards + 1)
+		<-time.After(nobodyAge)
+		answer()
+		want("who asked", first, 0, 7)
+		want("who waited for it", second, 0, 7)
 	})
 }
 
