@@ -382,11 +382,16 @@ func (l *load) failures() []api.Failure {
 // LoadProgress tells how far a load is. Its error is the reason why a load
 // ended early; NotExist if it never began here.
 func (c *Cache) LoadProgress(planID stoker.ID, part int) (api.LoadProgress, error) {
+	_, p, err := c.progress(planID, part)
+	return p, err
+}
+
+func (c *Cache) progress(planID stoker.ID, part int) (*load, api.LoadProgress, error) {
 	c.loads.mu.Lock()
 	l := c.loads.all[loadKey{planID, part}]
 	c.loads.mu.Unlock()
 	if l == nil {
-		return api.LoadProgress{}, stoker.Errorf(stoker.KindNotExist, "cache.load", planID.Short(), "part %d was not begun here", part)
+		return nil, api.LoadProgress{}, stoker.Errorf(stoker.KindNotExist, "cache.load", planID.Short(), "part %d was not begun here", part)
 	}
 	done := false // before the figures are read: those of an ended load are final
 	select {
@@ -402,31 +407,28 @@ func (c *Cache) LoadProgress(planID stoker.ID, part int) (api.LoadProgress, erro
 		Refetched:    l.refetched(), Earlier: l.earlier,
 	}
 	if !done {
-		return p, nil
+		return l, p, nil
 	}
 	l.mu.Lock()
 	err := l.err
 	l.mu.Unlock()
 	if err != nil {
-		return p, err
+		return l, p, err
 	}
 	p.Done = true
 	p.Failed = l.failures()
 	p.FailedObjects = len(p.Failed)
 	p.Failed = p.Failed[:min(len(p.Failed), maxFailures)]
-	return p, nil
+	return l, p, nil
 }
 
 // WatchLoad calls report about every interval until the load has ended, and
 // once more then. It returns the load's error, or ctx's.
 func (c *Cache) WatchLoad(ctx context.Context, planID stoker.ID, part int, every time.Duration, report func(api.LoadProgress) error) error {
-	c.loads.mu.Lock()
-	l := c.loads.all[loadKey{planID, part}]
-	c.loads.mu.Unlock()
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		p, err := c.LoadProgress(planID, part)
+		l, p, err := c.progress(planID, part) // it may have been begun anew
 		if err != nil {
 			return err
 		}

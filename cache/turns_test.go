@@ -125,3 +125,40 @@ func TestReadsPullTheirShardForward(t *testing.T) {
 		t.Errorf("the read is request %d; %d of the next 16 are of its shard, which would come last: %v", read, ahead, keys)
 	}
 }
+
+// Who watches a load that ends and is begun anew hears of that one, and not more often.
+func TestALoadIsWatchedThatIsBegunAnew(t *testing.T) {
+	c := newCluster(t, 1, 1<<30)
+	c.ufs.Put("a", make([]byte, 1<<20))
+	plan := c.plan(c.freeze())
+	fs := &heldFS{FS: c.ufs, open: make(chan struct{})}
+	fs.more = sync.NewCond(&fs.mu)
+	c.openUFS = func() ufs.FS { return fs }
+	n := c.nodes[0].cache
+	begin := func() {
+		if _, err := n.Reserve(t.Context(), api.ReserveRequest{Plan: plan}); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Load(t.Context(), plan, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin()
+	heard := 0
+	err := n.WatchLoad(t.Context(), plan, 0, time.Hour, func(p api.LoadProgress) error {
+		switch heard++; heard {
+		case 1:
+			n.StopLoad(plan, 0)
+			begin()
+		case 2:
+			close(fs.open)
+		}
+		if p.Done != (heard == 3) {
+			t.Errorf("%d: %+v", heard, p)
+		}
+		return nil
+	})
+	if err != nil || heard != 3 {
+		t.Errorf("heard %d times: %v", heard, err)
+	}
+}
