@@ -42,7 +42,9 @@ func (t *turns) next() (n uint32, ok bool) {
 	first := t.pulled.next
 	t.pulled.next = nil
 	t.pulled.mu.Unlock()
-	t.order = slices.Concat(first, t.order)
+	if len(first) > 0 {
+		t.order = slices.Concat(first, t.order)
+	}
 	for len(t.order) > 0 {
 		n, t.order = t.order[0], t.order[1:]
 		if !t.begun[n] {

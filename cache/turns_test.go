@@ -162,3 +162,22 @@ func TestALoadIsWatchedThatIsBegunAnew(t *testing.T) {
 		t.Errorf("heard %d times: %v", heard, err)
 	}
 }
+
+// The next shard of many costs no more than that of few: nothing is copied.
+func TestTurnsAreHandedOutInPlace(t *testing.T) {
+	order := make([]uint32, 10_000)
+	for i := range order {
+		order[i] = uint32(i)
+	}
+	p := &pulled{}
+	turns := newTurns(order, p)
+	if n := testing.AllocsPerRun(1000, func() { turns.next() }); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+	p.next = []uint32{9999, 5}
+	for _, want := range []uint32{9999, 1001} {
+		if n, ok := turns.next(); n != want || !ok {
+			t.Errorf("%d comes next, want %d", n, want)
+		}
+	}
+}
