@@ -2,11 +2,13 @@ package cache
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"stoker.dev"
+	"stoker.dev/planner"
 )
 
 const (
@@ -33,15 +35,17 @@ func (s *Set) greet(ctx context.Context) {
 	for _, sh := range s.c.o.Store.Shards() {
 		here[sh.ID] = true
 	}
+	plan := s.plan.Load()
+	others := s.c.others(plan)
 	for n := range uint32(len(s.slots)) {
-		if len(known) == greeted || ctx.Err() != nil {
+		if len(known) >= others || ctx.Err() != nil {
 			break
 		}
 		shard := s.man.Shard(n).ID
 		if here[shard] {
 			continue
 		}
-		ask, _, _ := s.c.o.Directory.Owners(ctx, s.plan.Load(), shard, n)
+		ask, _, _ := s.c.o.Directory.Owners(ctx, plan, shard, n)
 		if len(ask) == 0 || known[ask[0].ID] {
 			continue
 		}
@@ -55,4 +59,14 @@ func (s *Set) greet(ctx context.Context) {
 		})
 	}
 	_ = g.Wait() // none fails
+}
+
+// others is how many workers can be greeted: those of the plan, if there is one.
+func (c *Cache) others(plan *planner.Plan) int {
+	n := greeted
+	if plan != nil {
+		self := c.o.Store.WorkerID()
+		n = min(n, len(slices.DeleteFunc(slices.Clone(plan.Workers), func(w planner.PlanWorker) bool { return w.ID == self })))
+	}
+	return n
 }

@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
+	"stoker.dev/planner"
 	"stoker.dev/ufs"
 	"stoker.dev/ufs/folder"
 )
@@ -94,10 +96,10 @@ func TestServedDatasetsStayOpen(t *testing.T) {
 }
 
 // When a view is made the workers that it will ask open the dataset, before it reads:
-// one request each, which brings nothing.
+// one request each, which brings nothing. Shards are not gone through once all are known.
 func TestOwnersAreGreeted(t *testing.T) {
 	c := newCluster(t, 0, 0)
-	for _, name := range []string{"a", "b", "c", "d"} {
+	for _, name := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
 		c.ufs.Put(name, make([]byte, 40<<20))
 	}
 	for i := range 3 {
@@ -110,13 +112,23 @@ func TestOwnersAreGreeted(t *testing.T) {
 	}
 	asked := &askedPeers{Fetcher: c.nodes[0].cache.o.Fetcher, by: map[string]int{}}
 	c.nodes[0].cache.o.Fetcher = asked
+	owners := &askedOwners{Directory: c.nodes[0].cache.o.Directory}
+	c.nodes[0].cache.o.Directory = owners
 	s, err := c.nodes[0].cache.Open(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
+	p, err := c.nodes[0].cache.readPlan(t.Context(), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.UsePlan(p)
 	before := c.nodes[0].cache.Counters().PeerBytes.Load()
 	s.greet(t.Context())
+	if last := len(owners.first) - 1; last < 1 || slices.Index(owners.first, owners.first[last]) != last {
+		t.Errorf("it was gone on where all were known: %v", owners.first)
+	}
 	for _, n := range c.nodes[1:] {
 		o := n.cache.opened(id)
 		if o == nil {
@@ -135,6 +147,19 @@ func TestOwnersAreGreeted(t *testing.T) {
 	if len(asked.by) != 2 || c.nodes[0].cache.Counters().PeerBytes.Load() != before {
 		t.Errorf("asked %v", asked.by)
 	}
+}
+
+// askedOwners notes the first owners that it has told.
+type askedOwners struct {
+	Directory
+	first []string
+}
+
+func (a *askedOwners) Owners(ctx context.Context, plan *planner.Plan, shard stoker.ID, n uint32) (ask []Peer, self bool, lost []string) {
+	if ask, self, lost = a.Directory.Owners(ctx, plan, shard, n); len(ask) > 0 {
+		a.first = append(a.first, ask[0].ID)
+	}
+	return ask, self, lost
 }
 
 // askedPeers counts who is asked.
