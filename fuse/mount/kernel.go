@@ -45,7 +45,7 @@ type Device struct {
 const (
 	erofsType = "erofs"
 	// maxShardRequest is the most bytes of one READ of a shard: EROFS asks for
-	// what it reads ahead, and nothing is spliced here.
+	// what it reads ahead.
 	maxShardRequest = 1 << 20
 	// Read-ahead of a kernel view; from a local disk, more than 1 MiB was slower
 	// (docs/adr/0016).
@@ -179,10 +179,11 @@ func serve(o KernelOptions) (root int, m *Mounted, err error) {
 	return root, m, nil
 }
 
-// shardOptions are those of the server of a kernel view's shards.
+// shardOptions are those of the server of a kernel view's shards, whose answers lie in
+// memory, too.
 func shardOptions() *gofuse.MountOptions {
 	return &gofuse.MountOptions{
-		MaxWrite: maxShardRequest, MaxBackground: maxBackground, DisableXAttrs: true, ExplicitDataCacheControl: true,
+		MaxWrite: maxShardRequest, MaxBackground: maxBackground, DisableXAttrs: true, DisableSplice: true, ExplicitDataCacheControl: true,
 		Logger:            log.New(io.Discard, "", 0),
 		ExtraCapabilities: gofuse.CAP_ASYNC_DIO, // else one request of a reader is in flight at a time
 		MaxStackDepth:     -1,                   // what lies on it must not count as stacked twice

@@ -24,7 +24,7 @@ import (
 const (
 	// fsType is what /proc/mounts shows.
 	fsType = "fuse.stoker"
-	// maxRequest is the most bytes of one READ; 1 MiB would never splice.
+	// maxRequest is the most bytes of one READ.
 	maxRequest    = 512 << 10
 	defaultAhead  = 4 << 20
 	maxBackground = 64
@@ -90,10 +90,11 @@ func Mount(fs gofuse.RawFileSystem, o Options) (*Mounted, error) {
 	return m, nil
 }
 
-// treeOptions are those of a tree view's server.
+// treeOptions are those of a tree view's server. Answers lie in memory: not told so, go-fuse
+// writes the head of each into a pipe first, to splice a file behind it, and empties it again.
 func treeOptions() *gofuse.MountOptions {
 	return &gofuse.MountOptions{
-		MaxWrite: maxRequest, MaxBackground: maxBackground, DisableXAttrs: true,
+		MaxWrite: maxRequest, MaxBackground: maxBackground, DisableXAttrs: true, DisableSplice: true,
 		ExplicitDataCacheControl: true, EnableSymlinkCaching: true, Logger: log.New(io.Discard, "", 0),
 		ExtraCapabilities: gofuse.CAP_NO_OPENDIR_SUPPORT, MaxStackDepth: -1,
 	}
