@@ -12,6 +12,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/cache"
+	"stoker.dev/cache/peer"
 	"stoker.dev/cache/placement"
 	"stoker.dev/planner"
 )
@@ -29,6 +30,8 @@ const (
 	goneKept      = 100_000                // withdrawals that an index has not heard of
 	askTimeout    = 500 * time.Millisecond // an index that is slower is as good as none
 	silentFor     = time.Second            // it is not asked again after that, so that reads do not wait for it
+	loadTimeout   = 3 * time.Second        // a load waits longer: what it does not hear of it fetches from the store
+	insistFor     = 10 * time.Second       // if the index has answered since then
 )
 
 // directory is what this worker knows of the others. It renews the worker's
@@ -41,8 +44,9 @@ type directory struct {
 	held  func(ctx context.Context, f func(id stoker.ID, n uint32, whole bool)) error
 	log   *slog.Logger
 
-	silent atomic.Int64 // when the index last gave no answer, unix ns
-	blind  atomic.Bool  // it did not say who is live when last asked
+	silent   atomic.Int64 // when the index last gave no answer, unix ns
+	answered atomic.Int64 // and when it gave one
+	blind    atomic.Bool  // it did not say who is live when last asked
 
 	sending sync.Mutex // held while announcements are on their way; taken before mu
 	failing bool       // +checklocks:sending — the last ones did not all get through
@@ -124,7 +128,7 @@ func (d *directory) run(ctx context.Context, ready func()) {
 // register enters the worker into the index and announces all that it has.
 func (d *directory) register(ctx context.Context) bool {
 	if err := d.index.Register(ctx, d.self(), leaseTTL); err != nil {
-		d.log.Warn("not registered: the placement index does not answer", "error", err)
+		d.log.Warn("not registered: the placement index does not answer", "dataset", "all", "error", err)
 		return false
 	}
 	d.mu.Lock()
@@ -143,7 +147,7 @@ func (d *directory) register(ctx context.Context) bool {
 func (d *directory) renew(ctx context.Context) bool {
 	known, err := d.index.Renew(ctx, d.self(), leaseTTL)
 	if err != nil {
-		d.log.Warn("lease not renewed: the placement index does not answer", "error", err)
+		d.log.Warn("lease not renewed: the placement index does not answer", "dataset", "all", "error", err)
 		return true
 	}
 	d.refresh(ctx)
@@ -156,6 +160,7 @@ func (d *directory) refresh(ctx context.Context) {
 	if err != nil {
 		return // the last list serves on
 	}
+	d.answered.Store(time.Now().UnixNano())
 	self := d.self().Incarnation
 	here := slices.ContainsFunc(ws, func(w placement.Worker) bool { return w.Incarnation == self })
 	d.mu.Lock()
@@ -275,24 +280,35 @@ func (d *directory) remembered(ctx context.Context, key, group shardKey, bit uin
 		d.mu.Unlock()
 		select {
 		case <-g.asking:
+		case <-time.After(d.patience(ctx)):
+			return nil, nil
 		case <-ctx.Done():
 			return nil, nil
 		}
 	}
 }
 
+// patience is how long the index may take to say who holds a shard.
+func (d *directory) patience(ctx context.Context) time.Duration {
+	if peer.IsOrdered(ctx) && time.Since(time.Unix(0, d.answered.Load())) < insistFor {
+		return loadTimeout
+	}
+	return askTimeout
+}
+
 // askHolders asks the index, and says whether it has answered, and which shards of the
 // group no other worker has any of.
 func (d *directory) askHolders(ctx context.Context, id stoker.ID, n uint32) (peers []cache.Peer, unheld uint32, known bool) {
 	self := d.self().Incarnation
-	if time.Since(time.Unix(0, d.silent.Load())) < silentFor {
+	patience := d.patience(ctx)
+	if patience == askTimeout && time.Since(time.Unix(0, d.silent.Load())) < silentFor {
 		return nil, 0, false
 	}
 	group := make([]uint32, placement.GroupShards)
 	for i := range group {
 		group[i] = n/placement.GroupShards*placement.GroupShards + uint32(i)
 	}
-	asking, cancel := context.WithTimeout(ctx, askTimeout)
+	asking, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	holders, err := d.index.Holders(asking, id, group)
 	if err != nil && ctx.Err() == nil {
@@ -301,6 +317,7 @@ func (d *directory) askHolders(ctx context.Context, id stoker.ID, n uint32) (pee
 	if err != nil || len(holders) != len(group) {
 		return nil, 0, false
 	}
+	d.answered.Store(time.Now().UnixNano())
 	for i, of := range holders {
 		if !slices.ContainsFunc(of, func(h placement.Holder) bool { return h.Incarnation != self }) {
 			unheld |= 1 << i
@@ -447,7 +464,7 @@ func (d *directory) send(ctx context.Context) bool {
 	d.mu.Unlock()
 	err := d.sendAll(ctx, pending, gone)
 	if err != nil && !d.failing && ctx.Err() == nil {
-		d.log.Warn("what is here is announced later: the placement index does not answer", "error", err)
+		d.log.Warn("what is here is announced later: the placement index does not answer", "dataset", "all", "error", err)
 	}
 	d.failing = err != nil
 	d.keep(pending, gone)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/cache/peer"
 	"stoker.dev/cache/placement"
 	"stoker.dev/planner"
 )
@@ -304,6 +305,60 @@ func TestWithdrawalsThatAreKeptAreBounded(t *testing.T) {
 	if kept != goneKept {
 		t.Errorf("%d are kept, want %d", kept, goneKept)
 	}
+}
+
+// slow is an index that takes its time to say who holds what.
+type slow struct {
+	placement.Index
+	takes time.Duration
+}
+
+func (s *slow) Holders(ctx context.Context, id stoker.ID, shards []uint32) ([][]placement.Holder, error) {
+	select {
+	case <-time.After(s.takes):
+		return s.Index.Holders(ctx, id, shards)
+	case <-ctx.Done():
+		return nil, stoker.Errorf(stoker.KindTransient, "index", "", "too late")
+	}
+}
+
+// A load waits for an index that is slow, but not for one that has long been silent; a read
+// waits for neither, nor for a load that does.
+func TestLoadsWaitForASlowIndex(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		index := &slow{placement.NewMem(time.Now), 2 * time.Second}
+		me, other := placement.Worker{ID: "me", Incarnation: stoker.NewIncarnation()}, placement.Worker{ID: "other", Incarnation: stoker.NewIncarnation()}
+		id := stoker.ID{1}
+		for _, w := range []placement.Worker{me, other} {
+			if err := index.Register(t.Context(), w, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := index.Announce(t.Context(), other.Incarnation, id, []placement.Mark{{Shard: 7, Whole: true}}); err != nil {
+			t.Fatal(err)
+		}
+		d := newDirectory(index, func() placement.Worker { return me }, slog.New(slog.DiscardHandler))
+		d.refresh(t.Context())
+		ask := func(who string, ctx context.Context, holders int, least, most time.Duration) {
+			t.Helper()
+			began := time.Now()
+			if n, took := len(d.Holders(ctx, id, 7)), time.Since(began); n != holders || took < least || took > most {
+				t.Errorf("%s: %d holders after %v, want %d after %v to %v", who, n, took, holders, least, most)
+			}
+		}
+		load := peer.Ordered(t.Context())
+		ask("a read", t.Context(), 0, askTimeout, askTimeout)
+		ask("the next one", t.Context(), 0, 0, 0)
+		go ask("a load", load, 1, index.takes, index.takes)
+		synctest.Wait()
+		ask("a read beside it", t.Context(), 0, 0, askTimeout)
+		time.Sleep(index.takes)
+		index.takes = time.Hour
+		time.Sleep(wholeAge)
+		ask("a load, of a dead one", load, 0, loadTimeout, loadTimeout)
+		time.Sleep(insistFor)
+		ask("a load, of one that has long been dead", load, 0, askTimeout, askTimeout)
+	})
 }
 
 // emptied is an index that is emptied now and then.
