@@ -128,7 +128,7 @@ func (d *directory) run(ctx context.Context, ready func()) {
 // register enters the worker into the index and announces all that it has.
 func (d *directory) register(ctx context.Context) bool {
 	if err := d.index.Register(ctx, d.self(), leaseTTL); err != nil {
-		d.log.Warn("not registered: the placement index does not answer", "dataset", "all", "error", err)
+		d.log.Warn("not registered: the placement index does not answer", "error", err)
 		return false
 	}
 	d.mu.Lock()
@@ -147,7 +147,7 @@ func (d *directory) register(ctx context.Context) bool {
 func (d *directory) renew(ctx context.Context) bool {
 	known, err := d.index.Renew(ctx, d.self(), leaseTTL)
 	if err != nil {
-		d.log.Warn("lease not renewed: the placement index does not answer", "dataset", "all", "error", err)
+		d.log.Warn("lease not renewed: the placement index does not answer", "error", err)
 		return true
 	}
 	d.refresh(ctx)
