@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
@@ -26,6 +27,9 @@ const (
 	// gapBlocks is how many blocks that are not needed one request to a worker
 	// may span: 2 MiB at most, which cost less than another request.
 	gapBlocks = 8
+	// lookAgain is long enough that work does not wait all the time for a store that does
+	// not answer.
+	lookAgain = time.Minute
 	maxAsked  = 3 // workers asked for a run that is said to be there
 )
 
@@ -33,6 +37,7 @@ const (
 type bases struct {
 	mu     sync.Mutex
 	looked bool                 // +checklocks:mu
+	again  time.Time            // +checklocks:mu — when to look for those whose store did not answer; zero: for none
 	all    []*manifest.Manifest // +checklocks:mu — the nearest first; open until close
 
 	old yielding // guarded by Cache.room
@@ -50,18 +55,25 @@ func (b *bases) close() {
 
 // older returns the manifests that may share objects with this one, the nearest
 // first: those along the chain of bases, then those that are known here. They
-// are looked for once.
+// are looked for once, and a minute later again if their store did not answer.
 func (s *Set) older(ctx context.Context) []*manifest.Manifest {
 	s.bases.mu.Lock()
 	defer s.bases.mu.Unlock()
-	if s.bases.looked {
-		return s.bases.all
+	had := s.bases.all // somebody copies from them: they stay open
+	if s.bases.looked && (s.bases.again.IsZero() || time.Now().Before(s.bases.again)) {
+		return had
 	}
-	seen := map[stoker.ID]bool{s.id: true}
+	var all []*manifest.Manifest
+	lacks, seen := false, map[stoker.ID]bool{s.id: true}
 	add := func(id stoker.ID) (base stoker.ID, ok bool) {
 		seen[id] = true
+		if i := slices.IndexFunc(had, func(m *manifest.Manifest) bool { return m.ID() == id }); i >= 0 {
+			all = append(all, had[i])
+			return had[i].Header().Base, true
+		}
 		m, err := s.c.o.Manifests.Load(ctx, id)
 		if err != nil {
+			lacks = lacks || stoker.KindOf(err) == stoker.KindTransient
 			if stoker.KindOf(err) != stoker.KindNotExist && !canceled(err) {
 				s.log().Warn("an older generation cannot be opened: nothing is copied from it", "base", id.Short(), "error", err)
 			}
@@ -72,27 +84,37 @@ func (s *Set) older(ctx context.Context) []*manifest.Manifest {
 			_ = m.Close()
 			return base, true
 		}
-		s.bases.all = append(s.bases.all, m)
+		all = append(all, m)
 		return base, true
 	}
 	at := s.man.Header().Base
 	for n, ok := 0, true; n < maxBases && ok && !at.IsZero() && !seen[at]; n++ {
 		at, ok = add(at)
 	}
-	chained := len(s.bases.all)
+	chained := len(all)
+	for _, m := range had {
+		if !seen[m.ID()] {
+			add(m.ID())
+		}
+	}
 	for _, id := range s.c.holds.lastUsed() {
-		if !seen[id] && len(s.bases.all) < chained+maxBases {
+		if !seen[id] && len(all) < chained+maxBases {
 			add(id)
 		}
 	}
-	s.bases.looked = ctx.Err() == nil
-	if !s.bases.looked {
-		for _, m := range s.bases.all {
-			_ = m.Close()
+	if ctx.Err() != nil {
+		for _, m := range all {
+			if !slices.Contains(had, m) {
+				_ = m.Close()
+			}
 		}
-		s.bases.all = nil
+		return had
 	}
-	return s.bases.all
+	s.bases.looked, s.bases.again, s.bases.all = true, time.Time{}, all
+	if lacks {
+		s.bases.again = time.Now().Add(lookAgain)
+	}
+	return all
 }
 
 // olderIDs names them.

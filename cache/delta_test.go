@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/cache/manifest"
 	"stoker.dev/internal/api"
 	"stoker.dev/planner"
 	"stoker.dev/ufs"
+	"stoker.dev/ufs/folder"
 )
 
 // generations is a dataset of many files in the UFS, some of which change.
@@ -222,6 +224,80 @@ func TestDeltaAlongTheChain(t *testing.T) {
 		t.Errorf("%d bytes changed in two generations, the UFS sent %d, the load says %+v", changed, sent, p)
 	}
 	g.same(1, third)
+}
+
+// silentAbout is a manifest store that does not answer when it is asked for one object.
+type silentAbout struct {
+	ufs.Objects
+	name string
+}
+
+func (o *silentAbout) Get(ctx context.Context, name string) ([]byte, string, error) {
+	if name == o.name {
+		return nil, "", stoker.Errorf(stoker.KindTransient, "test", name, "away")
+	}
+	return o.Objects.Get(ctx, name)
+}
+
+// An older generation whose manifest could not be had for a moment is looked for again
+// later, once in a while; those that were found stay, the nearest first.
+func TestOlderGenerationsAreLookedForAgain(t *testing.T) {
+	c := newCluster(t, 0, 0)
+	kept, err := folder.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := &silentAbout{Objects: kept}
+	c.store = manifest.NewStore(objects, t.TempDir())
+	c.add(0, filepath.Join(t.TempDir(), "cache"), 1<<30)
+	g := c.generations(100, small)
+	first := g.freeze()
+	g.change()
+	second := g.freezeAfter(first)
+	g.change()
+	third := g.freezeAfter(second)
+	s, err := c.nodes[0].cache.Open(t.Context(), third)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	want := func(when string, ids ...stoker.ID) []*manifest.Manifest {
+		t.Helper()
+		all := s.older(t.Context())
+		if !slices.EqualFunc(all, ids, func(m *manifest.Manifest, id stoker.ID) bool { return m.ID() == id }) {
+			t.Fatalf("%s: %d generations, want %d", when, len(all), len(ids))
+		}
+		return all
+	}
+	aMinuteLater := func() {
+		s.bases.mu.Lock()
+		defer s.bases.mu.Unlock()
+		if s.bases.again.IsZero() {
+			t.Error("it is not to be looked for again")
+		}
+		s.bases.again = time.Now()
+	}
+	objects.name = manifest.NameOf(manifest.KindManifests, second)
+	want("the nearest is away")
+	objects.name = manifest.NameOf(manifest.KindManifests, first)
+	want("at once")
+	aMinuteLater()
+	had := want("the one before is away", second)
+	objects.name = ""
+	aMinuteLater()
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if all := s.older(gone); !slices.Equal(all, had) {
+		t.Errorf("who gave up finds %d generations", len(all))
+	}
+	if all := want("all are there", second, first); all[0] != had[0] {
+		t.Error("what was open was opened once more")
+	}
+	s.bases.mu.Lock()
+	defer s.bases.mu.Unlock()
+	if !s.bases.again.IsZero() {
+		t.Error("nothing lacks, and it is looked for again")
+	}
 }
 
 // A read of a new generation takes from the old one what has not changed.
