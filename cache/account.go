@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"context"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -8,6 +9,7 @@ import (
 
 	"stoker.dev"
 	"stoker.dev/internal/api"
+	"stoker.dev/planner"
 	"stoker.dev/ufs/guard"
 )
 
@@ -72,6 +74,20 @@ func (s *Set) account(reservation string, part []uint32, older []stoker.ID) *acc
 	default:
 	}
 	return x
+}
+
+// goOn opens the accounts of the last life's loads by a plan: others may read through
+// this worker before its loads are begun again, and what that costs is theirs.
+func (s *Set) goOn(ctx context.Context, plan *planner.Plan) {
+	planID, ok := s.c.holds.plan(s.id)
+	if plan == nil || !ok {
+		return
+	}
+	for part, w := range plan.Workers {
+		if name := reservationName(planID, part); w.ID == s.c.o.Store.WorkerID() && s.c.isRestored(name) {
+			s.account(name, plan.Part(part), s.olderIDs(ctx))
+		}
+	}
 }
 
 // accountOf is the account that covers shard n; nil if there is none.

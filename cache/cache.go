@@ -275,6 +275,7 @@ func (c *Cache) Open(ctx context.Context, id stoker.ID) (*Set, error) {
 	s.use.share.Use(mode)
 	c.sets[id] = s
 	c.mu.Unlock()
+	s.goOn(ctx, plan)
 	s.obey() // after it is found: a wish that comes now is either heard by it, or read here
 	return s, nil
 }

@@ -109,6 +109,15 @@ func (c *Cache) askedFor(name string) {
 	delete(c.restored, name)
 }
 
+// isRestored reports whether a promise is of the last life, and nobody has asked for
+// it since.
+func (c *Cache) isRestored(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.restored[name]
+	return ok
+}
+
 // restoredFor is how long promises of the last life are kept for a load that
 // goes on: longer than any return window.
 const restoredFor = 10 * time.Minute
@@ -122,6 +131,7 @@ func (c *Cache) dropRestored() error {
 		return nil
 	}
 	for name := range c.restored {
+		c.accounts.close(name)
 		if err := c.o.Store.Unreserve(name); err != nil {
 			return err
 		}
