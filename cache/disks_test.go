@@ -283,3 +283,34 @@ func TestRestartWithoutAFolder(t *testing.T) {
 	}
 	c.readAll(0, id, want)
 }
+
+// The only disk fills up in the middle of what readers fetch and of what comes ahead of
+// them: reads go on through memory, and when they have ended they hold none.
+func TestFullDiskLeavesNoMemoryBehind(t *testing.T) {
+	d := sickDisks(t)["full"](t)
+	c := newCluster(t, 0, 0)
+	c.addFolders(0, d.folder())
+	want := c.fillUFS(6, 200, 40<<20)
+	id := c.freeze()
+	n := c.nodes[0].cache
+	s, err := n.Open(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for range 3 {
+		var readers errgroup.Group
+		for range 3 {
+			readers.Go(func() error { return same(t.Context(), s, want) })
+		}
+		if err := readers.Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if state := c.nodes[0].store.Folders()[0].State; state != store.Full {
+		t.Errorf("the disk is %q", state)
+	}
+	waitFor(t, "the flights to end", func() bool { _, flights := n.Running(); return flights == 0 })
+	n.fills.forget(n.memory, stoker.ID{})
+	waitFor(t, "the memory", func() bool { used, _, _ := n.MemoryUse(); return used == 0 })
+}

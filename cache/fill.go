@@ -118,7 +118,8 @@ func (s *Set) gapLocked(n uint32, from, to int) (first, end int, there *flight) 
 	return first, end, nil
 }
 
-// startLocked starts a flight with one waiter.
+// startLocked starts a flight with one waiter: who began it ahead of readers is one, so
+// that none of them can stop it, until it ends.
 func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
 	c, id := s.c, s.man.Shard(n).ID
 	ctx, cancel := context.WithCancel(c.stop)
@@ -140,6 +141,9 @@ func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
 		}
 		c.fills.mu.Lock()
 		f.ended = true
+		if w.ahead || w.early { // nobody else leaves for who only began it
+			f.waiters--
+		}
 		left := false
 		if !c.fills.keepLocked(c.memory, id, f) {
 			c.fills.removeLocked(id, f)
