@@ -234,6 +234,49 @@ func TestJoinAfterTheLastLeave(t *testing.T) {
 	}
 }
 
+// A worker that has less space than it promised, as when others fill its disk, is planned
+// anew by what it has; if the others have no space either, what is said is why.
+func TestBrokenPromiseIsPlannedAnew(t *testing.T) {
+	less := stoker.Errorf(stoker.KindNoSpace, "load", "w", "a folder is full")
+	for name, tc := range map[string]struct {
+		space func(n int, in activities.ReserveInput) error
+		state string
+		why   string
+		plans int
+	}{
+		"others have space":                {nil, api.JobReady, "", 2},
+		"the index has not heard at once":  {func(n int, _ activities.ReserveInput) error { return map[int]error{2: noSpace()}[n] }, api.JobReady, "", 3},
+		"the others have no space, either": {func(n int, _ activities.ReserveInput) error { return map[bool]error{true: noSpace()}[n > 1] }, api.JobFailed, "a folder is full", maxRounds},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.load = func(n int, _ activities.PartInput) (activities.PartLoaded, error) {
+				if n == 1 {
+					return activities.PartLoaded{}, less
+				}
+				return activities.PartLoaded{}, nil
+			}
+			if tc.space != nil {
+				w.space = tc.space
+			}
+			preload := joining("p")
+			preload.Preload = true
+			w.at(0, func() { w.joinAs(preload) })
+			w.at(time.Minute, func() { w.leaveAs("p") })
+			w.runDataset()
+			w.wantTold("p", tc.state, map[bool]string{true: "nospace"}[tc.why != ""])
+			for _, o := range w.outcomes("p") {
+				if o.Error != nil && !strings.Contains(o.Error.Message, tc.why) {
+					t.Errorf("p was told %q, want %q", o.Error.Message, tc.why)
+				}
+			}
+			if n := w.count("Plan"); n != tc.plans {
+				t.Errorf("planned %d times, want %d", n, tc.plans)
+			}
+		})
+	}
+}
+
 // What does not fit is refused to a plain preload; claims wait for space.
 func TestNoSpace(t *testing.T) {
 	for name, full := range map[string]func(w *world, until time.Duration){

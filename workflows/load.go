@@ -32,7 +32,7 @@ func (d *dataset) load(ctx workflow.Context) {
 		if deep := d.deep(r.serving); err == nil && v.State == api.CertificateReady && len(deep) > 0 {
 			v, err = r.readAgain(ctx, v, deep)
 		}
-		again := n < maxRounds && ctx.Err() == nil && (err == nil && v.Again || isKind(err, stoker.KindTransient))
+		again := n < maxRounds && ctx.Err() == nil && (err == nil && v.Again || isKind(err, stoker.KindTransient) || r.replans(ctx, err))
 		if again && workflow.Sleep(ctx, againAfter) == nil {
 			continue
 		}
@@ -44,6 +44,9 @@ func (d *dataset) load(ctx workflow.Context) {
 				d.s.State, d.s.Why = api.JobQueued, r.unfit.Message
 			}
 		case isKind(err, stoker.KindNoSpace):
+			if r.broken != nil { // which says what has less space, and why
+				err = r.broken
+			}
 			d.refuse(ctx, err)
 		case err != nil:
 			d.settle(ctx, d.unserved(ctx, d.wanted), Outcome{State: api.JobFailed, Error: errorBody(err)})
@@ -155,6 +158,17 @@ type round struct {
 	evicted int64          // bytes that went in mid-load, and are counted as lost
 	nobody  bool           // it has no plan: the nodes of none of its claims can have the data
 	unfit   *api.ErrorBody // why that of the last one is that does not fit
+	broken  error          // a load found less space than its worker had promised
+}
+
+// replanVersion guards what an older release does not do: it refused at once what a worker
+// had promised more space for than it has.
+const replanVersion = "replan-broken-promise"
+
+// replans reports whether there was space for all when it was promised, and a worker has
+// less now: a new plan goes by what each has, which the index hears of within seconds.
+func (r *round) replans(ctx workflow.Context, err error) bool {
+	return isKind(err, stoker.KindNoSpace) && r.broken != nil && workflow.GetVersion(ctx, replanVersion, workflow.DefaultVersion, 1) != workflow.DefaultVersion
 }
 
 func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
@@ -187,6 +201,9 @@ func (r *round) run(ctx workflow.Context) (v activities.Verified, err error) {
 	defer end()
 	workflow.Go(judging, r.judge)
 	if err := r.loadParts(ctx, p); err != nil {
+		if isKind(err, stoker.KindNoSpace) {
+			r.broken = err
+		}
 		return v, err
 	}
 	if v, err = r.count(ctx, p); err == nil && v.Again && len(v.Away) > 0 {
