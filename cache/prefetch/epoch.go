@@ -138,9 +138,10 @@ func (r *readerRank) start() {
 }
 
 // rewound reports whether the rank reads the epoch from its beginning once more, and
-// goes back there.
+// goes back there: all of it has come, and its reads are again where they were long ago.
+// A window that is half of the epoch, or more, tells nothing: then they have been at its end.
 func (r *readerRank) rewound(step, steps int) bool {
-	back := r.next >= steps && int(r.mean)+r.window < steps/2 && step < steps/2
+	back := r.next >= steps && int(r.mean) < steps/2 && step < steps/2 && (int(r.mean)+r.window < steps/2 || r.front >= steps-steps/8)
 	if back {
 		r.mean, r.front, r.next = float64(step), step, step+1
 	}

@@ -234,14 +234,18 @@ func TestEpochsAreLeftAndFoundAgain(t *testing.T) {
 
 // A job that forgets to say which epoch it is reads the same order again and again.
 func TestTheSameEpochAgain(t *testing.T) {
-	const samples = 40000
-	s := order.Sampler{World: 4}
-	j := newJob(s, samples, samples*100_000)
-	for i := range 4 {
-		j.forget()
-		j.run(newLoader(s, samples, 2, 0, 2, 16))
-		if j.ahead < j.reads*9/10 {
-			t.Errorf("pass %d: %d of %d reads had come ahead", i, j.ahead, j.reads)
+	for _, tc := range []struct {
+		samples, world int
+		mean           int64 // bytes: a window has many samples if they are small
+	}{{40_000, 4, 100_000}, {840, 2, 88_000}, {520, 2, 500_000}, {2000, 2, 4_000}, {5000, 2, 4_000}} {
+		s := order.Sampler{World: tc.world}
+		j := newJob(s, tc.samples, int64(tc.samples)*tc.mean)
+		for i := range 4 {
+			j.forget()
+			j.run(newLoader(s, tc.samples, tc.world/2, 0, 2, 16))
+			if j.ahead < j.reads*2/3 {
+				t.Errorf("%+v, pass %d: %d of %d reads had come ahead", tc, i, j.ahead, j.reads)
+			}
 		}
 	}
 }
