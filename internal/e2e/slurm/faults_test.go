@@ -140,6 +140,9 @@ func controllerAway(t *testing.T, r *rig) {
 	read := "\ncat $(find $STOKER_MOUNT -type f) | wc -c"
 	r.kill("controller")
 	waits := r.submit("#STOKER dataset=away onmiss=wait" + read)
+	// Slurm may hear of the end of a stage-in that it has begun together with another one
+	// only when that one ends, too (docs/slurm.md, Limits).
+	r.eventually("its stage-in has begun", func() bool { return r.job(waits)["BurstBufferState"] == "staging-in" })
 	starts := r.submit("#STOKER dataset=away onmiss=start" + read)
 	plain := r.submit("echo plain")
 	r.inState(starts, "COMPLETED")
