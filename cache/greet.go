@@ -63,10 +63,12 @@ func (s *Set) greet(ctx context.Context) {
 
 // others is how many workers can be greeted: those of the plan, if there is one.
 func (c *Cache) others(plan *planner.Plan) int {
-	n := greeted
-	if plan != nil {
-		self := c.o.Store.WorkerID()
-		n = min(n, len(slices.DeleteFunc(slices.Clone(plan.Workers), func(w planner.PlanWorker) bool { return w.ID == self })))
+	if plan == nil {
+		return greeted
 	}
-	return n
+	n := len(plan.Workers)
+	if slices.ContainsFunc(plan.Workers, func(w planner.PlanWorker) bool { return w.ID == c.o.Store.WorkerID() }) {
+		n--
+	}
+	return min(n, greeted)
 }

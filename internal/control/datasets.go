@@ -299,11 +299,15 @@ func (c *Controller) showDataset(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	_, denied := c.check(r.Context(), d.entry, who)
-	if denied != nil && (stoker.KindOf(denied) != stoker.KindDenied || key != "" || r.URL.Query().Has("reader")) {
+	rs, err := c.manifests.RestrictionsOf(r.Context(), d.entry)
+	if err != nil {
+		return err
+	}
+	denied := rs.Check(d.entry.Name, d.entry.Roots, who)
+	if denied != nil && (key != "" || r.URL.Query().Has("reader")) {
 		return denied
 	}
-	detail, err := c.detail(r.Context(), d)
+	detail, err := c.detailWith(r.Context(), d, rs)
 	if err == nil && key != "" {
 		detail.Selected, err = c.selected(r.Context(), d.Manifest, key)
 	}
@@ -327,6 +331,14 @@ func (c *Controller) writeDetail(w http.ResponseWriter, r *http.Request, d *reso
 }
 
 func (c *Controller) detail(ctx context.Context, d *resolved) (*api.DatasetDetail, error) {
+	rs, err := c.manifests.RestrictionsOf(ctx, d.entry)
+	if err != nil {
+		return nil, err
+	}
+	return c.detailWith(ctx, d, rs)
+}
+
+func (c *Controller) detailWith(ctx context.Context, d *resolved, rs manifest.Restrictions) (*api.DatasetDetail, error) {
 	ws, err := c.workers(ctx)
 	if err != nil && stoker.KindOf(err) != stoker.KindTransient {
 		return nil, err
@@ -339,10 +351,6 @@ func (c *Controller) detail(ctx context.Context, d *resolved) (*api.DatasetDetai
 	out := &api.DatasetDetail{
 		DatasetInfo: info(d.entry, d.Generation, ws), Shards: m.Shards(), Directories: m.Directories(),
 		Locations: []ufs.Location{}, Unmountable: []api.Unmountable{},
-	}
-	rs, err := c.manifests.RestrictionsOf(ctx, d.entry)
-	if err != nil {
-		return nil, err
 	}
 	out.ReadersOf = rs.Others(d.Name, d.entry.Roots)
 	pins, err := c.pinsOf(ctx, d)

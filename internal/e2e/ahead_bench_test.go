@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -166,8 +167,8 @@ func (l *loner) cold(b *testing.B, kind string, read func(view string) error) (s
 	}
 	seconds = time.Since(began).Seconds()
 	l.c.eventually("what was begun has come", func() bool {
-		out, err := exec.Command("curl", "-sf", "--unix-socket", l.socket, "http://worker/metrics").Output()
-		return err == nil && bytes.Contains(out, []byte("\nstoker_flights_running 0\n"))
+		page, err := metricsAt(l.socket)
+		return err == nil && strings.Contains(page, "\nstoker_flights_running 0\n")
 	})
 	l.must("umount", view)
 	if err := l.ask("GET", "/v1/status", nil, &after); err != nil || len(after.Manifests) == 0 {

@@ -72,11 +72,11 @@ func (c *cluster) secondRequests() (n int64) {
 	c.t.Helper()
 	seen := 0
 	for _, socket := range c.sockets() {
-		page, err := exec.Command("curl", "-sf", "--unix-socket", socket, "http://worker/metrics").Output()
+		page, err := metricsAt(socket)
 		if err != nil {
 			c.t.Fatalf("metrics at %s: %v", socket, err)
 		}
-		for line := range strings.Lines(string(page)) {
+		for line := range strings.Lines(page) {
 			name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
 			switch name {
 			case "stoker_ufs_hedges_total", "stoker_ufs_retries_total", "stoker_ufs_bypass_requests_total":
@@ -92,6 +92,12 @@ func (c *cluster) secondRequests() (n int64) {
 		c.t.Fatalf("%d counters of second requests", seen)
 	}
 	return n
+}
+
+// metricsAt is the page of a worker's metrics.
+func metricsAt(socket string) (string, error) {
+	page, err := exec.Command("curl", "-sf", "--unix-socket", socket, "http://worker/metrics").Output()
+	return string(page), err
 }
 
 // sockets are those of all workers: an index that was emptied may not know them yet.

@@ -41,6 +41,20 @@ func (c *counted) Holders(ctx context.Context, id stoker.ID, shards []uint32) ([
 	return holders, err
 }
 
+// besideAnother makes the directory of a worker that another one is beside, for an hour.
+func besideAnother(t *testing.T, index placement.Index) (d *directory, other placement.Worker) {
+	t.Helper()
+	me, other := placement.Worker{ID: "me", Incarnation: stoker.NewIncarnation()}, placement.Worker{ID: "other", Incarnation: stoker.NewIncarnation()}
+	for _, w := range []placement.Worker{me, other} {
+		if err := index.Register(t.Context(), w, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d = newDirectory(index, func() placement.Worker { return me }, slog.New(slog.DiscardHandler))
+	d.refresh(t.Context())
+	return d, other
+}
+
 // Misses that follow each other ask the index once in a moment, as long as nobody
 // else holds anything of the shard, or of those beside it; who comes by then is found in the
 // next.
@@ -48,14 +62,7 @@ func TestThatNobodyHoldsIsRemembered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()
 		index := &counted{Index: placement.NewMem(time.Now)}
-		me, other := placement.Worker{ID: "me", Incarnation: stoker.NewIncarnation()}, placement.Worker{ID: "other", Incarnation: stoker.NewIncarnation()}
-		for _, w := range []placement.Worker{me, other} {
-			if err := index.Register(ctx, w, leaseTTL); err != nil {
-				t.Fatal(err)
-			}
-		}
-		d := newDirectory(index, func() placement.Worker { return me }, slog.New(slog.DiscardHandler))
-		d.refresh(ctx)
+		d, other := besideAnother(t, index)
 		id := stoker.ID{1}
 		of := func(n uint32, when string, holders, asked int) {
 			t.Helper()
@@ -128,14 +135,7 @@ func TestLateAnswersAreOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, id := t.Context(), stoker.ID{1}
 		index := &counted{Index: placement.NewMem(time.Now)}
-		me, other := placement.Worker{ID: "me", Incarnation: stoker.NewIncarnation()}, placement.Worker{ID: "other", Incarnation: stoker.NewIncarnation()}
-		for _, w := range []placement.Worker{me, other} {
-			if err := index.Register(ctx, w, leaseTTL); err != nil {
-				t.Fatal(err)
-			}
-		}
-		d := newDirectory(index, func() placement.Worker { return me }, slog.New(slog.DiscardHandler))
-		d.refresh(ctx)
+		d, other := besideAnother(t, index)
 		announce := func(n uint32) {
 			if err := index.Announce(ctx, other.Incarnation, id, []placement.Mark{{Shard: n, Whole: true}}); err != nil {
 				t.Fatal(err)
@@ -327,18 +327,11 @@ func (s *slow) Holders(ctx context.Context, id stoker.ID, shards []uint32) ([][]
 func TestLoadsWaitForASlowIndex(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		index := &slow{placement.NewMem(time.Now), 2 * time.Second}
-		me, other := placement.Worker{ID: "me", Incarnation: stoker.NewIncarnation()}, placement.Worker{ID: "other", Incarnation: stoker.NewIncarnation()}
+		d, other := besideAnother(t, index)
 		id := stoker.ID{1}
-		for _, w := range []placement.Worker{me, other} {
-			if err := index.Register(t.Context(), w, time.Hour); err != nil {
-				t.Fatal(err)
-			}
-		}
 		if err := index.Announce(t.Context(), other.Incarnation, id, []placement.Mark{{Shard: 7, Whole: true}}); err != nil {
 			t.Fatal(err)
 		}
-		d := newDirectory(index, func() placement.Worker { return me }, slog.New(slog.DiscardHandler))
-		d.refresh(t.Context())
 		ask := func(who string, ctx context.Context, holders int, least, most time.Duration) {
 			t.Helper()
 			began := time.Now()
