@@ -1,5 +1,5 @@
 // Package fuse holds what the views have in common: the one table from kinds
-// of errors to errno. The views themselves are in tree and mount.
+// of errors to errno, a READ's deadline and its answer. The views themselves are in tree and mount.
 package fuse
 
 import (

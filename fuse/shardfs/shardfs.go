@@ -154,7 +154,7 @@ func (f *FS) Read(_ <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.Read
 	f.reads.Add(1)
 	size := f.bytes(n)
 	if in.Offset >= uint64(size) {
-		return gofuse.ReadResultData(nil), gofuse.OK
+		return fuse.Answer(nil), gofuse.OK
 	}
 	off := int64(in.Offset)
 	buf = buf[:min(int64(len(buf)), size-off)]
@@ -165,7 +165,7 @@ func (f *FS) Read(_ <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.Read
 		f.o.Log.Error("read of a shard failed", "manifest", f.o.Manifest.ID().Short(), "shard", n, "offset", off, "bytes", len(buf), "errno", errno.Error(), "error", err)
 		return nil, gofuse.Status(errno)
 	}
-	return gofuse.ReadResultData(buf), gofuse.OK
+	return fuse.Answer(buf), gofuse.OK
 }
 
 // read fills p with the bytes of shard n from off on: those of its members, and

@@ -275,7 +275,7 @@ func (f *FS) Read(_ <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.Read
 		}
 		return nil, gofuse.Status(errno)
 	}
-	return gofuse.ReadResultData(buf[:n]), gofuse.OK
+	return fuse.Answer(buf[:n]), gofuse.OK
 }
 
 // StatFs implements gofuse.RawFileSystem: a full disk of the dataset's size.
