@@ -163,10 +163,22 @@ func TestAutoView(t *testing.T) {
 	w.afterViews(t)
 }
 
+// doctor is the worker's report on itself.
+func (w *watchedWorker) doctor(t *testing.T) (report api.DoctorReport) {
+	t.Helper()
+	if err := json.Unmarshal(w.do(t, "GET", "/v1/doctor", nil), &report); err != nil {
+		t.Fatal(err)
+	}
+	return report
+}
+
 // What a kernel view cannot be made for is a tree view, and says why; asked for
 // by name it is an error. A forced failure stands for an older kernel.
 func TestFallbackToTheTreeView(t *testing.T) {
 	w := startWatched(t)
+	if c := byName(w.doctor(t), "kernel-view"); w.views.kernel.err == nil && (c.State != api.CheckOK || !strings.Contains(c.Detail, "mounted and read")) {
+		t.Errorf("doctor, with kernel views: %+v", c)
+	}
 	w.ufs.Put("f", []byte("x"))
 	id := w.freeze(t)
 	w.views.kernel.err = stoker.Errorf(stoker.KindInvalid, "mount", "erofs", "the kernel is too old")
@@ -182,14 +194,8 @@ func TestFallbackToTheTreeView(t *testing.T) {
 	if err := w.views.Unmount(t.Context(), 0, dir, false); err != nil {
 		t.Error(err)
 	}
-	var report api.DoctorReport
-	if err := json.Unmarshal(w.do(t, "GET", "/v1/doctor", nil), &report); err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range report.Checks {
-		if c.Name == "kernel-view" && (c.State != api.CheckOK || !strings.Contains(c.Detail, "too old")) {
-			t.Errorf("doctor: %+v", c)
-		}
+	if c := byName(w.doctor(t), "kernel-view"); c.State != api.CheckOK || !strings.Contains(c.Detail, "not here") || !strings.Contains(c.Detail, "too old") {
+		t.Errorf("doctor, without: %+v", c)
 	}
 	w.afterViews(t)
 }
