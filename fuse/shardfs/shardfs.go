@@ -53,7 +53,7 @@ type FS struct {
 	gofuse.RawFileSystem // what is not here answers ENOSYS
 	o                    Options
 	files                uint64 // shards and the sentinel
-	reads                atomic.Int64
+	reads, requests      atomic.Int64
 }
 
 // New makes the devices of a manifest, which the caller keeps open.
@@ -82,6 +82,9 @@ func (f *FS) String() string { return "stoker-shards" }
 // Reads is how many READs came here: what neither the page cache nor a local
 // shard had.
 func (f *FS) Reads() int64 { return f.reads.Load() }
+
+// Requests is how many requests of any kind came here.
+func (f *FS) Requests() int64 { return f.requests.Load() }
 
 // shard is the shard of a node; the sentinel is number Shards().
 func (f *FS) shard(node uint64) (uint32, bool) {
@@ -114,6 +117,7 @@ func (f *FS) attr(node uint64, a *gofuse.Attr) bool {
 
 // Lookup implements gofuse.RawFileSystem.
 func (f *FS) Lookup(_ <-chan struct{}, h *gofuse.InHeader, name string, out *gofuse.EntryOut) gofuse.Status {
+	f.requests.Add(1)
 	n, err := strconv.ParseUint(name, 10, 32)
 	if h.NodeId != gofuse.FUSE_ROOT_ID || err != nil || n >= f.files || Name(uint32(n)) != name {
 		return gofuse.ENOENT
@@ -125,6 +129,7 @@ func (f *FS) Lookup(_ <-chan struct{}, h *gofuse.InHeader, name string, out *gof
 
 // GetAttr implements gofuse.RawFileSystem.
 func (f *FS) GetAttr(_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut) gofuse.Status {
+	f.requests.Add(1)
 	out.AttrValid = forever
 	if !f.attr(in.NodeId, &out.Attr) {
 		return gofuse.Status(syscall.ESTALE)
@@ -138,15 +143,20 @@ func (f *FS) Forget(uint64, uint64) {}
 // Open implements gofuse.RawFileSystem: ENOSYS makes the kernel open files by
 // itself from then on.
 func (f *FS) Open(<-chan struct{}, *gofuse.OpenIn, *gofuse.OpenOut) gofuse.Status {
+	f.requests.Add(1)
 	return gofuse.ENOSYS
 }
 
 // Flush implements gofuse.RawFileSystem: as Open.
-func (f *FS) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status { return gofuse.ENOSYS }
+func (f *FS) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status {
+	f.requests.Add(1)
+	return gofuse.ENOSYS
+}
 
 // Read implements gofuse.RawFileSystem. It ignores interrupts, as the tree view
 // does.
 func (f *FS) Read(_ <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
+	f.requests.Add(1)
 	n, ok := f.shard(in.NodeId)
 	if !ok {
 		return nil, gofuse.Status(syscall.ESTALE)

@@ -174,14 +174,18 @@ func TestViewIsTheSource(t *testing.T) {
 		}
 	}
 	readAll()
-	before := v.fs.Requests()
-	readAll()
-	walk(t, v.dir)
 	// Some machines drop pages of their own accord (virtual machines whose host
-	// wants memory back), hence not exactly none.
-	if n := v.fs.Requests() - before; n > int64(len(files)/4) {
-		t.Errorf("the second pass cost %d requests for %d files", n, len(files))
+	// wants memory back), hence one pass of three.
+	var cost [3]int64
+	for i := range cost {
+		before := v.fs.Requests()
+		readAll()
+		walk(t, v.dir)
+		if cost[i] = v.fs.Requests() - before; cost[i] == 0 {
+			return
+		}
 	}
+	t.Errorf("hot passes over %d files cost %v requests", len(files), cost)
 }
 
 func TestModesAndOwners(t *testing.T) {

@@ -91,11 +91,11 @@ func TestViewsShowTheSource(t *testing.T) {
 			trace{source: source, view: dir, seed: 3, steps: 60}.run(t)
 			c.must("umount", dir)
 			dir = c.mountAs(kind, "data")
-			reads := c.fuseReads()
+			requests := c.fuseRequests()
 			trace{source: source, view: dir, seed: 4, steps: 200}.run(t)
 			sameTree(t, source, dir)
-			if n := c.fuseReads() - reads; kind == "kernel" && n != 0 {
-				t.Errorf("%d READs came to the worker though all is resident", n)
+			if n := c.fuseRequests() - requests; kind == "kernel" && n != 0 {
+				t.Errorf("%d requests came to the worker though all is resident", n)
 			}
 			c.must("umount", dir)
 			if n := c.mounts(); n != 0 {

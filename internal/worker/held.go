@@ -178,11 +178,11 @@ func (v *views) resume(ctx context.Context, name string, doc heldView, dev *os.F
 	v.sample(w)
 	if doc.Handle.Kernel {
 		w.kernel = v.heldKernel(w, doc)
-		w.reads = w.kernel.fs.Reads
+		w.fs = w.kernel.fs
 		w.mounted, err = mount.TakeOver(w.kernel.fs, dev, doc.Handle)
 	} else {
 		fs := v.treeOf(w)
-		w.reads = fs.Reads
+		w.fs = fs
 		w.mounted, err = mount.TakeOver(fs, dev, doc.Handle)
 	}
 	// Else it was unmounted, and some process has files of it open.

@@ -49,6 +49,7 @@ func (w *Worker) readMetrics(s *metrics.Samples) {
 		s.Counter("stoker_evicted_bytes_total", "Bytes of the shards that were evicted.", bytes, "reason", reason, "policy", policy)
 	})
 	s.Counter("stoker_fuse_reads_total", "READ requests of the kernel: misses of the page cache.", w.cache.Counters().Reads.Reads.Load())
+	s.Counter("stoker_fuse_requests_total", "Requests of the kernel to views, of any kind (READ, LOOKUP, READDIRPLUS and others).", w.views.requests())
 }
 
 // spaceMetrics are what is here and under way.

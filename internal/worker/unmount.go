@@ -17,7 +17,8 @@ func (v *views) afterEnd(w *view) {
 	case <-v.stop:
 		return // the process ends; what it still serves ends with it
 	}
-	v.ended.Add(w.reads())
+	v.ended.reads.Add(w.fs.Reads())
+	v.ended.requests.Add(w.fs.Requests())
 	v.letGo(w)
 	if w.kernel != nil {
 		w.kernel.release()

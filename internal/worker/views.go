@@ -52,10 +52,18 @@ type views struct {
 	answers  context.Context    // READs that wait fail when it ends
 	giveUp   context.CancelFunc // ends answers
 
-	ended atomic.Int64 // READs that asked the worker, of views that have ended
+	ended struct { // READs, and requests of any kind, that asked the worker, of views that have ended
+		reads, requests atomic.Int64
+	}
 
 	stop    chan struct{} // closed when the process ends
 	serving sync.WaitGroup
+}
+
+// requests are those of the kernel to one view's file system: READs, and of any kind.
+type requests interface {
+	Reads() int64
+	Requests() int64
 }
 
 type view struct {
@@ -64,7 +72,7 @@ type view struct {
 	set     *cache.Set
 	sampled *cache.Sampled // nil: in what order it is read is not known
 	mounted *mount.Mounted
-	reads   func() int64
+	fs      requests
 	kernel  *kernelView   // nil: a tree view
 	held    string        // the name of its descriptor at the holder; "" = without one
 	gone    chan struct{} // closed when nothing holds its data for it any more
@@ -274,7 +282,7 @@ func (v *views) show(ctx context.Context, w *view, want saved, old *mount.Left) 
 		k, err := v.mountKernel(ctx, w, owner, o, old)
 		if err == nil {
 			w.info.View, w.info.Why = want.Kind, want.Why
-			w.mounted, w.reads, w.kernel = k.mounted, k.fs.Reads, k
+			w.mounted, w.fs, w.kernel = k.mounted, k.fs, k
 			return nil
 		}
 		if r.View == "kernel" || ctx.Err() != nil {
@@ -293,7 +301,7 @@ func (v *views) show(ctx context.Context, w *view, want saved, old *mount.Left) 
 	fs := v.treeOf(w)
 	m, err := mount.Mount(fs, o)
 	w.info.View, w.info.Why = want.Kind, want.Why
-	w.mounted, w.reads = m, fs.Reads
+	w.mounted, w.fs = m, fs
 	return err
 }
 
@@ -325,13 +333,25 @@ func (v *views) List() ([]api.MountInfo, int64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	out := []api.MountInfo{}
-	reads := v.ended.Load()
+	reads := v.ended.reads.Load()
 	for _, w := range v.open {
 		out = append(out, w.info)
-		reads += w.reads()
+		reads += w.fs.Reads()
 	}
 	slices.SortFunc(out, func(a, b api.MountInfo) int { return strings.Compare(a.Dir, b.Dir) })
 	return out, reads
+}
+
+// requests is how many requests of any kind, of all views that were mounted, reached
+// user space.
+func (v *views) requests() int64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	n := v.ended.requests.Load()
+	for _, w := range v.open {
+		n += w.fs.Requests()
+	}
+	return n
 }
 
 // restore goes on with the views of the last life. What its holder kept is
