@@ -51,7 +51,11 @@ func (s *Set) bringAhead(at prefetch.Pos, blocks int) {
 		m := s.memberAt(at.Shard, at.Block)
 		first := int(m.FirstBlock)
 		end := min(first+manifest.BlocksOf(m.Bytes), first+((at.Block-first)/window+1)*window)
-		if _, more := s.fillAhead(at.Shard, at.Block, end); !more {
+		began, more := s.fillAhead(at.Shard, at.Block, end)
+		if began && at.Block == first && m.ObjectOff == 0 {
+			s.count(func(r *Reads) { r.Files.Add(1) })
+		}
+		if !more {
 			return
 		}
 		blocks -= end - at.Block

@@ -107,6 +107,9 @@ func TestSmallFilesAreReadAhead(t *testing.T) {
 		waitFor(t, "what was begun has come", func() bool { _, flights := n.cache.Running(); return flights == 0 })
 		requests, _ := c.ufs.counted()
 		ahead := n.cache.Counters().AheadBlocks.Load()
+		if got := n.cache.Counters().Files.Load(); got != ahead { // each is one block
+			t.Errorf("in order %t: %d files came ahead, and %d blocks", inOrder, got, ahead)
+		}
 		if inOrder && (ahead < files/4 || requests > files/2+256) || !inOrder && requests > files/2*102/100 {
 			t.Errorf("in order %t: %d requests for %d files, %d of them ahead", inOrder, requests, files/2, ahead)
 		}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/cache/manifest"
 	"stoker.dev/ufs/guard"
 )
 
@@ -18,7 +19,9 @@ type Reads struct {
 	AheadBytes, AheadUsedBytes atomic.Int64 // of those, what came; and of these, what somebody read since
 	AheadWastedBytes           atomic.Int64 // what went, or was left by the last user of its dataset, unread
 	Streams, Steppers, Footers atomic.Int64 // readers that were followed; ends of containers that came as a whole
+	Files                      atomic.Int64 // that came ahead of who reads one after the other in the order of the listing
 	Epochs                     atomic.Int64 // of jobs whose samplers are known, that were recognised
+	Random, SparedBytes        atomic.Int64 // misses in no order, for which no window came; what these windows have beside what did
 	UFS                        guard.Count  // all data requests
 
 	waits [causes]atomic.Int64 // ns
@@ -149,6 +152,17 @@ func (s *Set) came(n uint32, block, length int) (here func(bool)) {
 		}
 		s.count(func(r *Reads) { r.AheadBytes.Add(int64(length)) })
 	}
+}
+
+// spared counts a miss that brings in an object's blocks up to to, where its window
+// would have ended at end.
+func (s *Set) spared(m manifest.Member, to, end int) {
+	first := int(m.FirstBlock)
+	size := min(m.Bytes, int64(end-first)*stoker.BlockBytes) - int64(to-first)*stoker.BlockBytes
+	s.count(func(r *Reads) {
+		r.Random.Add(1)
+		r.SparedBytes.Add(max(0, size))
+	})
 }
 
 // used counts a block that came ahead, when it is read for the first time.

@@ -27,7 +27,9 @@ func (s *Set) windowEnd(n uint32, m manifest.Member, block, asked int) int {
 		return min(end, coming)
 	}
 	if !s.windows.Missed(miss) {
-		return min(to, block+max(asked, miss.Run))
+		to = min(to, block+max(asked, miss.Run))
+		s.spared(m, to, end)
+		return to
 	}
 	if miss.Run == 0 {
 		beside := s.slots[n].beside.made(int(s.man.Shard(n).Blocks))

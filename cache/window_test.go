@@ -93,6 +93,10 @@ func TestScatteredReadsBringWhatTheyAskFor(t *testing.T) {
 					t.Fatalf("read %d: %d requests for %d bytes, want 1 for %d", i, requests, bytes, want)
 				}
 			}
+			spared := (100 - vain) * (rest - r.blocks*stoker.BlockBytes)
+			if c := x.n.cache.Counters(); c.Random.Load() != 100-vain || c.SparedBytes.Load() != spared {
+				t.Errorf("%d reads in no order were counted and %d bytes spared, want %d and %d", c.Random.Load(), c.SparedBytes.Load(), 100-vain, spared)
+			}
 		})
 	}
 }

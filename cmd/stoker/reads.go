@@ -37,6 +37,7 @@ func ofAll(workers []api.WorkerInfo) []api.WorkerReads {
 func readTables(workers []api.WorkerReads, wide bool) []*live.Table {
 	all := []*live.Table{readTable(workers, wide)}
 	all = append(all, aheadTable(workers, wide)...)
+	all = append(all, randomTable(workers, wide)...)
 	return append(all, waitTable(workers, wide)...)
 }
 
@@ -75,7 +76,7 @@ func readTable(workers []api.WorkerReads, wide bool) *live.Table {
 // it was of use, and beneath for whom it came; nothing if none did.
 func aheadTable(workers []api.WorkerReads, wide bool) []*live.Table {
 	t := table(left("WORKER"), number("AHEAD"), number("USED"), number("NOT YET"), number("WASTED"))
-	whom := table(left("WORKER"), number("STREAMS"), number("STEPS"), number("FOOTERS"), number("EPOCHS"))
+	whom := table(left("WORKER"), number("STREAMS"), number("FILES"), number("STEPS"), number("FOOTERS"), number("EPOCHS"))
 	came := false
 	for _, w := range workers {
 		if w.Reads == nil || w.Reads.Ahead == nil || w.Reads.Ahead.Bytes == 0 {
@@ -85,12 +86,29 @@ func aheadTable(workers []api.WorkerReads, wide bool) []*live.Table {
 		a := w.Reads.Ahead
 		t.Row(idOf(w.ID, wide), api.HumanBytes(a.Bytes), fmt.Sprintf("%d %%", percent(a.UsedBytes, a.Bytes)),
 			api.HumanBytes(max(0, a.Bytes-a.UsedBytes-a.WastedBytes)), api.HumanBytes(a.WastedBytes))
-		whom.Row(idOf(w.ID, wide), a.Streams, a.Steps, a.Footers, a.Epochs)
+		whom.Row(idOf(w.ID, wide), a.Streams, a.Files, a.Steps, a.Footers, a.Epochs)
 	}
 	if !came {
 		return nil
 	}
 	return []*live.Table{t, whom}
+}
+
+// randomTable shows how many reads were seen to be in no order, and what was not brought
+// in for them; nothing if none were.
+func randomTable(workers []api.WorkerReads, wide bool) []*live.Table {
+	t := table(left("WORKER"), number("RANDOM"), number("SPARED"))
+	seen := false
+	for _, w := range workers {
+		if w.Reads != nil && w.Reads.RandomReads > 0 {
+			seen = true
+			t.Row(idOf(w.ID, wide), w.Reads.RandomReads, api.HumanBytes(w.Reads.SparedBytes))
+		}
+	}
+	if !seen {
+		return nil
+	}
+	return []*live.Table{t}
 }
 
 // waitTable shows how long readers waited for bytes that were not here, and for

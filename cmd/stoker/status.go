@@ -59,9 +59,14 @@ NAME@GEN has those of one.
 The second table is what came before anybody asked for it (AHEAD): how much of
 that was read since (USED), may be read yet, or went, or was left when the last
 view was unmounted, unread (WASTED). Much WASTED: readers stop early, or the space
-is too small. The third says for whom it came: readers in order (streams), of
-pieces at equal distances (steps), of the directory at the end of a container
-(footers), and epochs of jobs whose sampler is known (epochs).
+is too small. The third says for whom it came: readers in order (streams), files
+of who reads one after the other as listed (files), readers of pieces at equal
+distances (steps), of the directory at the end of a container (footers), and
+epochs of jobs whose sampler is known (epochs).
+
+RANDOM are reads in no order of large files, for which no more came than they
+asked for; SPARED is what else would have come, the rest of 4 MiB each. A job
+with many of them reads a preloaded dataset far faster.
 
 The last is how long readers waited for bytes that were not here, added up over
 all of them, so that 8 readers may wait 8 seconds in one:

@@ -67,15 +67,24 @@ all           -         13    5.0 MiB     1.0 MiB     3.0 MiB         8
 	if got := g.stdout.String(); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
-	st.Workers[0].Reads.Ahead = &api.AheadCounters{Bytes: 4 << 20, UsedBytes: 3 << 20, WastedBytes: 256 << 10, Streams: 2, Steps: 1, Footers: 5, Epochs: 3}
+	st.Workers[0].Reads.Ahead = &api.AheadCounters{Bytes: 4 << 20, UsedBytes: 3 << 20, WastedBytes: 256 << 10, Streams: 2, Files: 40, Steps: 1, Footers: 5, Epochs: 3}
 	g = newRig(t, routes{"GET /v1/status": answer(st)}, nil)
 	g.want(0, "status", "--reads")
 	if want += `
 WORKER          AHEAD  USED    NOT YET     WASTED
 0123456789ab  4.0 MiB  75 %  768.0 KiB  256.0 KiB
 
-WORKER        STREAMS  STEPS  FOOTERS  EPOCHS
-0123456789ab        2      1        5       3
+WORKER        STREAMS  FILES  STEPS  FOOTERS  EPOCHS
+0123456789ab        2     40      1        5       3
+`; g.stdout.String() != want {
+		t.Errorf("got\n%swant\n%s", g.stdout.String(), want)
+	}
+	st.Workers[0].Reads.RandomReads, st.Workers[0].Reads.SparedBytes = 91, 300<<20
+	g = newRig(t, routes{"GET /v1/status": answer(st)}, nil)
+	g.want(0, "status", "--reads")
+	if want += `
+WORKER        RANDOM     SPARED
+0123456789ab      91  300.0 MiB
 `; g.stdout.String() != want {
 		t.Errorf("got\n%swant\n%s", g.stdout.String(), want)
 	}
@@ -89,8 +98,8 @@ WORKER        WAITED  STORE    PEERS     DISK    QUEUE    LOADS
 		t.Errorf("got\n%swant\n%s", g.stdout.String(), want)
 	}
 	much := st
-	much.Workers = []api.WorkerInfo{{ID: st.Workers[0].ID, State: "draining", Reads: &api.ReadCounters{FUSEReads: 1e6, LocalBytes: 1023 << 40, PeerBytes: 1023 << 40, UFSBytes: 1023 << 40, UFSRequests: 1e7,
-		Ahead: &api.AheadCounters{Bytes: 1023 << 40, WastedBytes: 1023 << 39, Streams: 1e9, Steps: 1e9, Footers: 1e9, Epochs: 1e9},
+	much.Workers = []api.WorkerInfo{{ID: st.Workers[0].ID, State: "draining", Reads: &api.ReadCounters{FUSEReads: 1e6, LocalBytes: 1023 << 40, PeerBytes: 1023 << 40, UFSBytes: 1023 << 40, UFSRequests: 1e7, RandomReads: 1e9, SparedBytes: 1023 << 40,
+		Ahead: &api.AheadCounters{Bytes: 1023 << 40, WastedBytes: 1023 << 39, Streams: 1e9, Files: 1e9, Steps: 1e9, Footers: 1e9, Epochs: 1e9},
 		Waits: &api.ReadWaits{UFSSeconds: 1e9, PeerSeconds: 1e9, DiskSeconds: 1e9, QueueSeconds: 1e9, LoadSeconds: 1e9}}}}
 	g = newRig(t, routes{"GET /v1/status": answer(much)}, nil)
 	g.want(0, "status", "--reads")

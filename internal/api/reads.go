@@ -14,6 +14,10 @@ type ReadCounters struct {
 	UFSBytes    int64 `json:"ufsBytes"`
 	UFSRequests int64 `json:"ufsRequests"`
 	FUSEReads   int64 `json:"fuseReads"`
+	// RandomReads waited for nothing but what they asked for, since windows of their
+	// file had come in vain; SparedBytes is what these windows have besides.
+	RandomReads int64 `json:"randomReads,omitempty"`
+	SparedBytes int64 `json:"sparedBytes,omitempty"`
 	ServedBytes int64 `json:"servedBytes,omitempty"` // to other workers; not counted by dataset
 	// Ahead is what came before anybody asked for it.
 	Ahead *AheadCounters `json:"ahead,omitempty"`
@@ -26,6 +30,7 @@ type AheadCounters struct {
 	UsedBytes   int64 `json:"usedBytes"`   // of those, what somebody has read since
 	WastedBytes int64 `json:"wastedBytes"` // of those, what went, or was left by the last view, unread
 	Streams     int64 `json:"streams"`     // readers in order that were followed
+	Files       int64 `json:"files"`       // that came ahead of who reads one after the other, as listed
 	Steps       int64 `json:"steps"`       // readers of pieces at equal distances
 	Footers     int64 `json:"footers"`     // ends of containers that came as a whole
 	Epochs      int64 `json:"epochs"`      // of jobs whose samplers are known, that were recognised
@@ -50,13 +55,14 @@ func (w ReadWaits) Seconds() float64 {
 func (r *ReadCounters) Add(o ReadCounters) {
 	r.LocalBytes, r.PeerBytes, r.UFSBytes = r.LocalBytes+o.LocalBytes, r.PeerBytes+o.PeerBytes, r.UFSBytes+o.UFSBytes
 	r.UFSRequests, r.FUSEReads, r.ServedBytes = r.UFSRequests+o.UFSRequests, r.FUSEReads+o.FUSEReads, r.ServedBytes+o.ServedBytes
+	r.RandomReads, r.SparedBytes = r.RandomReads+o.RandomReads, r.SparedBytes+o.SparedBytes
 	if a := o.Ahead; a != nil {
 		if r.Ahead == nil {
 			r.Ahead = &AheadCounters{}
 		}
 		x := r.Ahead
 		x.Bytes, x.UsedBytes, x.WastedBytes = x.Bytes+a.Bytes, x.UsedBytes+a.UsedBytes, x.WastedBytes+a.WastedBytes
-		x.Streams, x.Steps, x.Footers, x.Epochs = x.Streams+a.Streams, x.Steps+a.Steps, x.Footers+a.Footers, x.Epochs+a.Epochs
+		x.Streams, x.Files, x.Steps, x.Footers, x.Epochs = x.Streams+a.Streams, x.Files+a.Files, x.Steps+a.Steps, x.Footers+a.Footers, x.Epochs+a.Epochs
 	}
 	if w := o.Waits; w != nil {
 		if r.Waits == nil {

@@ -200,6 +200,7 @@ func TestMetricsOfReads(t *testing.T) {
 		`stoker_http_request_duration_seconds_count{method="PUT",route="/v1/leases"}`: 1,
 		`stoker_read_wait_seconds_total{cause="load"}`:                                0,
 		`stoker_read_ahead_wasted_bytes_total`:                                        0, `stoker_read_patterns_total{pattern="steps"}`: 0,
+		`stoker_read_patterns_total{pattern="file"}`: 0, `stoker_random_reads_total`: 0, `stoker_random_spared_bytes_total`: 0,
 	})
 	var of api.ReadCounters
 	if err := json.Unmarshal(w.do(t, http.MethodPost, "/v1/reads", api.ReadsRequest{Manifests: []stoker.ID{id, {1}}}), &of); err != nil {

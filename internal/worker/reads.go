@@ -14,9 +14,10 @@ func countersOf(r *cache.Reads) api.ReadCounters {
 	return api.ReadCounters{
 		LocalBytes: r.LocalBytes.Load(), PeerBytes: r.PeerBytes.Load(),
 		UFSBytes: r.UFS.Bytes.Load(), UFSRequests: r.UFS.Requests.Load(), FUSEReads: r.Reads.Load(),
+		RandomReads: r.Random.Load(), SparedBytes: r.SparedBytes.Load(),
 		Ahead: &api.AheadCounters{
 			Bytes: r.AheadBytes.Load(), UsedBytes: r.AheadUsedBytes.Load(), WastedBytes: r.AheadWastedBytes.Load(),
-			Streams: r.Streams.Load(), Steps: r.Steppers.Load(), Footers: r.Footers.Load(), Epochs: r.Epochs.Load(),
+			Streams: r.Streams.Load(), Files: r.Files.Load(), Steps: r.Steppers.Load(), Footers: r.Footers.Load(), Epochs: r.Epochs.Load(),
 		},
 		Waits: &api.ReadWaits{
 			UFSSeconds: w.UFS.Seconds(), PeerSeconds: w.Peer.Seconds(), DiskSeconds: w.Disk.Seconds(),
@@ -44,11 +45,14 @@ func (w *Worker) aheadMetrics(s *metrics.Samples) {
 	s.Counter("stoker_read_ahead_bytes_total", "Bytes that came before they were asked for.", c.Ahead.Bytes)
 	s.Counter("stoker_read_ahead_used_bytes_total", "Of those, what was read since.", c.Ahead.UsedBytes)
 	s.Counter("stoker_read_ahead_wasted_bytes_total", "Of those, what went, or was left by the last view of its dataset, unread.", c.Ahead.WastedBytes)
-	const patterns, help = "stoker_read_patterns_total", "Readers whose pattern was seen and read ahead of: in order (stream), at equal distances (steps), the end of a container (footer), an epoch of a job whose sampler is known (epoch)."
+	const patterns, help = "stoker_read_patterns_total", "Readers whose pattern was seen and read ahead of: in order (stream), files that came ahead of one who reads one after the other as listed (file), at equal distances (steps), the end of a container (footer), an epoch of a job whose sampler is known (epoch)."
 	s.Counter(patterns, help, c.Ahead.Streams, "pattern", "stream")
+	s.Counter(patterns, help, c.Ahead.Files, "pattern", "file")
 	s.Counter(patterns, help, c.Ahead.Steps, "pattern", "steps")
 	s.Counter(patterns, help, c.Ahead.Footers, "pattern", "footer")
 	s.Counter(patterns, help, c.Ahead.Epochs, "pattern", "epoch")
+	s.Counter("stoker_random_reads_total", "Reads in no order of a large object that brought in no more than they asked for.", c.RandomReads)
+	s.Counter("stoker_random_spared_bytes_total", "What the windows of 4 MiB of these reads have besides.", c.SparedBytes)
 	const waits, waitHelp = "stoker_read_wait_seconds_total", "How long readers waited for bytes that were not here, added up: for the under file system (ufs), another worker (peer), the disk, memory or a turn (queue), what a load was bringing (load)."
 	for _, x := range []struct {
 		cause   string
