@@ -197,7 +197,7 @@ func (u *workerUnit) setenv(name, value string) {
 }
 
 // outlive ends the worker beneath some views in one way, which systemd answers
-// with the next life. It returns the longest wait for one file.
+// with the next life. It returns the longest wait for one read.
 func (u *workerUnit) outlive(views map[string]*rereader, end func()) (pause time.Duration) {
 	u.t.Helper()
 	for _, r := range views {
