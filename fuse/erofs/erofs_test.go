@@ -546,6 +546,36 @@ func TestLargeFoldersAndFiles(t *testing.T) {
 	}
 }
 
+// An image has as many devices as there can be shards, and each byte is in the right
+// one. Most of them are one file here: it is what the kernel opens that counts.
+func TestMostDevices(t *testing.T) {
+	l, base := many{n: 65_534, bytes: 8192}, t.TempDir()
+	other, apart := numbered(t, base, 0), map[int]*os.File{}
+	for _, n := range []int{1, 2, 255, 256, 4711, 32_767, 32_768, 65_532, 65_533} {
+		apart[n] = numbered(t, base, n)
+	}
+	began := time.Now()
+	dir := l.mount(t, func(n int) *os.File {
+		if f := apart[n]; f != nil {
+			return f
+		}
+		return other
+	})
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("mounted in %v", took)
+	}
+	apart[0], apart[3000] = other, other
+	for n, f := range apart {
+		want := make([]byte, l.bytes)
+		if f != other {
+			binary.LittleEndian.PutUint64(want, uint64(n))
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("f%08d", n+1))); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("shard %d: %d bytes, of shard %d, %v", n, len(got), binary.LittleEndian.Uint64(got), err)
+		}
+	}
+}
+
 // mount mounts the listing's image with those files as shards.
 func (l many) mount(t *testing.T, shard func(n int) *os.File) (dir string) {
 	base := t.TempDir()
