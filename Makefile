@@ -5,6 +5,8 @@ PKGS  := ./...
 export PATH := $(CURDIR)/bin:$(shell $(GO) env GOPATH)/bin:$(PATH)
 # Versions come from the commit; a tree without git builds too.
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# Tests that assert less under the race detector, which changes memory and takes time.
+NORACE := Alloc|ThatNobodyWaitsFor|TestMemoryIsBounded|TestDeltaInTightSpace
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .PHONY: help need build dev test test-long lint demo demo-slurm bench bench-scale spank clean
@@ -22,8 +24,9 @@ dev: ## bin/stoker-dev alone (embeds a Temporal server: minutes the first time)
 	@[ -x bin/stoker-dev ] || echo 'building bin/stoker-dev: it embeds a Temporal server and an S3 server; the first build takes 3 to 6 minutes on 2 cores'
 	cd cmd/stoker-dev && $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o ../../bin/stoker-dev .
 
-test: need build ## every test, race detector on, real Redis, S3, FUSE and Temporal
+test: need build ## every test, real Redis, S3, FUSE and Temporal; race detector on but for whole clusters (internal/e2e)
 	$(GO) test -race -timeout 40m $(filter-out %/e2e %/e2e/slurm,$(shell $(GO) list $(PKGS)))
+	$(GO) test -run '$(NORACE)' ./cache ./fuse ./fuse/tree ./internal/worker
 	cd cmd/stoker-dev && $(GO) test ./...
 	$(GO) test -p 1 -timeout 90m ./internal/e2e ./internal/e2e/slurm
 
