@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,8 +45,8 @@ func BenchmarkReadAhead(b *testing.B) {
 				for i := 0; b.Loop(); i++ {
 					seed := rand.Uint64()
 					for _, side := range [][]int{{0, 1}, {1, 0}}[i%2] {
-						t, n := sides[side].cold(b, "tree", func(view string) error { return readRandom(view, seed, w.size, w.reads, files, large) })
-						took[side], sent[side] = append(took[side], t), append(sent[side], n)
+						s := sides[side].cold(b, "tree", func(view string) error { return readRandom(view, seed, w.size, w.reads, files, large) })
+						took[side], sent[side] = append(took[side], s.seconds), append(sent[side], s.bytes)
 					}
 					times, bytes = append(times, took[1][i]/took[0][i]), append(bytes, sent[1][i]/sent[0][i])
 				}
@@ -65,13 +66,13 @@ func BenchmarkReadAhead(b *testing.B) {
 
 // BenchmarkColdRandom reads 4 KiB and 128 KiB at 400 random places of a file of 1 GiB that is
 // not here, and rows of it through maps (random: that say so with madvise), by one reader, from
-// views of each kind. It reports the median of a read in microseconds, and what the
-// store sent for each byte.
+// views of each kind and, turn and turn about, with a lean client that asks for just these bytes. It
+// reports the median of a read in microseconds, and what the store sent for each byte.
 func BenchmarkColdRandom(b *testing.B) {
 	const large = 1 << 30
 	c := up(b, 1, "256MiB", func(root string) { makeEqualFiles(b, root, 0, 0, 1, large) })
 	c.must("dataset", "add", "data", "s3://data", "--endpoint", c.getenv("STOKER_S3_ENDPOINT"), "--path-style")
-	l := c.loner("", "64MiB")
+	client, l := newLean(b, c), c.loner("", "64MiB")
 	for _, kind := range viewKinds(b) {
 		for _, w := range []struct {
 			name string
@@ -79,29 +80,62 @@ func BenchmarkColdRandom(b *testing.B) {
 			read func(path string, offsets []int64, size int) ([]time.Duration, error)
 		}{{"4KiB", 4 << 10, readsAt}, {"128KiB", 128 << 10, readsAt}, {"mapped", 4 << 10, mappedReads}, {"mapped-plainly", 4 << 10, plainlyMappedReads}} {
 			b.Run(kind+"/"+w.name, func(b *testing.B) {
-				var took, sent []float64
-				for b.Loop() {
+				var took [2][]float64
+				var sent, gets []float64
+				for i := 0; b.Loop(); i++ {
 					offsets := make([]int64, 400)
 					for k := range offsets {
 						offsets[k] = rand.Int64N(large/int64(w.size)) * int64(w.size)
 					}
-					_, n := l.cold(b, kind, func(view string) error {
-						all, err := w.read(filepath.Join(view, "shards", "0.tar"), offsets, w.size)
-						if err == nil {
-							slices.Sort(all)
-							took = append(took, float64(all[len(all)/2].Nanoseconds())/1e3)
+					for _, side := range [][]int{{0, 1}, {1, 0}}[i%2] {
+						var all []time.Duration
+						var err error
+						if side == 0 {
+							all, err = client.readsAt(b.Context(), offsets, w.size)
+						} else {
+							spent := l.cold(b, kind, func(view string) error {
+								all, err = w.read(filepath.Join(view, "shards", "0.tar"), offsets, w.size)
+								return err
+							})
+							sent, gets = append(sent, spent.bytes/float64(len(offsets)*w.size)), append(gets, spent.requests/float64(len(offsets)))
 						}
-						return err
-					})
-					sent = append(sent, n/float64(len(offsets)*w.size))
+						if err != nil {
+							b.Fatal(err)
+						}
+						slices.Sort(all)
+						took[side] = append(took[side], float64(all[len(all)/2].Nanoseconds())/1e3)
+					}
 				}
 				b.ReportMetric(0, "ns/op")
-				b.ReportMetric(median(took), "p50-us")
+				b.ReportMetric(median(took[0]), "lean-p50-us")
+				b.ReportMetric(median(took[1]), "view-p50-us")
+				b.ReportMetric(median(took[1])/median(took[0]), "p50-view/lean")
 				b.ReportMetric(median(sent), "UFS-bytes/byte")
+				b.ReportMetric(median(gets), "GETs/read")
 			})
 		}
 	}
 	l.stop()
+}
+
+// readsAt reads size bytes of the first object at each offset, by a request each.
+func (l *lean) readsAt(ctx context.Context, offsets []int64, size int) (all []time.Duration, err error) {
+	buf := make([]byte, size)
+	for _, off := range offsets {
+		began := time.Now()
+		r, err := l.fs.Open(ctx, l.pieces[0].key, l.pieces[0].version, off, int64(size))
+		if err != nil {
+			return nil, err
+		}
+		if _, err := io.ReadFull(r, buf); err != nil {
+			return nil, err
+		}
+		if err := r.Close(); err != nil {
+			return nil, err
+		}
+		all = append(all, time.Since(began))
+	}
+	return all, nil
 }
 
 // loner is a worker that knows of no other.
@@ -152,9 +186,11 @@ func (l *loner) ask(method, path string, in, out any) error {
 	return err
 }
 
-// cold mounts the dataset, of which nothing is here, and measures what read takes in
-// seconds, and in bytes from the store.
-func (l *loner) cold(b *testing.B, kind string, read func(view string) error) (seconds, sent float64) {
+// spent is what something took of time and of the store.
+type spent struct{ seconds, bytes, requests float64 }
+
+// cold mounts the dataset, of which nothing is here, and measures what read takes.
+func (l *loner) cold(b *testing.B, kind string, read func(view string) error) (s spent) {
 	view := b.TempDir()
 	l.must("mount", "data", view, "--view", kind)
 	var before, after api.WorkerStatus
@@ -165,7 +201,7 @@ func (l *loner) cold(b *testing.B, kind string, read func(view string) error) (s
 	if err := read(view); err != nil {
 		b.Fatal(err)
 	}
-	seconds = time.Since(began).Seconds()
+	s.seconds = time.Since(began).Seconds()
 	l.c.eventually("what was begun has come", func() bool {
 		page, err := metricsAt(l.socket)
 		return err == nil && strings.Contains(page, "\nstoker_flights_running 0\n")
@@ -177,7 +213,8 @@ func (l *loner) cold(b *testing.B, kind string, read func(view string) error) (s
 	if err := l.ask("POST", "/v1/evict", api.EvictRequest{Manifest: after.Manifests[0].Manifest, Force: true}, nil); err != nil {
 		b.Fatal(err)
 	}
-	return seconds, float64(after.Reads.UFSBytes - before.Reads.UFSBytes)
+	s.bytes, s.requests = float64(after.Reads.UFSBytes-before.Reads.UFSBytes), float64(after.Reads.UFSRequests-before.Reads.UFSRequests)
+	return s
 }
 
 // readRandom reads at random places of the large file, or some of the small files

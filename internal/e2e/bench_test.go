@@ -11,27 +11,21 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"stoker.dev/internal/api"
 )
 
-// BenchmarkViews reads the same files from the local disk and from views of
-// them, of each kind, turn and turn about in one process: hot (in the page cache) and with
-// the page cache of those files dropped, large files sequentially, small and tiny
-// ones in random order by 8 readers. It reports medians: MB/s of both, their
-// ratio, CPU seconds per GB of reader and worker together, READs that came to the
-// worker for each file, how much the page cache grew for each byte read, and the
-// most anonymous memory that the worker had.
+// BenchmarkViews reads a preloaded dataset through views of each kind and, turn
+// and turn about, the same files from the local disk: hot, and with
+// the page cache of those files dropped; 8 large files of 256 MiB sequentially, 20,000 small
+// ones of 100 KiB and 100,000 tiny ones of 4 KiB in random order by 8 readers. See pair.report.
 func BenchmarkViews(b *testing.B) {
-	const small, smallBytes, large, largeBytes, tiny, tinyBytes = 5000, 100 << 10, 4, 256 << 20, 20_000, 4 << 10
-	c := up(b, 1, "4GiB", func(root string) {
-		makeEqualFiles(b, root, small, smallBytes, large, largeBytes)
-		makeEqualFiles(b, filepath.Join(root, "tiny"), tiny, tinyBytes, 0, 0)
+	c := up(b, 1, "8GiB", func(root string) {
+		makeEqualFiles(b, root, some(20_000), 100<<10, some(8), 256<<20)
+		makeEqualFiles(b, filepath.Join(root, "tiny"), some(100_000), 4<<10, 0, 0)
 	})
 	c.add()
 	c.must("preload", "data", "--wait")
@@ -39,6 +33,14 @@ func BenchmarkViews(b *testing.B) {
 	for _, kind := range viewKinds(b) {
 		b.Run(kind, func(b *testing.B) { benchmarkView(b, c, kind, disk) })
 	}
+}
+
+// some is how many files a benchmark has of so many: with -short few, to try it.
+func some(files int) int {
+	if testing.Short() {
+		return max(files/20, 1)
+	}
+	return files
 }
 
 func benchmarkView(b *testing.B, c *cluster, kind, disk string) {
@@ -55,23 +57,31 @@ func benchmarkView(b *testing.B, c *cluster, kind, disk string) {
 		{"tiny/hot", "tiny", 8, true}, {"tiny/dropped", "tiny", 8, false},
 	} {
 		b.Run(w.name, func(b *testing.B) {
-			p := &pair{c: c, readers: w.readers, hot: w.hot}
 			files := walk(b, filepath.Join(disk, w.dir))
-			readAll(b, filepath.Join(disk, w.dir), files, w.readers) // both sides are warm from here on
+			p := &pair{c: c, other: "disk"}
+			p.files, p.bytes = len(files), readAll(b, filepath.Join(disk, w.dir), files, w.readers) // both sides are warm from here on
 			readAll(b, filepath.Join(view, w.dir), files, w.readers)
 			for i := 0; b.Loop(); i++ {
-				sides := []string{disk, view}
-				if i%2 == 1 {
-					slices.Reverse(sides)
-				}
-				for _, root := range sides {
-					p.run(b, root == view, filepath.Join(root, w.dir), files)
+				for _, side := range [][]int{{0, 1}, {1, 0}}[i%2] {
+					root := filepath.Join([]string{disk, view}[side], w.dir)
+					if !w.hot {
+						dropPages(b, root, files)
+						dropPages(b, c.shards(), walk(b, c.shards()))
+					}
+					p.timed(side, func() {
+						if n := readAll(b, root, files, w.readers); n != p.bytes {
+							b.Errorf("read %d bytes, want %d", n, p.bytes)
+						}
+					})
 				}
 			}
 			p.report(b)
 		})
 	}
 }
+
+// shards is where the first worker has its shards.
+func (c *cluster) shards() string { return filepath.Join(c.dir, "worker-1", "cache", "shards") }
 
 // makeEqualFiles writes files of two sizes.
 func makeEqualFiles(b *testing.B, root string, small, smallBytes, large, largeBytes int) {
@@ -118,69 +128,6 @@ func walk(b *testing.B, root string) (files []string) {
 	return files
 }
 
-// pair collects what both sides cost.
-type pair struct {
-	c       *cluster
-	readers int
-	hot     bool
-
-	rate, cpu [2][]float64 // MB/s and CPU s/GB: of the disk, of the view
-	reads     []float64    // READs for each file
-	grown     []float64    // bytes of the page cache for each byte read through the view
-	rss       float64      // MiB of the worker's RssAnon, the most that was seen
-}
-
-func (p *pair) run(b *testing.B, view bool, root string, files []string) {
-	if !p.hot {
-		dropPages(b, root, files)
-		dropPages(b, filepath.Join(p.c.dir, "worker-1", "cache", "shards"), walk(b, filepath.Join(p.c.dir, "worker-1", "cache", "shards")))
-	}
-	cached := kib(b, "/proc/meminfo", "Cached")
-	before, cpu, began := p.c.readsOfWorker().FUSEReads, p.cpuSeconds(view), time.Now()
-	n := readAll(b, root, files, p.readers)
-	took := time.Since(began).Seconds()
-	side := 0
-	if view {
-		side = 1
-		p.grown = append(p.grown, float64(kib(b, "/proc/meminfo", "Cached")-cached)*1024/float64(n))
-		p.rss = max(p.rss, float64(kib(b, "/proc/"+p.c.workerPID()+"/status", "RssAnon"))/1024)
-		p.reads = append(p.reads, float64(p.c.readsOfWorker().FUSEReads-before)/float64(len(files)))
-	}
-	p.rate[side] = append(p.rate[side], float64(n)/1e6/took)
-	p.cpu[side] = append(p.cpu[side], (p.cpuSeconds(view)-cpu)/(float64(n)/1e9))
-}
-
-func (p *pair) report(b *testing.B) {
-	b.ReportMetric(0, "ns/op") // a loop is a pair: its time says nothing
-	b.ReportMetric(median(p.rate[0]), "disk-MB/s")
-	b.ReportMetric(median(p.rate[1]), "view-MB/s")
-	b.ReportMetric(median(p.rate[1])/median(p.rate[0]), "view/disk")
-	b.ReportMetric(median(p.cpu[0]), "disk-cpu-s/GB")
-	b.ReportMetric(median(p.cpu[1]), "view-cpu-s/GB")
-	b.ReportMetric(median(p.reads), "READs/file")
-	b.ReportMetric(median(p.grown), "page-cache-bytes/byte")
-	b.ReportMetric(p.rss, "RssAnon-MiB")
-}
-
-// kib is a line of a file of the kernel, in KiB.
-func kib(b *testing.B, file, name string) int64 {
-	body, err := os.ReadFile(file)
-	if err != nil {
-		b.Fatal(err)
-	}
-	for line := range strings.Lines(string(body)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == name+":" {
-			n, err := strconv.ParseInt(f[1], 10, 64)
-			if err != nil {
-				b.Fatal(err)
-			}
-			return n
-		}
-	}
-	b.Fatalf("%s has no %s", file, name)
-	return 0
-}
-
 // workerPID is that of the first worker.
 func (c *cluster) workerPID() string {
 	pid, err := os.ReadFile(filepath.Join(c.dir, "worker-1", "worker.pid"))
@@ -207,31 +154,6 @@ func (c *cluster) readsOfWorker() api.ReadCounters {
 		c.t.Fatalf("worker's status: %v", err)
 	}
 	return st.Reads
-}
-
-// cpuSeconds is what this process and, for the view, the worker have used.
-func (p *pair) cpuSeconds(view bool) float64 {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		p.c.t.Fatal(err)
-	}
-	sum := float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
-	if !view {
-		return sum
-	}
-	stat, err := os.ReadFile("/proc/" + p.c.workerPID() + "/stat")
-	if err != nil {
-		p.c.t.Fatal(err)
-	}
-	f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+2:]))
-	for _, ticks := range f[11:13] { // utime, stime (proc(5))
-		n, err := strconv.ParseFloat(ticks, 64)
-		if err != nil {
-			p.c.t.Fatal(err)
-		}
-		sum += n / 100
-	}
-	return sum
 }
 
 // dropPages takes files out of the page cache.

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"testing"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -42,14 +41,14 @@ func BenchmarkPreload(b *testing.B) {
 			c := up(b, 1, "4GiB", func(root string) { makeEqualFiles(b, root, w.small, w.smallBytes, w.large, w.each) })
 			c.must("dataset", "add", "data", "s3://data", "--endpoint", c.getenv("STOKER_S3_ENDPOINT"), "--path-style")
 			l := newLean(b, c)
-			p := &pair{c: c}
+			p := &pair{c: c, files: w.small + w.large, bytes: l.bytes}
 			var whole, load []float64
 			for i := 0; b.Loop(); i++ {
 				sides := []func() float64{
-					func() float64 { defer l.remove(b); return p.timed(0, l.bytes, func() { l.fetch(b) }) },
+					func() float64 { defer l.remove(b); return p.timed(0, func() { l.fetch(b) }) },
 					func() float64 {
 						c.must("evict", "data")
-						return p.timed(1, l.bytes, func() {
+						return p.timed(1, func() {
 							cert := c.certificate(c.must("preload", "data", "--wait", "-o", "json"))
 							if cert.UFSBytes != l.bytes {
 								b.Errorf("%d bytes from the UFS, want %d", cert.UFSBytes, l.bytes)
@@ -75,23 +74,9 @@ func BenchmarkPreload(b *testing.B) {
 			b.ReportMetric(median(whole), "preload/lean")
 			b.ReportMetric(median(load), "load/lean")
 			b.ReportMetric(median(p.cpu[0]), "lean-cpu-s/GB")
-			b.ReportMetric(median(p.cpu[1]), "worker-cpu-s/GB")
+			b.ReportMetric(median(p.worker), "worker-cpu-s/GB")
 		})
 	}
-}
-
-// timed runs one side and notes its rate and the CPU of its process.
-func (p *pair) timed(side int, bytes int64, run func()) (seconds float64) {
-	own, both, began := p.cpuSeconds(false), p.cpuSeconds(true), time.Now()
-	run()
-	seconds = time.Since(began).Seconds()
-	cpu := p.cpuSeconds(false) - own
-	if side == 1 {
-		cpu = p.cpuSeconds(true) - both - cpu // the worker's alone: the CLI is a process of its own
-	}
-	p.rate[side] = append(p.rate[side], float64(bytes)/1e6/seconds)
-	p.cpu[side] = append(p.cpu[side], cpu/(float64(bytes)/1e9))
-	return seconds
 }
 
 // lean fetches a bucket as fast as a simple client can.

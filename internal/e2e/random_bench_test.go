@@ -35,8 +35,8 @@ func BenchmarkRandom(b *testing.B) {
 		}{{"4KiB", 4 << 10, readsAt}, {"128KiB", 128 << 10, readsAt}, {"mapped", 4 << 10, mappedReads}} {
 			for _, hot := range []bool{true, false} {
 				b.Run(fmt.Sprintf("%s/%s/%s", kind, w.name, map[bool]string{true: "hot", false: "dropped"}[hot]), func(b *testing.B) {
-					p := &pair{c: c}
-					var took [2][]float64
+					var took, cpu [2][]float64
+					var reads []float64
 					for i := 0; b.Loop(); i++ {
 						offsets := make([]int64, 2000)
 						for k := range offsets {
@@ -45,17 +45,19 @@ func BenchmarkRandom(b *testing.B) {
 						for _, side := range [][]int{{0, 1}, {1, 0}}[i%2] {
 							path := filepath.Join([]string{disk, view}[side], name)
 							if dropPages(b, filepath.Dir(path), []string{filepath.Base(path)}); !hot {
-								shards := filepath.Join(c.dir, "worker-1", "cache", "shards")
-								dropPages(b, shards, walk(b, shards))
+								dropPages(b, c.shards(), walk(b, c.shards()))
 							} else if _, err := w.read(path, offsets, w.size); err != nil {
 								b.Fatal(err)
 							}
-							before := p.cpuSeconds(side == 1)
+							requests, before := c.readsOfWorker().FUSEReads, c.cpuOf(side)
 							all, err := w.read(path, offsets, w.size)
 							if err != nil {
 								b.Fatal(err)
 							}
-							p.cpu[side] = append(p.cpu[side], (p.cpuSeconds(side == 1)-before)*1e6/float64(len(all)))
+							cpu[side] = append(cpu[side], (c.cpuOf(side)-before)*1e6/float64(len(all)))
+							if side == 1 {
+								reads = append(reads, float64(c.readsOfWorker().FUSEReads-requests)/float64(len(all)))
+							}
 							slices.Sort(all)
 							took[side] = append(took[side], float64(all[len(all)/2].Nanoseconds())/1e3)
 						}
@@ -63,9 +65,10 @@ func BenchmarkRandom(b *testing.B) {
 					b.ReportMetric(0, "ns/op")
 					b.ReportMetric(median(took[0]), "disk-p50-us")
 					b.ReportMetric(median(took[1]), "view-p50-us")
-					b.ReportMetric(median(took[1])/median(took[0]), "view/disk")
-					b.ReportMetric(median(p.cpu[0]), "disk-cpu-us")
-					b.ReportMetric(median(p.cpu[1]), "view-cpu-us")
+					b.ReportMetric(median(took[1])/median(took[0]), "p50-view/disk")
+					b.ReportMetric(median(cpu[0]), "disk-cpu-us")
+					b.ReportMetric(median(cpu[1]), "view-cpu-us")
+					b.ReportMetric(median(reads), "READs/read")
 				})
 			}
 		}
@@ -159,24 +162,24 @@ func BenchmarkNames(b *testing.B) {
 	c.must("dataset", "add", "names", "file://"+disk)
 	for _, kind := range viewKinds(b) {
 		b.Run(kind, func(b *testing.B) {
-			p := &pair{c: c}
 			var rate [2][2][]float64 // of the first and the second walk
 			var cpu [2][2][]float64
-			for b.Loop() {
+			for i := 0; b.Loop(); i++ {
 				view := b.TempDir()
 				c.must("mount", "names", view, "--view", kind)
 				if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0); err != nil {
 					b.Fatal(err)
 				}
-				for side, root := range []string{disk, view} {
+				for _, side := range [][]int{{0, 1}, {1, 0}}[i%2] {
+					root := []string{disk, view}[side]
 					for round := range 2 {
-						before, began := p.cpuSeconds(side == 1), time.Now()
+						before, began := c.cpuOf(side), time.Now()
 						n := lstatAll(b, root)
 						if n < names/1000*1000 {
 							b.Fatalf("%d names in %s, want %d", n, root, names)
 						}
 						rate[round][side] = append(rate[round][side], float64(n)/time.Since(began).Seconds())
-						cpu[round][side] = append(cpu[round][side], (p.cpuSeconds(side == 1)-before)*1e6/float64(n))
+						cpu[round][side] = append(cpu[round][side], (c.cpuOf(side)-before)*1e6/float64(n))
 					}
 				}
 				c.must("umount", view)

@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"stoker.dev/internal/testenv"
 	"stoker.dev/planner/order"
 )
 
@@ -229,11 +228,7 @@ func BenchmarkSampledEpoch(b *testing.B) {
 	var names []string
 	c := up(b, 1, "2GiB", func(root string) { names = makeClasses(b, root, files, size) })
 	c.add()
-	c.proxy.Inject(func(testenv.Get, int) testenv.Fault {
-		late := make(chan struct{})
-		time.AfterFunc(20*time.Millisecond, func() { close(late) })
-		return testenv.Fault{Late: late}
-	})
+	c.far(20 * time.Millisecond)
 	sampler := order.Sampler{World: 1}
 	list := sampler.Permutation(files, 0)
 	var rate [2][]float64

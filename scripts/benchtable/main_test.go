@@ -12,7 +12,7 @@ import (
 
 const output = `goos: linux
 BenchmarkViews/kernel/small/hot-2   	5	 0 ns/op	 0.4 view/disk	 7800 view-MB/s	 0 READs/file
-BenchmarkRandom/kernel/4KiB/hot-2 	 3	 0 ns/op	 1.63 view-p50-us	 1.07 view/disk
+BenchmarkRandom/kernel/4KiB/hot-2 	 3	 0 ns/op	 1.63 view-p50-us	 1.07 p50-view/disk
 BenchmarkLookup-2 	 100	 656.0 ns/op	 0 B/op	 0 allocs/op
 PASS
 ok  	stoker.dev/internal/e2e	200.1s
@@ -33,7 +33,7 @@ func TestTable(t *testing.T) {
 	}
 	body, err := os.ReadFile(csvFile)
 	want := "benchmark,metric,value\nViews/kernel/small/hot,view/disk,0.4\nViews/kernel/small/hot,view-MB/s,7800\nViews/kernel/small/hot,READs/file,0\n" +
-		"Random/kernel/4KiB/hot,view-p50-us,1.63\nRandom/kernel/4KiB/hot,view/disk,1.07\nLookup,ns/op,656\nLookup,B/op,0\nLookup,allocs/op,0\n"
+		"Random/kernel/4KiB/hot,view-p50-us,1.63\nRandom/kernel/4KiB/hot,p50-view/disk,1.07\nLookup,ns/op,656\nLookup,B/op,0\nLookup,allocs/op,0\n"
 	if err != nil || string(body) != want {
 		t.Errorf("the CSV is %q, %v", body, err)
 	}
