@@ -20,7 +20,7 @@ func (s *Set) note(n uint32, m manifest.Member, from, to int, waited bool) {
 		return
 	}
 	r := prefetch.Read{At: prefetch.Pos{Shard: n, Block: from}, After: s.behind(n, to), Blocks: to - from,
-		Object: uint32(m.Row), Left: manifest.BlocksOf(s.man.Entry(m.Row).Bytes) - at - to, Waited: waited}
+		Object: uint32(m.Row), Left: manifest.BlocksOf(s.man.Entry(m.Row).Bytes) - at - to, First: at+from == 0, Waited: waited}
 	if ahead := s.tracker.Note(r); ahead > 0 && !s.steps.Follows(r.Object) {
 		s.bringAhead(r.After, ahead)
 	}

@@ -151,25 +151,6 @@ func (f farFS) Open(ctx context.Context, key string, v ufs.Version, off, n int64
 	return f.FS.Open(ctx, key, v, off, n)
 }
 
-// BenchmarkColdStream reads a file that is not here front to back, from a store
-// 20 ms away.
-func BenchmarkColdStream(b *testing.B) {
-	for range b.N {
-		c := newCluster(b, 1, 1<<30)
-		body := c.put("a", 256<<20, 1)
-		c.openUFS = func() ufs.FS { return farFS{c.ufs, 20 * time.Millisecond} }
-		s := c.nodes[0].open(b, c.freeze())
-		row, got := rowOf(b, s, "a"), make([]byte, 1<<20)
-		began := time.Now()
-		for off := 0; off < len(body); off += len(got) {
-			if _, err := s.ReadAt(b.Context(), row, got, int64(off)); err != nil {
-				b.Fatal(err)
-			}
-		}
-		b.ReportMetric(float64(len(body))/1e6/time.Since(began).Seconds(), "MB/s")
-	}
-}
-
 // The setting bounds what comes ahead of a reader; without any, nothing does.
 func TestReadAheadIsBounded(t *testing.T) {
 	for most, lead := range map[int64]int64{-1: 0, 8 << 20: 8 << 20} {

@@ -27,6 +27,7 @@ type Read struct {
 	Blocks    int    // between them; 0 if the block was not read to its end
 	Object    uint32 // any number that tells objects apart
 	Left      int    // blocks of the object behind After
+	First     bool   // At is the object's first
 	Waited    bool   // for bytes that were not here
 }
 
@@ -37,7 +38,8 @@ const (
 
 	streams   = 64           // remembered; the one that was not read for the longest time goes first
 	slack     = 16           // blocks by which reads of one stream may pass each other
-	largeSpan = 3 * 16       // in order before a reader of large objects is followed: three windows of demand
+	largeSpan = 3 * 16       // in order before a reader of large objects is followed: three windows of demand,
+	wholeSpan = 2 * 16       // and two if it began at its object's first byte
 	smallRuns = 3            // objects in a row before what follows them is read ahead
 	young     = 32           // reads of others after which a stream that is not followed is forgotten
 	idle      = 64 * streams // and one that is
@@ -59,6 +61,7 @@ type Tracker struct {
 type stream struct {
 	next    Pos // where it goes on
 	object  uint32
+	whole   bool   // it began with its object
 	crossed int    // objects that it went on to
 	span    int    // blocks that it went over, lately
 	seen    int    // of those, the ones that were read
@@ -141,7 +144,7 @@ func (t *Tracker) over(s *stream) bool {
 }
 
 func (t *Tracker) begin(r Read) {
-	s := stream{next: r.After, object: r.Object, span: r.Blocks, seen: r.Blocks, last: t.reads}
+	s := stream{next: r.After, object: r.Object, whole: r.First, span: r.Blocks, seen: r.Blocks, last: t.reads}
 	if len(t.streams) < streams {
 		t.streams = append(t.streams, s)
 		return
@@ -166,7 +169,7 @@ func (s *stream) advance(r Read) {
 	}
 	if r.Object != s.object {
 		s.crossed++
-		s.object = r.Object
+		s.object, s.whole = r.Object, false
 	}
 	s.next = r.After
 	s.span += gap + r.Blocks
@@ -179,7 +182,7 @@ func (s *stream) advance(r Read) {
 
 // inOrder reports whether enough was read, and nearly all of what lay between.
 func (s *stream) inOrder() bool {
-	enough := s.crossed >= smallRuns || s.span >= largeSpan
+	enough := s.crossed >= smallRuns || s.span >= largeSpan || s.whole && s.span >= wholeSpan
 	return enough && s.seen*4 >= s.span*3
 }
 

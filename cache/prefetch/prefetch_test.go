@@ -18,7 +18,7 @@ func (l line) pos(object, block int) Pos {
 
 // read is one of n blocks of an object.
 func (l line) read(object, block, n int, waited bool) Read {
-	return Read{At: l.pos(object, block), After: l.pos(object, block+n), Blocks: n, Object: uint32(object), Left: l.blocks - block - n, Waited: waited}
+	return Read{At: l.pos(object, block), After: l.pos(object, block+n), Blocks: n, Object: uint32(object), Left: l.blocks - block - n, First: block == 0, Waited: waited}
 }
 
 // here is what a reader's tracker brought in, all of it at once, in order.
@@ -73,17 +73,21 @@ func TestReaderWhoCatchesUp(t *testing.T) {
 }
 
 // A file that is read front to back is brought in ahead of its reader, across
-// shards, and not beyond its end.
+// shards, and not beyond its end: from its second window on, and if the reader did not begin
+// with it from the third.
 func TestLargeFile(t *testing.T) {
-	h := of(line{objects: 3, blocks: 1000, perShard: 1})
-	for b := range 1000 {
-		h.want(1, b)
-	}
-	if h.misses > 3 {
-		t.Errorf("%d waits", h.misses)
-	}
-	if len(h.in) != 1000 {
-		t.Errorf("%d blocks for a file of 1000", len(h.in))
+	const blocks = 1000
+	for from, waits := range map[int]int{0: 2, 5 * FirstWindow: 3} {
+		h := of(line{objects: 3, blocks: blocks, perShard: 1})
+		for b := from; b < blocks; b++ {
+			h.want(1, b)
+		}
+		if h.misses != waits {
+			t.Errorf("from block %d: %d waits, want %d", from, h.misses, waits)
+		}
+		if len(h.in) != blocks-from {
+			t.Errorf("%d blocks for %d", len(h.in), blocks-from)
+		}
 	}
 }
 
