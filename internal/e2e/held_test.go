@@ -189,7 +189,15 @@ func (c *cluster) outlive(views map[string]*rereader) (pause, away time.Duration
 	c.kill("worker-1")
 	if r := views["resident"]; r != nil {
 		for range 5 { // while no worker lives
-			r.next()
+			select {
+			case <-r.step:
+			case <-r.failed:
+			case <-time.After(10 * time.Second):
+				c.t.Error("resident data is not read while no worker lives")
+			}
+			if c.t.Failed() {
+				break
+			}
 		}
 	}
 	c.dev("start", "worker-1", "--dir", c.dir)

@@ -222,6 +222,9 @@ func TestMetricsOfReads(t *testing.T) {
 	w.afterViews(t)
 	after := series(t, http.DefaultClient, w.address+"/metrics")
 	wantSeries(t, "unmounted", after, map[string]float64{`stoker_views`: 0, `stoker_leases`: 0, `stoker_fuse_reads_total`: reads})
+	if all := after["stoker_fuse_requests_total"]; all <= reads || all < over["stoker_fuse_requests_total"] {
+		t.Errorf("%v requests of any kind after the view has ended, %v before, %v READs", all, over["stoker_fuse_requests_total"], reads)
+	}
 	free, err := w.cache.FreeableBytes(t.Context())
 	if err != nil || free < objects*size {
 		t.Fatalf("%d freeable, %v", free, err)
