@@ -9,7 +9,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 NORACE := Alloc|ThatNobodyWaitsFor|TestMemoryIsBounded|TestDeltaInTightSpace
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: help need build dev test test-long lint demo demo-slurm bench bench-scale spank clean
+.PHONY: help need build dev race test test-long lint demo demo-slurm bench bench-scale spank clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -30,9 +30,16 @@ test: need build ## every test, real Redis, S3, FUSE and Temporal; race detector
 	cd cmd/stoker-dev && $(GO) test ./...
 	$(GO) test -p 1 -timeout 90m ./internal/e2e ./internal/e2e/slurm
 
-test-long: test ## the slow ones too, and those on Ceph
+test-long: test race ## the slow ones too, those on Ceph, and daemons with the race detector
 	STOKER_TEST_LONG=1 scripts/need
 	STOKER_TEST_LONG=1 $(GO) test -race -timeout 50m -count=1 $(PKGS)
+	STOKER_BIN=$(CURDIR)/bin-race $(GO) test -timeout 30m -count=1 -run '$(RACED)' ./internal/e2e
+
+# Daemons under load and killed; not those that measure time or memory.
+RACED := ^(TestReadsUnderRandomSettings|TestViewsAndDataSurviveAKilledWorker)$$
+race: dev ## bin-race/stoker, bin-race/stokerd: with the race detector, for STOKER_BIN
+	$(GO) build -race -trimpath -o bin-race/ ./cmd/stoker ./cmd/stokerd
+	ln -f bin/stoker-dev bin-race/
 
 lint: need ## gofmt, vet, staticcheck, workflowcheck, the import rules
 	@fmt=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$fmt" ] || { echo "gofmt: $$fmt"; exit 1; }
@@ -64,4 +71,4 @@ spank: ## bin/spank_stoker.so, Slurm's option --dataset (needs the headers of yo
 	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror $(CFLAGS) -fPIC -shared -o $(SPANK) deploy/slurm/spank/stoker.c
 
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin bin-race

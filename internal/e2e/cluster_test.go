@@ -32,14 +32,7 @@ type cluster struct {
 
 func binary(t testing.TB, name string) string {
 	t.Helper()
-	p, err := filepath.Abs(filepath.Join("..", "..", "bin", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(p); err != nil {
-		t.Fatalf("%v: run `make build` first", err)
-	}
-	return p
+	return testenv.Binary(t, name)
 }
 
 // up starts a cluster over a fresh S3 folder that fill has filled.
@@ -50,7 +43,9 @@ func up(t testing.TB, workers int, capacity string, fill func(root string), more
 		t.Fatal(err)
 	}
 	fill(filepath.Join(c.root, "data"))
+	races := testenv.Races(t)
 	t.Cleanup(func() {
+		defer races()
 		if t.Failed() {
 			c.logs()
 		}

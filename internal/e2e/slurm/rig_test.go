@@ -51,14 +51,7 @@ type process struct {
 
 func binary(t testing.TB, name string) string {
 	t.Helper()
-	p, err := filepath.Abs(filepath.Join("..", "..", "..", "bin", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(p); err != nil {
-		t.Fatalf("%v: run `make build` first", err)
-	}
-	return p
+	return testenv.Binary(t, name)
 }
 
 // newRig starts all of it. The data of every dataset comes through a proxy that
