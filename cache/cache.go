@@ -219,6 +219,7 @@ type Set struct {
 	tracker prefetch.Tracker
 	steps   prefetch.Steps
 	windows prefetch.Windows
+	heads   prefetch.Heads
 	obeying sync.Mutex // see obey
 
 	sums atomic.Pointer[[]shardSum] // see sumOf
@@ -237,6 +238,7 @@ type slot struct {
 	early  blockSet     // blocks that came ahead and that nobody has read
 	given  blockSet     // blocks that the kernel has whole; see delivered
 	beside blockSet     // blocks that came with one that was asked for and that nobody has read; see windowEnd
+	head   blockSet     // likewise, of the first window of files that were begun
 }
 
 type rootFS struct {
@@ -366,6 +368,7 @@ func (s *Set) release(n uint32) {
 	s.wasteLocked(n, sl)
 	sl.given.p.Store(nil)
 	sl.beside.p.Store(nil)
+	sl.head.p.Store(nil)
 	sl.mu.Unlock()
 }
 

@@ -93,6 +93,7 @@ func (s *Set) readBlock(ctx context.Context, row manifest.Row, e manifest.Entry,
 		switch {
 		case passed && copied > 0: // the disk has no space for it
 			s.passed(n)
+			s.readOn(n, block)
 			return copied, true, nil
 		case copied > 0: // on its way to the disk
 			s.gave(n, block, length, copied, e.Bytes)
@@ -143,14 +144,18 @@ func (s *Set) demand(ctx context.Context, n uint32, block, asked, skip int, p []
 	m := s.memberAt(n, block)
 	from, to := int(m.FirstBlock), int(m.FirstBlock)+manifest.BlocksOf(m.Bytes)
 	if to-from > demandWindow {
-		end := s.windowEnd(n, m, block, asked)
+		end, begins := s.windowEnd(n, m, block, asked)
 		s.note(n, m, block, end, true)
 		if m.ObjectOff+m.Bytes == s.man.Entry(m.Row).Bytes && block == to-1 && s.c.o.ReadAheadBytes >= footer*stoker.BlockBytes {
 			if began, _ := s.fillAhead(n, max(from, to-footer), to); began { // the one below joins it
 				s.count(func(r *Reads) { r.Footers.Add(1) })
 			}
 		}
-		return s.fillOne(ctx, n, block, end, why{prio: guard.Demand}, skip, p)
+		copied, passed, err = s.fillOne(ctx, n, block, end, why{prio: guard.Demand}, skip, p)
+		if begins && err == nil {
+			s.heads.Began(uint32(m.Row), asked)
+		}
+		return copied, passed, err
 	}
 	s.note(n, m, from, to, true)
 	copied, passed, err = s.fillOne(ctx, n, block, to, why{prio: guard.Demand}, skip, p)

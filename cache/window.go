@@ -13,31 +13,50 @@ const demandWindow = 4 << 20 / stoker.BlockBytes
 
 // windowEnd returns where what a miss of a large object brings in ends: the end of the
 // 4 MiB that it lies in, or, of what is read at random, the end of what was asked for; see
-// prefetch.Windows. Who begins a file gets the window, as does who reads what a load
-// brings in anyway.
-func (s *Set) windowEnd(n uint32, m manifest.Member, block, asked int) int {
+// prefetch.Windows. Who reads what a load brings in anyway gets the window. begins: somebody
+// begins the file, and gets as much of its window as prefetch.Heads says.
+func (s *Set) windowEnd(n uint32, m manifest.Member, block, asked int) (end int, begins bool) {
 	first, to := int(m.FirstBlock), int(m.FirstBlock)+manifest.BlocksOf(m.Bytes)
 	from := first + (block-first)/demandWindow*demandWindow
-	end := min(to, from+demandWindow)
-	if m.ObjectOff == 0 && block == first || end == block+1 && asked == 1 || len(s.c.loads.of(s.id)) > 0 {
-		return end
+	end = min(to, from+demandWindow)
+	if end == block+1 && asked == 1 || len(s.c.loads.of(s.id)) > 0 {
+		return end, false
 	}
 	miss, coming := s.missAt(n, m, block, from, end)
 	if coming > 0 {
-		return min(end, coming)
+		return min(end, coming), false
 	}
-	if !s.windows.Missed(miss) {
+	slot := &s.slots[n]
+	if m.ObjectOff == 0 && block == first {
+		end = min(end, first+max(asked, s.heads.Blocks()))
+		s.mark(n, &slot.head, first+asked, end)
+		return end, true
+	}
+	whole := s.windows.Missed(miss)
+	if !whole {
 		to = min(to, block+max(asked, miss.Run))
 		s.spared(m, to, end)
-		return to
+		end = to
 	}
-	if miss.Run == 0 {
-		beside := s.slots[n].beside.made(int(s.man.Shard(n).Blocks))
-		for b := block + asked; b < end; b++ {
-			beside.set(b)
-		}
+	switch {
+	case m.ObjectOff == 0 && from == first && miss.Run >= block-first: // on from the beginning
+		s.heads.Read(uint32(m.Row), block+1-first)
+		s.mark(n, &slot.head, block+asked, min(end, first+demandWindow))
+	case whole && miss.Run == 0:
+		s.mark(n, &slot.beside, block+asked, end)
 	}
-	return end
+	return end, false
+}
+
+// mark puts blocks [from, to) of shard n into a set.
+func (s *Set) mark(n uint32, in *blockSet, from, to int) {
+	if from >= to {
+		return
+	}
+	marks := in.made(int(s.man.Shard(n).Blocks))
+	for b := from; b < to; b++ {
+		marks.set(b)
+	}
 }
 
 // missAt tells what lies around a missing block in its window, and right before it, also
@@ -79,8 +98,13 @@ func (s *Set) comesLocked(n uint32, block int) int {
 }
 
 // readOn notes a read of a block. The first one of what a window has brought beside
-// what was asked for tells that the window was not in vain.
+// what was asked for tells that the window was not in vain; of a file that was begun each
+// one tells how far it is read.
 func (s *Set) readOn(n uint32, block int) {
+	if s.slots[n].head.take(block) {
+		m := s.memberAt(n, block)
+		s.heads.Read(uint32(m.Row), block+1-int(m.FirstBlock))
+	}
 	beside := &s.slots[n].beside
 	if !beside.take(block) {
 		return

@@ -297,11 +297,15 @@ func TestWindowsThroughAnOwner(t *testing.T) {
 func TestWindowsUnderALoadStay(t *testing.T) {
 	c := newCluster(t, 1, 1<<30)
 	c.put("a", 256<<20, 1)
+	c.put("b", 8<<20, 2)
 	id := c.freeze()
 	n := c.nodes[0]
 	n.cache.o.ReadAheadBytes = -1
 	s := n.open(t, id)
 	row := rowOf(t, s, "a")
+	for k := range uint32(begun) { // files that are only begun bring no more than that, else
+		s.heads.Began(1000+k, 1)
+	}
 	at := func(k int) int64 { return int64(k*7%60+2)*window + 3*stoker.BlockBytes }
 	for k := range 20 {
 		if _, err := s.ReadAt(t.Context(), row, make([]byte, 4<<10), at(k)); err != nil {
@@ -335,6 +339,12 @@ func TestWindowsUnderALoadStay(t *testing.T) {
 	}
 	if _, bytes := c.ufs.counted(); bytes-before != rest {
 		t.Errorf("%d bytes came, want the window's %d", bytes-before, rest)
+	}
+	if _, err := s.ReadAt(t.Context(), rowOf(t, s, "b"), make([]byte, 4<<10), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, bytes := c.ufs.counted(); bytes-before != rest+window {
+		t.Errorf("%d bytes came with the beginning of a file, want a window", bytes-before-rest)
 	}
 	close(hold)
 	waitFor(t, "the load has ended", func() bool { loads, _ := n.cache.Running(); return loads == 0 })

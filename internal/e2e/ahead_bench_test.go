@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -136,6 +137,52 @@ func (l *lean) readsAt(ctx context.Context, offsets []int64, size int) (all []ti
 		all = append(all, time.Since(began))
 	}
 	return all, nil
+}
+
+// BenchmarkColdHeaders reads the first 4 KiB, and 64 KiB by 4, of 400 files of 5 MiB that are not
+// here, one after the other as listed, from views of each kind. It reports the median of a
+// file in microseconds, and what the store sent for each file in KiB.
+func BenchmarkColdHeaders(b *testing.B) {
+	const files = 400
+	c := up(b, 1, "256MiB", func(root string) { makeEqualFiles(b, root, 0, 0, files, 5<<20) })
+	c.must("dataset", "add", "data", "s3://data", "--endpoint", c.getenv("STOKER_S3_ENDPOINT"), "--path-style")
+	l := c.loner("", "64MiB")
+	for _, kind := range viewKinds(b) {
+		for _, size := range []int64{4 << 10, 64 << 10} {
+			b.Run(kind+"/"+strconv.FormatInt(size>>10, 10)+"KiB", func(b *testing.B) {
+				var took, sent []float64
+				for b.Loop() {
+					s := l.cold(b, kind, func(view string) error {
+						paths, err := filepath.Glob(filepath.Join(view, "shards", "*"))
+						for _, path := range paths { // sorted, as the listing is
+							began := time.Now()
+							if err = errors.Join(err, readHead(path, size)); err != nil {
+								return err
+							}
+							took = append(took, float64(time.Since(began).Nanoseconds())/1e3)
+						}
+						return err
+					})
+					sent = append(sent, s.bytes/files/1024)
+				}
+				b.ReportMetric(0, "ns/op")
+				b.ReportMetric(median(took), "p50-us")
+				b.ReportMetric(median(sent), "UFS-KiB/file")
+			})
+		}
+	}
+	l.stop()
+}
+
+// readHead reads the first bytes of a file, 4 KiB at a time.
+func readHead(path string, size int64) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, io.LimitReader(struct{ io.Reader }{f}, size), make([]byte, 4<<10))
+	return err
 }
 
 // loner is a worker that knows of no other.
