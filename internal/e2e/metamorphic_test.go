@@ -23,6 +23,8 @@ type setting struct {
 	Warm     string // what is resident before: cold, half, whole
 	Replicas int
 	Layout   string
+	Evict    string      // of the dataset: auto, keep, lfu
+	Sampler  string      // that the views are told of; none of them is how the trace reads
 	Workers  [3][]string // options of each worker's new life; nil: it lives on
 	Views    []shown
 	Advice   int      // of the readers to the kernel: unix.FADV_NORMAL, _RANDOM (no read-ahead) or _SEQUENTIAL (twice as much)
@@ -39,6 +41,7 @@ type shown struct {
 func drawSetting(t testing.TB, r *rand.Rand) (s setting) {
 	one := func(of ...string) string { return of[r.IntN(len(of))] }
 	s.Warm, s.Replicas, s.Layout = one("cold", "half", "whole"), 1+r.IntN(3), one("spread", "spread", "local")
+	s.Evict, s.Sampler = one("auto", "keep", "lfu"), one("", "", "pytorch:seed=0,world=1", "pytorch:seed=7,world=8,drop_last")
 	s.Advice = []int{unix.FADV_NORMAL, unix.FADV_RANDOM, unix.FADV_SEQUENTIAL}[r.IntN(3)]
 	s.Between = one("nothing", "crash", "remount")
 	for k := range s.Workers {
@@ -49,14 +52,18 @@ func drawSetting(t testing.TB, r *rand.Rand) (s setting) {
 			"--memory", one("64MiB", "128MiB", "512MiB"), "--capacity", one("48MiB", "160MiB", "1GiB"),
 			"--scrub-rate", one("0", "1GiB"), "--streams", one("1", "16"),
 			"--evict-high", one("60", "95", "100"), "--evict-low", "50",
+			"--read-ahead", one("0", "8MiB", "64MiB"),
 		}
 	}
 	kinds := append(viewKinds(t), "auto")
 	for range 1 + r.IntN(2) {
 		s.Views = append(s.Views, shown{kinds[r.IntN(len(kinds))], 1 + r.IntN(2)})
 	}
-	for range r.IntN(3) { // worker 3 shows nothing: its death is no reader's concern
-		s.During = append(s.During, one("evict", "preload", "kill 3", "drop caches"))
+	shows := fmt.Sprint("kill ", s.Views[0].Worker)
+	// Worker 3 shows nothing: its death is no reader's concern. Who reads through one that
+	// shows a view waits for its next life, since a holder keeps the mount.
+	for range r.IntN(3) {
+		s.During = append(s.During, one("evict", "preload", "kill 3", shows, shows, "drop caches"))
 	}
 	return s
 }
@@ -147,7 +154,7 @@ func newMeta(t *testing.T) *meta {
 		if err := os.Mkdir(tiny, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		for i := range 300 {
+		for i := range 600 {
 			if err := os.WriteFile(filepath.Join(tiny, fmt.Sprintf("%d-ü", i)), bytes.Repeat([]byte{byte(i)}, i*i%9000), 0o644); err != nil {
 				t.Fatal(err)
 			}
@@ -239,10 +246,11 @@ func (m *meta) run(s setting, seed uint64) {
 		}
 	}
 	m.joined()
+	m.c.insist("dataset", "set", "data", "--evict", s.Evict)
 	m.warm(s)
 	dirs := make([]string, len(s.Views))
 	for i, v := range s.Views {
-		dirs[i] = m.mount(v)
+		dirs[i] = m.mount(v, s.Sampler)
 	}
 	x := trace{source: m.source, seed: seed, steps: 90, advice: s.Advice}
 	m.read(x, dirs, s)
@@ -257,7 +265,7 @@ func (m *meta) run(s setting, seed uint64) {
 	case "remount":
 		for i, v := range s.Views {
 			m.umount(v, dirs[i])
-			dirs[i] = m.mount(v)
+			dirs[i] = m.mount(v, s.Sampler)
 		}
 	}
 	x.steps = 40
@@ -285,12 +293,16 @@ func (m *meta) warm(s setting) {
 	}
 }
 
-func (m *meta) mount(v shown) (dir string) {
+func (m *meta) mount(v shown, sampler string) (dir string) {
 	m.t.Helper()
 	dir = m.t.TempDir()
-	res := m.c.stokerAt(v.Worker, "mount", "data", dir, "--view", v.Kind)
+	args := []string{"mount", "data", dir}
+	if sampler != "" {
+		args = append(args, "--sampler", sampler)
+	}
+	res := m.c.stokerAt(v.Worker, append(args, "--view", v.Kind)...)
 	if v.Kind == "kernel" && res.code == 8 { // a small worker may have no room for the image
-		res = m.c.stokerAt(v.Worker, "mount", "data", dir, "--view", "tree")
+		res = m.c.stokerAt(v.Worker, append(args, "--view", "tree")...)
 	}
 	if res.code != 0 {
 		m.t.Fatalf("mount %+v: exit %d: %s", v, res.code, res.stderr)
@@ -334,20 +346,21 @@ func (m *meta) read(x trace, dirs []string, s setting) {
 		})
 	}
 	for _, what := range s.During {
-		m.happen(what, dirs)
+		m.happen(what, dirs, s)
 	}
 	close(happened)
 	over.Wait()
 }
 
-func (m *meta) happen(what string, dirs []string) {
+func (m *meta) happen(what string, dirs []string, s setting) {
 	switch what {
 	case "evict":
 		m.c.stoker("evict", "data", "--force") // refused while a worker is away
 	case "preload":
 		m.c.stoker("preload", "data", "--wait") // it may not fit
-	case "kill 3":
-		m.restart(2)
+	case "kill 1", "kill 2", "kill 3":
+		k := int(what[len(what)-1] - '1')
+		m.restart(k, s.Workers[k]...)
 	case "drop caches":
 		files, _ := listTree(m.t, m.source)
 		for _, dir := range dirs {
