@@ -181,16 +181,18 @@ func (f *FS) Read(_ <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.Read
 // read fills p with the bytes of shard n from off on: those of its members, and
 // zeros between them.
 func (f *FS) read(ctx context.Context, n uint32, p []byte, off int64) error {
-	clear(p)
 	if uint64(n) == f.files-1 {
+		clear(p)
 		return nil
 	}
-	end := off + int64(len(p))
+	end, filled := off+int64(len(p)), off
 	for m, ok := member(f.o.Manifest, n, off); ok && m.Off < end; m, ok = after(f.o.Manifest, n, m) {
 		from, to := max(off, m.Off), min(end, m.Off+m.Bytes)
 		if from >= to {
 			continue
 		}
+		clear(p[filled-off : from-off])
+		filled = to
 		part := p[from-off : to-off]
 		got, err := f.o.Reader.ReadAt(ctx, m.Row, part, m.ObjectOff+from-m.Off)
 		if got == len(part) {
@@ -201,6 +203,7 @@ func (f *FS) read(ctx context.Context, n uint32, p []byte, off int64) error {
 		}
 		return err
 	}
+	clear(p[filled-off:])
 	return nil
 }
 

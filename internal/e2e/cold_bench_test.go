@@ -46,6 +46,7 @@ func BenchmarkCold(b *testing.B) {
 						func() { p.cold(b, kind, w.dir, files, w.readers) },
 						func() { kept = append(kept, l.keep(b)) },
 					}
+					touchMemory(b)
 					for i := 0; b.Loop(); i++ {
 						for _, k := range [][]int{{0, 1, 2}, {2, 1, 0}}[i%2] {
 							sides[k]()
@@ -93,6 +94,7 @@ func BenchmarkColdStream(b *testing.B) {
 	for _, kind := range viewKinds(b) {
 		b.Run(kind, func(b *testing.B) {
 			p := &pair{c: c, files: 1, bytes: 512 << 20}
+			touchMemory(b)
 			for b.Loop() {
 				p.cold(b, kind, "shards", []string{"0.tar"}, 1)
 			}
