@@ -157,6 +157,7 @@ func (m *Mounted) handshake(o *gofuse.MountOptions) (served, error) {
 	if err != nil {
 		return served{}, err
 	}
+	keepPresent(server)
 	fail = func(err error) (served, error) {
 		quit(served{server, theirs})
 		return served{}, err
