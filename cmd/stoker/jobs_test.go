@@ -450,11 +450,11 @@ func TestInterruptedWithoutAController(t *testing.T) {
 func TestMountAndUmount(t *testing.T) {
 	g := newRig(t, nil, routes{"POST /v1/mounts": answer(api.MountInfo{MountRequest: api.MountRequest{Dataset: "data", Generation: 4, Dir: "/d"}, ListedAt: time.Now().Add(-3 * time.Hour)}), "DELETE /v1/mounts": done})
 	t.Chdir(g.dir)
-	g.want(0, "mount", "data@4", "here", "--uid", "0", "--gid", "12", "--umask", "027", "--view", "tree")
+	g.want(0, "mount", "data@4", "here", "--uid", "0", "--gid", "12", "--umask", "027", "--view", "tree", "--kernel-read-ahead", "64KiB")
 	var req api.MountRequest
 	g.body("node POST /v1/mounts", 0, &req)
 	if !strings.HasPrefix(req.Dir, "/") || !strings.HasSuffix(req.Dir, "/here") || req.Dataset != "data" || req.Generation != 4 || req.View != "tree" ||
-		req.UID == nil || *req.UID != 0 || req.GID == nil || *req.GID != 12 || req.Umask == nil || *req.Umask != 0o027 {
+		req.UID == nil || *req.UID != 0 || req.GID == nil || *req.GID != 12 || req.Umask == nil || *req.Umask != 0o027 || req.KernelReadAheadBytes == nil || *req.KernelReadAheadBytes != 64<<10 {
 		t.Errorf("%+v", req)
 	}
 	g.says("dataset data@4, listed 3 h ago")
@@ -462,7 +462,7 @@ func TestMountAndUmount(t *testing.T) {
 	g.body("node POST /v1/mounts", 1, &req)
 	var plain api.MountRequest
 	g.body("node POST /v1/mounts", 1, &plain)
-	if plain.UID != nil || plain.GID != nil || plain.Umask != nil || plain.View != "auto" {
+	if plain.UID != nil || plain.GID != nil || plain.Umask != nil || plain.KernelReadAheadBytes != nil || plain.View != "auto" {
 		t.Errorf("without flags: %+v", plain)
 	}
 	g.want(0, "umount", "here")

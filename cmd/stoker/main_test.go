@@ -96,7 +96,7 @@ func TestUsage(t *testing.T) {
 		"nonsense", "dataset nonsense", "jobs x", "status a b", "wait", "wait a b", "cancel", "workers x", "version x", "completion", "completion tcsh", "help nonsense",
 		"--nonsense", "jobs --nonsense", "-x", "jobs -o", "jobs -o xml", "preload", "preload a b", "preload a --replicas 0", "preload a --replicas x", "preload a=/dir", "preload a@0", "preload @3",
 		"verify", "evict", "verify a=/dir", "dataset add", "dataset add x", "dataset add x nouri", "dataset add x ../a=s3://b", "dataset add x =s3://b", "dataset add x /a=s3://b",
-		"dataset show", "mount", "mount a", "mount a b c", "umount", "umount a b", "mount a . --view x", "mount a . --umask 9", "mount a . --umask 1777", "mount a . --uid -1",
+		"dataset show", "mount", "mount a", "mount a b c", "umount", "umount a b", "mount a . --view x", "mount a . --umask 9", "mount a . --kernel-read-ahead 65MiB", "mount a . --kernel-read-ahead -1", "mount a . --kernel-read-ahead many", "mount a . --umask 1777", "mount a . --uid -1",
 		"mount a . --gid 4294967295", "submit", "submit -- true", "submit --dataset a", "submit --dataset a --", "submit --dataset a true", "submit --dataset a x -- true",
 		"submit --dataset a --deadline soon -- true", "submit --dataset a --job-id -x -- true", "submit --dataset a --job-id a/b -- true", "submit --dataset a --dataset a@2 -- true",
 		"submit --dataset s3://b/x --dataset x -- true", "submit --dataset a=rel -- true", "submit --dataset A -- true", "submit --dataset a --on-miss later -- true", "submit --dataset a --layout near -- true", "submit --dataset a --view fast -- true",

@@ -27,8 +27,37 @@ func mountPoint(dir string) (string, error) {
 	return filepath.Join(parent, filepath.Base(abs)), nil
 }
 
+// readAhead is the flag of what the kernel reads ahead; unset it is the worker's choice.
+type readAhead struct{ bytes *int64 }
+
+// Set implements pflag.Value.
+func (r *readAhead) Set(s string) error {
+	n, err := api.ParseBytes(s, api.MostKernelReadAhead)
+	if e, ok := err.(*stoker.Error); ok {
+		return e.Err // the flag's name stands before it
+	}
+	r.bytes = &n
+	return err
+}
+
+// String implements pflag.Value.
+func (r *readAhead) String() string {
+	if r.bytes == nil {
+		return ""
+	}
+	return api.HumanBytes(*r.bytes)
+}
+
+// Type implements pflag.Value.
+func (r *readAhead) Type() string { return "size" }
+
+func readAheadFlag(cmd *cobra.Command, r *readAhead) {
+	cmd.Flags().Var(r, "kernel-read-ahead", "what the kernel reads ahead in each file (default 4MiB, or 1MiB of a kernel view of what is here)")
+}
+
 func (a *app) mountCommand() *cobra.Command {
 	req := api.MountRequest{}
+	var ahead readAhead
 	var sampler string
 	var sel api.Selection
 	var uid, gid int
@@ -44,6 +73,10 @@ A kernel view is read by the kernel alone where the data is on this node's disks
 and stands whatever happens to the worker; O_DIRECT is refused in it. A tree view
 is served by the worker. auto is a kernel view if all of the data is here and the
 kernel and the worker's rights allow it, else a tree view. It stays what it is.
+
+The kernel reads some MiB ahead in each file, and around each page of a mapped one. A
+program that maps files and reads them at random should say so (MADV_RANDOM); for
+one that does not, --kernel-read-ahead 0 saves a thousand times what it asks for.
 ` + samplerHelp + `
 All of the dataset is mounted: --path, --include and --exclude say which files the
 order is of.`,
@@ -85,6 +118,7 @@ order is of.`,
 				return usagef(cmd, "--path, --include and --exclude go with --sampler: all of a dataset is mounted")
 			}
 			req.ReadAs(sampler, some)
+			req.KernelReadAheadBytes = ahead.bytes
 			n, err := a.node()
 			if err != nil {
 				return err
@@ -105,6 +139,7 @@ order is of.`,
 	f.IntVar(&uid, "uid", 0, "owner of the files (default yours; only root may choose)")
 	f.IntVar(&gid, "gid", 0, "group of the files (default the owner's)")
 	f.StringVar(&umask, "umask", "0022", "permissions taken away, octal (0077 if not everybody may read the dataset)")
+	readAheadFlag(cmd, &ahead)
 	samplerFlag(cmd, &sampler)
 	selectionFlags(cmd, &sel)
 	return cmd

@@ -29,6 +29,7 @@ type submission struct {
 	n     *api.Node
 	req   api.ClaimRequest
 	view  string
+	ahead readAhead
 	ready readyAt
 	argv  []string
 	undo  []func(context.Context) // the last first
@@ -133,6 +134,7 @@ All of a dataset is mounted: what was not taken is read from the store.
 	verifyFlag(cmd, &s.req.Verify)
 	f.StringVar(&s.req.Job, "job-id", "", "id of the job (default a generated one)")
 	f.StringVar(&s.view, "view", "auto", viewWords)
+	readAheadFlag(cmd, &s.ahead)
 	return cmd
 }
 
@@ -349,7 +351,7 @@ func (s *submission) mountOne(ctx context.Context, d api.JobDataset, dir string)
 	} else if !errors.Is(err, os.ErrExist) {
 		return stoker.Errorf(stoker.KindInvalid, "submit", dir, "%w", err)
 	}
-	r := api.MountRequest{Dataset: d.Name, Manifest: d.Manifest, Generation: d.Generation, Dir: dir, View: s.view, Holder: s.req.Job, Own: own}
+	r := api.MountRequest{Dataset: d.Name, Manifest: d.Manifest, Generation: d.Generation, Dir: dir, View: s.view, Holder: s.req.Job, Own: own, KernelReadAheadBytes: s.ahead.bytes}
 	r.ReadAs(s.req.Sampler, d.Selection)
 	r.KeepTo(d.Private)
 	_, err := s.n.Mount(ctx, r)

@@ -35,7 +35,7 @@ type Options struct {
 	Dir            string                   // absolute; an empty folder, opened without following symbolic links
 	Name           string                   // source in /proc/mounts
 	Check          func(*unix.Stat_t) error // of the opened folder, before anything is mounted on it; may be nil
-	ReadAheadBytes int                      // of the kernel, for each open file; 0 = 4 MiB
+	ReadAheadBytes int                      // of the kernel, for each open file; 0 = 4 MiB, or of a kernel view 1 MiB if most is local; whole KiB count, so 1 is none
 }
 
 // Mounted is one mount and its server.

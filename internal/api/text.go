@@ -46,7 +46,7 @@ func EscapePath(p string) string {
 // LeastRate is the smallest limit in bytes a second: a block must pass within seconds.
 const LeastRate = 1 << 20
 
-var rateUnits = map[string]float64{"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
+var byteUnits = map[string]float64{"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
 	"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 // ParseRate reads bytes a second, as in 100MiB/s or 1048576; none is 0.
@@ -55,11 +55,25 @@ func ParseRate(text string) (int64, error) {
 	if s == "none" {
 		return 0, nil
 	}
-	number := strings.TrimRightFunc(s, func(r rune) bool { return r < '0' || r > '9' })
-	factor, known := rateUnits[strings.ToUpper(strings.TrimSpace(s[len(number):]))]
-	f, err := strconv.ParseFloat(number, 64)
-	if f *= factor; err != nil || !known || !(f >= LeastRate && f <= 1e18) {
+	f, ok := bytesOf(s)
+	if !ok || !(f >= LeastRate && f <= 1e18) {
 		return 0, stoker.Errorf(stoker.KindInvalid, "usage", text, "is no rate of at least 1MiB/s: write 100MiB/s, 1GB/s or none")
 	}
 	return int64(f), nil
+}
+
+// ParseBytes reads a number of bytes, most at most, as in 128KiB or 0.
+func ParseBytes(text string, most int64) (int64, error) {
+	f, ok := bytesOf(strings.TrimSpace(text))
+	if !ok || !(f >= 0 && f <= float64(most)) {
+		return 0, stoker.Errorf(stoker.KindInvalid, "usage", text, "is no size from 0 to %s: write 128KiB or 0", HumanBytes(most))
+	}
+	return int64(f), nil
+}
+
+func bytesOf(s string) (float64, bool) {
+	number := strings.TrimRightFunc(s, func(r rune) bool { return r < '0' || r > '9' })
+	factor, known := byteUnits[strings.ToUpper(strings.TrimSpace(s[len(number):]))]
+	f, err := strconv.ParseFloat(number, 64)
+	return f * factor, err == nil && known
 }

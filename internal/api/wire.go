@@ -763,6 +763,10 @@ type MountRequest struct {
 	Umask      *uint32   `json:"umask,omitempty"`  // nil = 0022, or 0077 if not everybody may read the dataset
 	Holder     string    `json:"holder,omitempty"` // job the mount belongs to
 	Own        bool      `json:"own,omitempty"`    // Dir was made for this mount: it goes with it if its job is killed
+	// KernelReadAheadBytes is what the kernel reads ahead in each open file, and around
+	// each fault of a mapped one: 0 = nothing, MostKernelReadAhead at most. Absent: 4 MiB, or
+	// 1 MiB of a kernel view of which at least half is on this node.
+	KernelReadAheadBytes *int64 `json:"kernelReadAheadBytes,omitempty"`
 	// Sampler is the order in which the view is read, as in ClaimRequest; Selection is
 	// which files it is the order of: absent = all.
 	Sampler   string     `json:"sampler,omitempty"`
@@ -771,6 +775,9 @@ type MountRequest struct {
 	// Absent: root answers for it.
 	For string `json:"for,omitempty"`
 }
+
+// MostKernelReadAhead is the most that the kernel may be told to read ahead, in bytes.
+const MostKernelReadAhead = 64 << 20
 
 // ReadAs says in which order the view is read, and of which files that is the order.
 // Without a sampler it says nothing.

@@ -66,7 +66,8 @@ func BenchmarkReadAhead(b *testing.B) {
 }
 
 // BenchmarkColdRandom reads 4 KiB and 128 KiB at 400 random places of a file of 1 GiB that is
-// not here, and rows of it through maps (random: that say so with madvise), by one reader, from
+// not here, and rows of it through maps (that say so with madvise, or do not, also where the kernel is
+// told not to read ahead), by one reader, from
 // views of each kind and, turn and turn about, with a lean client that asks for just these bytes. It
 // reports the median of a read in microseconds, and what the store sent for each byte.
 func BenchmarkColdRandom(b *testing.B) {
@@ -76,10 +77,14 @@ func BenchmarkColdRandom(b *testing.B) {
 	client, l := newLean(b, c), c.loner("", "64MiB")
 	for _, kind := range viewKinds(b) {
 		for _, w := range []struct {
-			name string
-			size int
-			read func(path string, offsets []int64, size int) ([]time.Duration, error)
-		}{{"4KiB", 4 << 10, readsAt}, {"128KiB", 128 << 10, readsAt}, {"mapped", 4 << 10, mappedReads}, {"mapped-plainly", 4 << 10, plainlyMappedReads}} {
+			name  string
+			size  int
+			read  func(path string, offsets []int64, size int) ([]time.Duration, error)
+			flags []string
+		}{
+			{"4KiB", 4 << 10, readsAt, nil}, {"128KiB", 128 << 10, readsAt, nil}, {"mapped", 4 << 10, mappedReads, nil},
+			{"mapped-plainly", 4 << 10, plainlyMappedReads, nil}, {"mapped-plainly-ahead-0", 4 << 10, plainlyMappedReads, []string{"--kernel-read-ahead", "0"}},
+		} {
 			b.Run(kind+"/"+w.name, func(b *testing.B) {
 				var took [2][]float64
 				var sent, gets []float64
@@ -97,7 +102,7 @@ func BenchmarkColdRandom(b *testing.B) {
 							spent := l.cold(b, kind, func(view string) error {
 								all, err = w.read(filepath.Join(view, "shards", "0.tar"), offsets, w.size)
 								return err
-							})
+							}, w.flags...)
 							sent, gets = append(sent, spent.bytes/float64(len(offsets)*w.size)), append(gets, spent.requests/float64(len(offsets)))
 						}
 						if err != nil {
@@ -237,9 +242,9 @@ func (l *loner) ask(method, path string, in, out any) error {
 type spent struct{ seconds, bytes, requests float64 }
 
 // cold mounts the dataset, of which nothing is here, and measures what read takes.
-func (l *loner) cold(b *testing.B, kind string, read func(view string) error) (s spent) {
+func (l *loner) cold(b *testing.B, kind string, read func(view string) error, flags ...string) (s spent) {
 	view := b.TempDir()
-	l.must("mount", "data", view, "--view", kind)
+	l.must(append([]string{"mount", "data", view, "--view", kind}, flags...)...)
 	var before, after api.WorkerStatus
 	if err := l.ask("GET", "/v1/status", nil, &before); err != nil {
 		b.Fatal(err)

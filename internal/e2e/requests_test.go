@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // fuseRequests is how many requests of any kind came to the worker's views so far.
@@ -81,4 +83,50 @@ func TestSmallFilesCostOneRequestEach(t *testing.T) {
 		t.Errorf("hot passes over %d files cost %d, %d and %d requests", files, first, second, third)
 	}
 	c.must("umount", dir)
+}
+
+// What the kernel reads ahead is what the mount says, in either view, and in the worker's next
+// life. With none a plainly mapped file that is read at random, of which nothing is here, brings what
+// other random reads bring: blocks, but for the first windows.
+func TestKernelReadAheadIsChosen(t *testing.T) {
+	const size, reads = 512 << 20, 40
+	c := up(t, 1, "1GiB", func(root string) { makeFiles(t, root, 0, 0, 1, size) })
+	// Not through this process' proxy: a fault that waits for the store stops whoever waits for its thread.
+	c.must("dataset", "add", "data", "s3://data", "--endpoint", c.getenv("STOKER_S3_ENDPOINT"), "--path-style")
+	file, _ := listTree(t, filepath.Join(c.root, "data"))
+	for _, kind := range viewKinds(t) {
+		dirs := map[string]string{"64KiB": t.TempDir(), "0": t.TempDir()}
+		for ahead, dir := range dirs {
+			c.must("mount", "data", dir, "--view", kind, "--kernel-read-ahead", ahead)
+		}
+		for life := range 2 {
+			if unix.Access("/sys/class/bdi", unix.W_OK) == nil {
+				for ahead, dir := range dirs {
+					if got := readAhead(t, dir); got != strings.TrimSuffix(ahead, "KiB") {
+						t.Errorf("life %d, %s: the kernel reads %s KiB ahead, want %s", life, kind, got, ahead)
+					}
+				}
+			}
+			if life == 0 {
+				c.kill("worker-1")
+				c.dev("start", "worker-1", "--dir", c.dir)
+				c.eventually("both are mounted again", func() bool { return len(c.workerStatus(1).Mounts) == 2 })
+			}
+		}
+		offsets := make([]int64, reads)
+		for i := range offsets {
+			offsets[i] = rand.Int64N(size/4096) * 4096
+		}
+		before := c.readsOfWorker().UFSBytes
+		if _, err := plainlyMappedReads(filepath.Join(dirs["0"], file[0]), offsets, 4096); err != nil {
+			t.Fatal(err)
+		}
+		if got, most := c.readsOfWorker().UFSBytes-before, int64(reads*256<<10+12*4<<20); got > most && unix.Access("/sys/class/bdi", unix.W_OK) == nil {
+			t.Errorf("%s: %d bytes came for %d reads of 4 KiB, want %d at most", kind, got, reads, most)
+		}
+		for _, dir := range dirs {
+			c.must("umount", dir)
+		}
+		c.must("evict", "data", "--force")
+	}
 }

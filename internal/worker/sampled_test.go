@@ -31,3 +31,13 @@ func TestSamplersOfViews(t *testing.T) {
 		}
 	}
 }
+
+// What the kernel is to read ahead is within bounds, whoever asks.
+func TestReadAheadOfViews(t *testing.T) {
+	for bytes, taken := range map[int64]bool{-1: false, 0: true, 4096: true, api.MostKernelReadAhead: true, api.MostKernelReadAhead + 1: false} {
+		r := api.MountRequest{Dataset: "data", Dir: "/nowhere", KernelReadAheadBytes: &bytes}
+		if err := (&views{}).check(0, &r); (err == nil) != taken || !taken && stoker.KindOf(err) != stoker.KindInvalid {
+			t.Errorf("%d: %v", bytes, err)
+		}
+	}
+}

@@ -168,6 +168,9 @@ func (v *views) check(uid uint32, r *api.MountRequest) error {
 	if uid != 0 && r.UID != nil && *r.UID != uid {
 		return stoker.Errorf(stoker.KindDenied, "mount", r.Dir, "only root may give files to another uid (%d)", *r.UID)
 	}
+	if n := r.KernelReadAheadBytes; n != nil && (*n < 0 || *n > api.MostKernelReadAhead) {
+		return stoker.Errorf(stoker.KindInvalid, "mount", r.Dir, "%d bytes to read ahead: want 0 to %d", *n, api.MostKernelReadAhead)
+	}
 	_, _, err := samplerOf(r)
 	return err
 }
@@ -278,6 +281,9 @@ func (v *views) choose(ctx context.Context, asked string, set *cache.Set) (choic
 func (v *views) show(ctx context.Context, w *view, want saved, old *mount.Left) error {
 	r, owner := want.MountRequest, w.shownAs()
 	o := mount.Options{Dir: r.Dir, Name: v.source + ":" + r.Dataset, Check: ownedBy(w.owner, r.Dir)}
+	if n := r.KernelReadAheadBytes; n != nil {
+		o.ReadAheadBytes = int(max(1, *n))
+	}
 	if want.Kind == "kernel" {
 		k, err := v.mountKernel(ctx, w, owner, o, old)
 		if err == nil {
