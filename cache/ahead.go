@@ -51,11 +51,11 @@ func (s *Set) bringAhead(at prefetch.Pos, blocks int) {
 		m := s.memberAt(at.Shard, at.Block)
 		first := int(m.FirstBlock)
 		end := min(first+manifest.BlocksOf(m.Bytes), first+((at.Block-first)/window+1)*window)
-		began, more := s.fillAhead(at.Shard, at.Block, end)
-		if began && at.Block == first && m.ObjectOff == 0 {
-			s.count(func(r *Reads) { r.Files.Add(1) })
+		var counts func(*Reads)
+		if at.Block == first && m.ObjectOff == 0 {
+			counts = func(r *Reads) { r.Files.Add(1) }
 		}
-		if !more {
+		if more := s.fillAhead(at.Shard, at.Block, end, counts); !more {
 			return
 		}
 		blocks -= end - at.Block
@@ -64,24 +64,24 @@ func (s *Set) bringAhead(at prefetch.Pos, blocks int) {
 }
 
 // fillAhead begins one, unless all is here or on its way. more: others may begin
-// now.
-func (s *Set) fillAhead(n uint32, from, to int) (began, more bool) {
+// now. counts, unless nil, is called once if it has brought something in.
+func (s *Set) fillAhead(n uint32, from, to int, counts func(*Reads)) (more bool) {
 	c := s.c
 	c.fills.mu.Lock()
 	defer c.fills.mu.Unlock()
 	first, end, there := s.gapLocked(n, from, to)
 	if first == to || there != nil {
-		return false, true
+		return true
 	}
 	if c.stop.Err() != nil {
-		return false, false
+		return false
 	}
 	select {
 	case c.ahead <- struct{}{}: // given back when the flight has ended
 	default:
-		return false, false
+		return false
 	}
 	s.count(func(r *Reads) { r.AheadBlocks.Add(int64(end - first)) })
-	s.startLocked(n, first, end, why{early: true, prio: guard.Prefetch})
-	return true, true
+	s.startLocked(n, first, end, why{early: true, prio: guard.Prefetch, counts: counts})
+	return true
 }

@@ -136,6 +136,34 @@ func TestNothingIsReadAheadOfAFullDisk(t *testing.T) {
 	}
 }
 
+// Of what was begun ahead of a full disk, and did not come, nothing is counted.
+func TestWhatDoesNotComeAheadIsNotCounted(t *testing.T) {
+	c := newCluster(t, 1, 2<<20)
+	for i := range 40 {
+		c.put(fmt.Sprintf("%02d", i), 300<<10, 1)
+	}
+	large := c.put("z", 64<<20-1, 1)
+	n := c.nodes[0]
+	s := n.open(t, c.freeze())
+	got := make([]byte, 300<<10)
+	for i := range 40 {
+		if _, err := s.ReadAt(t.Context(), rowOf(t, s, fmt.Sprintf("%02d", i)), got, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.ReadAt(t.Context(), rowOf(t, s, "z"), got[:8], int64(len(large)-8)); err != nil { // a footer
+		t.Fatal(err)
+	}
+	n.settle(t)
+	k := n.cache.Counters()
+	if k.AheadBlocks.Load() == 0 {
+		t.Error("nothing was begun ahead")
+	}
+	if bytes, files, footers := k.AheadBytes.Load(), k.Files.Load(), k.Footers.Load(); bytes != 0 || files != 0 || footers != 0 {
+		t.Errorf("%d bytes came ahead, of %d files and %d footers", bytes, files, footers)
+	}
+}
+
 // farFS answers late.
 type farFS struct {
 	ufs.FS

@@ -147,9 +147,7 @@ func (s *Set) demand(ctx context.Context, n uint32, block, asked, skip int, p []
 		end, begins := s.windowEnd(n, m, block, asked)
 		s.note(n, m, block, end, true)
 		if m.ObjectOff+m.Bytes == s.man.Entry(m.Row).Bytes && block == to-1 && s.c.o.ReadAheadBytes >= footer*stoker.BlockBytes {
-			if began, _ := s.fillAhead(n, max(from, to-footer), to); began { // the one below joins it
-				s.count(func(r *Reads) { r.Footers.Add(1) })
-			}
+			s.fillAhead(n, max(from, to-footer), to, func(r *Reads) { r.Footers.Add(1) }) // the one below joins it
 		}
 		copied, passed, err = s.fillOne(ctx, n, block, end, why{prio: guard.Demand}, skip, p)
 		if begins && err == nil {

@@ -37,7 +37,7 @@ func (s *Set) fillPiece(row manifest.Row, e manifest.Entry, off, end int64) bool
 			in, most = off%stoker.ExtentBytes, stoker.ExtentBytes
 		}
 		most = min(most, in+end-off)
-		if _, more := s.fillAhead(n, int(e.FirstBlock)+int(in/stoker.BlockBytes), int(e.FirstBlock)+manifest.BlocksOf(most)); !more {
+		if more := s.fillAhead(n, int(e.FirstBlock)+int(in/stoker.BlockBytes), int(e.FirstBlock)+manifest.BlocksOf(most), nil); !more {
 			return false
 		}
 		off += most - in

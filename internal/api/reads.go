@@ -16,8 +16,8 @@ type ReadCounters struct {
 	FUSEReads   int64 `json:"fuseReads"`
 	// RandomReads waited for nothing but what they asked for, since windows of their
 	// file had come in vain; SparedBytes is what these windows have besides.
-	RandomReads int64 `json:"randomReads,omitempty"`
-	SparedBytes int64 `json:"sparedBytes,omitempty"`
+	RandomReads int64 `json:"randomReads"`
+	SparedBytes int64 `json:"sparedBytes"`
 	ServedBytes int64 `json:"servedBytes,omitempty"` // to other workers; not counted by dataset
 	// Ahead is what came before anybody asked for it.
 	Ahead *AheadCounters `json:"ahead,omitempty"`
