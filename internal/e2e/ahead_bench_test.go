@@ -83,7 +83,7 @@ func BenchmarkColdRandom(b *testing.B) {
 			flags []string
 		}{
 			{"4KiB", 4 << 10, readsAt, nil}, {"128KiB", 128 << 10, readsAt, nil}, {"mapped", 4 << 10, mappedReads, nil},
-			{"mapped-plainly", 4 << 10, plainlyMappedReads, nil}, {"mapped-plainly-ahead-0", 4 << 10, plainlyMappedReads, []string{"--kernel-read-ahead", "0"}},
+			{"mapped-plainly", 4 << 10, plainlyMappedReads, nil}, {"mapped-not-ahead", 4 << 10, plainlyMappedReads, []string{"--kernel-read-ahead", "0"}},
 		} {
 			b.Run(kind+"/"+w.name, func(b *testing.B) {
 				var took [2][]float64

@@ -69,7 +69,7 @@ func readAhead(goal float64) map[string]float64 {
 
 const (
 	rowHeight, barHeight = 22, 14
-	nameWidth, barsWidth = 260, 560
+	nameWidth, barsWidth = 290, 560
 	width                = nameWidth + barsWidth + 80
 )
 
