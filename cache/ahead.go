@@ -1,6 +1,8 @@
 package cache
 
 import (
+	"sync"
+
 	"stoker.dev"
 	"stoker.dev/cache/manifest"
 	"stoker.dev/cache/prefetch"
@@ -82,6 +84,10 @@ func (s *Set) fillAhead(n uint32, from, to int, counts func(*Reads)) (more bool)
 		return false
 	}
 	s.count(func(r *Reads) { r.AheadBlocks.Add(int64(end - first)) })
-	s.startLocked(n, first, end, why{early: true, prio: guard.Prefetch, counts: counts})
+	w := why{early: true, prio: guard.Prefetch}
+	if counts != nil {
+		w.brought = sync.OnceFunc(func() { s.count(counts) })
+	}
+	s.startLocked(n, first, end, w)
 	return true
 }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -27,22 +26,7 @@ func (n *node) cachedBytes(t *testing.T) (sum int) {
 			return err
 		}
 		defer f.Close()
-		fi, err := f.Stat()
-		if err != nil {
-			return err
-		}
-		m, err := unix.Mmap(int(f.Fd()), 0, int(fi.Size()), unix.PROT_READ, unix.MAP_SHARED)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = unix.Munmap(m) }()
-		there := make([]byte, (len(m)+os.Getpagesize()-1)/os.Getpagesize())
-		if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), uintptr(unsafe.Pointer(&there[0]))); errno != 0 {
-			return errno
-		}
-		for _, b := range there {
-			sum += int(b&1) * os.Getpagesize()
-		}
+		sum += testenv.CachedPages(t, f) * os.Getpagesize()
 		return nil
 	})
 	if err != nil {

@@ -44,9 +44,8 @@ type flight struct {
 	memory   bool          // there was no space when it began; only its own goroutine looks
 	once     bool          // and it is not kept: the next read asks the policy again; likewise
 	early    bool          // began ahead of readers: what it brings is marked
-	counts   func(*Reads)  // see why
-	counted  atomic.Bool
-	whose    cause // see whoseIs
+	brought  func()        // see why
+	whose    cause         // see whoseIs
 	phases   phases
 
 	share   *share // of its blocks in memory; set before the first
@@ -72,13 +71,13 @@ type waiter struct {
 
 // why says on whose behalf a fill runs.
 type why struct {
-	direct bool         // this worker was asked as the owner: it asks no other owner
-	ahead  bool         // nobody waits: only what a peer has is copied
-	copies bool         // a replica: likewise, but a load waits
-	waits  bool         // a load waits: for a worker that is away, too
-	early  bool         // nobody waits yet: what finds no space does not come
-	counts func(*Reads) // once something came ahead; may be nil
-	prio   guard.Priority
+	direct  bool   // this worker was asked as the owner: it asks no other owner
+	ahead   bool   // nobody waits: only what a peer has is copied
+	copies  bool   // a replica: likewise, but a load waits
+	waits   bool   // a load waits: for a worker that is away, too
+	early   bool   // nobody waits yet: what finds no space does not come
+	brought func() // called when a block that came ahead is on the disk; may be nil
+	prio    guard.Priority
 }
 
 // joinFlight returns the flight that will bring in the first missing block of
@@ -127,7 +126,7 @@ func (s *Set) startLocked(n uint32, from, to int, w why) *flight {
 	c, id := s.c, s.man.Shard(n).ID
 	ctx, cancel := context.WithCancel(c.stop)
 	f := &flight{from: from, to: to, cancel: cancel, waiters: 1, copies: w.copies, ahead: w.ahead || w.early || w.copies, urgency: guard.NewUrgency(w.prio),
-		done: make(chan struct{}), early: w.early, counts: w.counts, whose: whoseIs(w)}
+		done: make(chan struct{}), early: w.early, brought: w.brought, whose: whoseIs(w)}
 	f.phases.enter(forTurn)
 	c.fills.runs[id] = append(c.fills.runs[id], f)
 	for b := from; b < to; b++ { // what came ahead and went again unread
@@ -387,8 +386,8 @@ func (s *Set) deliver(n uint32, f *flight, block int, off int64, data []byte) er
 	f.hand(block, data, f.memory)
 	onDisk, err := s.write(n, f, block, off, data)
 	here(onDisk)
-	if onDisk && f.counts != nil && f.counted.CompareAndSwap(false, true) {
-		s.count(f.counts)
+	if onDisk && f.brought != nil {
+		f.brought()
 	}
 	if err != nil {
 		return err

@@ -19,7 +19,7 @@ type Reads struct {
 	AheadBytes, AheadUsedBytes atomic.Int64 // of those, what came; and of these, what somebody read since
 	AheadWastedBytes           atomic.Int64 // what went, or was left by the last user of its dataset, unread
 	Streams, Steppers, Footers atomic.Int64 // readers that were followed; ends of containers that came as a whole
-	Files                      atomic.Int64 // that of which something came ahead of who reads one after the other as listed
+	Files                      atomic.Int64 // of which something came ahead of who reads one after the other as listed
 	Epochs                     atomic.Int64 // of jobs whose samplers are known, that were recognised
 	Random, SparedBytes        atomic.Int64 // misses in no order, for which no window came; what these windows have beside what did
 	UFS                        guard.Count  // all data requests

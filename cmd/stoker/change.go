@@ -16,10 +16,15 @@ type bandwidth int64
 // Set implements pflag.Value.
 func (b *bandwidth) Set(s string) error {
 	n, err := api.ParseRate(s)
-	if e, ok := err.(*stoker.Error); ok {
-		return e.Err // the flag's name stands before it
-	}
 	*b = bandwidth(n)
+	return ofFlag(err)
+}
+
+// ofFlag is what is wrong with a flag's value: the flag's name stands before it.
+func ofFlag(err error) error {
+	if e, ok := err.(*stoker.Error); ok {
+		return e.Err
+	}
 	return err
 }
 

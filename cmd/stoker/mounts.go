@@ -33,11 +33,8 @@ type readAhead struct{ bytes *int64 }
 // Set implements pflag.Value.
 func (r *readAhead) Set(s string) error {
 	n, err := api.ParseBytes(s, api.MostKernelReadAhead)
-	if e, ok := err.(*stoker.Error); ok {
-		return e.Err // the flag's name stands before it
-	}
 	r.bytes = &n
-	return err
+	return ofFlag(err)
 }
 
 // String implements pflag.Value.
@@ -76,7 +73,8 @@ kernel and the worker's rights allow it, else a tree view. It stays what it is.
 
 The kernel reads some MiB ahead in each file, and around each page of a mapped one. A
 program that maps files and reads them at random should say so (MADV_RANDOM); for
-one that does not, --kernel-read-ahead 0 saves a thousand times what it asks for.
+one that does not, --kernel-read-ahead 0 keeps the kernel from reading 4 MiB around
+each page.
 ` + samplerHelp + `
 All of the dataset is mounted: --path, --include and --exclude say which files the
 order is of.`,

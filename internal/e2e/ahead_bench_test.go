@@ -89,10 +89,7 @@ func BenchmarkColdRandom(b *testing.B) {
 				var took [2][]float64
 				var sent, gets []float64
 				for i := 0; b.Loop(); i++ {
-					offsets := make([]int64, 400)
-					for k := range offsets {
-						offsets[k] = rand.Int64N(large/int64(w.size)) * int64(w.size)
-					}
+					offsets := offsetsIn(large, 400, w.size)
 					for _, side := range [][]int{{0, 1}, {1, 0}}[i%2] {
 						var all []time.Duration
 						var err error
@@ -108,8 +105,7 @@ func BenchmarkColdRandom(b *testing.B) {
 						if err != nil {
 							b.Fatal(err)
 						}
-						slices.Sort(all)
-						took[side] = append(took[side], float64(all[len(all)/2].Nanoseconds())/1e3)
+						took[side] = append(took[side], p50(all))
 					}
 				}
 				b.ReportMetric(0, "ns/op")

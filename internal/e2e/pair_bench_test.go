@@ -32,24 +32,25 @@ type pair struct {
 }
 
 // timed runs one side, and notes its rate and its costs. It returns what it took, in seconds.
-func (p *pair) timed(side int, run func()) float64 {
-	var rss func() float64
-	before, once, twice, cached := p.c.readsOfWorker(), p.c.mallocs(), p.c.mallocs(), kib(p.c.t, "/proc/meminfo", "Cached")
-	if side == 1 {
-		rss = p.c.watchRSS()
+func (p *pair) timed(side int, run func()) (seconds float64) {
+	gb := float64(p.bytes) / 1e9
+	measured := func() (own float64) {
+		before, began := ownCPU(p.c.t), time.Now()
+		run()
+		seconds = time.Since(began).Seconds()
+		p.rate[side] = append(p.rate[side], gb*1e3/seconds)
+		return (ownCPU(p.c.t) - before) / gb
 	}
-	own, worker, began := ownCPU(p.c.t), p.c.workerCPU(), time.Now()
-	run()
-	took := time.Since(began).Seconds()
-	gb, files := float64(p.bytes)/1e9, float64(p.files)
-	own, worker = ownCPU(p.c.t)-own, p.c.workerCPU()-worker
-	p.rate[side] = append(p.rate[side], gb*1e3/took)
 	if side == 0 {
-		p.cpu[0] = append(p.cpu[0], own/gb)
-		return took
+		p.cpu[0] = append(p.cpu[0], measured())
+		return seconds
 	}
-	p.cpu[1] = append(p.cpu[1], (own+worker)/gb)
-	p.worker = append(p.worker, worker/gb)
+	files := float64(p.files)
+	before, once, twice, cached := p.c.readsOfWorker(), p.c.mallocs(), p.c.mallocs(), kib(p.c.t, "/proc/meminfo", "Cached")
+	rss, cpu := p.c.watchRSS(), p.c.workerCPU()
+	own := measured()
+	worker := (p.c.workerCPU() - cpu) / gb
+	p.cpu[1], p.worker = append(p.cpu[1], own+worker), append(p.worker, worker)
 	p.rss = max(p.rss, rss())
 	p.grown = append(p.grown, float64(kib(p.c.t, "/proc/meminfo", "Cached")-cached)*1024/float64(p.bytes))
 	p.allocs = append(p.allocs, float64(max(0, p.c.mallocs()-twice-(twice-once)))/files) // asking takes some, too
@@ -57,7 +58,7 @@ func (p *pair) timed(side int, run func()) float64 {
 	p.reads = append(p.reads, float64(after.FUSEReads-before.FUSEReads)/files)
 	p.gets = append(p.gets, float64(after.UFSRequests-before.UFSRequests)/files)
 	p.fetched = append(p.fetched, float64(after.UFSBytes-before.UFSBytes)/float64(p.bytes))
-	return took
+	return seconds
 }
 
 // report gives the medians.

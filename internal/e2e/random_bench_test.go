@@ -38,10 +38,7 @@ func BenchmarkRandom(b *testing.B) {
 					var took, cpu [2][]float64
 					var reads []float64
 					for i := 0; b.Loop(); i++ {
-						offsets := make([]int64, 2000)
-						for k := range offsets {
-							offsets[k] = rand.Int64N(fileBytes/int64(w.size)) * int64(w.size)
-						}
+						offsets := offsetsIn(fileBytes, 2000, w.size)
 						for _, side := range [][]int{{0, 1}, {1, 0}}[i%2] {
 							path := filepath.Join([]string{disk, view}[side], name)
 							if dropPages(b, filepath.Dir(path), []string{filepath.Base(path)}); !hot {
@@ -58,8 +55,7 @@ func BenchmarkRandom(b *testing.B) {
 							if side == 1 {
 								reads = append(reads, float64(c.readsOfWorker().FUSEReads-requests)/float64(len(all)))
 							}
-							slices.Sort(all)
-							took[side] = append(took[side], float64(all[len(all)/2].Nanoseconds())/1e3)
+							took[side] = append(took[side], p50(all))
 						}
 					}
 					b.ReportMetric(0, "ns/op")
@@ -74,6 +70,21 @@ func BenchmarkRandom(b *testing.B) {
 		}
 		c.must("umount", view)
 	}
+}
+
+// offsetsIn draws places of a file for reads of size bytes each.
+func offsetsIn(fileBytes int64, reads, size int) []int64 {
+	offsets := make([]int64, reads)
+	for k := range offsets {
+		offsets[k] = rand.Int64N(fileBytes/int64(size)) * int64(size)
+	}
+	return offsets
+}
+
+// p50 is the median in microseconds. It sorts them.
+func p50(took []time.Duration) float64 {
+	slices.Sort(took)
+	return float64(took[len(took)/2].Nanoseconds()) / 1e3
 }
 
 // readsAt reads at each offset and returns what each read took.

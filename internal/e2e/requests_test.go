@@ -113,10 +113,7 @@ func TestKernelReadAheadIsChosen(t *testing.T) {
 				c.eventually("both are mounted again", func() bool { return len(c.workerStatus(1).Mounts) == 2 })
 			}
 		}
-		offsets := make([]int64, reads)
-		for i := range offsets {
-			offsets[i] = rand.Int64N(size/4096) * 4096
-		}
+		offsets := offsetsIn(size, reads, 4096)
 		before := c.readsOfWorker().UFSBytes
 		if _, err := plainlyMappedReads(filepath.Join(dirs["0"], file[0]), offsets, 4096); err != nil {
 			t.Fatal(err)

@@ -19,11 +19,7 @@ func TestWarmReadsAllocateNothing(t *testing.T) {
 	w.ufs.Put("f", body)
 	id := w.freeze(t)
 	w.bringIn(t, id, "f")
-	set, err := w.cache.Open(t.Context(), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer set.Close()
+	set := w.opened(t, id)
 	sampler, err := order.Parse("pytorch:seed=0,world=1")
 	if err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"stoker.dev"
+	"stoker.dev/cache"
 	"stoker.dev/internal/api"
 	"stoker.dev/internal/testenv"
 	"stoker.dev/ufs"
@@ -83,6 +84,17 @@ func settle(w *Worker) {
 		}
 		runtime.Gosched()
 	}
+}
+
+// opened is an open dataset, which is closed when the test ends.
+func (w *watchedWorker) opened(t *testing.T, id stoker.ID) *cache.Set {
+	t.Helper()
+	set, err := w.cache.Open(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = set.Close() })
+	return set
 }
 
 // bringIn reads a file of a dataset and seals the shard that it lies in.

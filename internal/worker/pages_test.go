@@ -5,35 +5,12 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"stoker.dev/internal/api"
 	"stoker.dev/internal/testenv"
 )
-
-// cachedPages is how many pages of a file the page cache has.
-func cachedPages(t *testing.T, f *os.File) (n int) {
-	t.Helper()
-	fi, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := unix.Mmap(int(f.Fd()), 0, int(fi.Size()), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = unix.Munmap(m) }()
-	pages := make([]byte, (len(m)+os.Getpagesize()-1)/os.Getpagesize())
-	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), uintptr(unsafe.Pointer(&pages[0]))); errno != 0 {
-		t.Fatal(errno)
-	}
-	for _, p := range pages {
-		n += int(p & 1)
-	}
-	return n
-}
 
 // What is read through a kernel view is in memory once: as pages of the view's files.
 // The kernel reads past those of the shard.
@@ -52,12 +29,7 @@ func TestKernelViewIsInMemoryOnce(t *testing.T) {
 	w.ufs.Put("f", body)
 	id := w.freeze(t)
 	w.bringIn(t, id, "f")
-	set, err := w.cache.Open(t.Context(), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer set.Close()
-	sh, ok := w.store.Get(set.Manifest().Shard(0).ID)
+	sh, ok := w.store.Get(w.opened(t, id).Manifest().Shard(0).ID)
 	if !ok {
 		t.Fatal("no shard")
 	}
@@ -69,7 +41,7 @@ func TestKernelViewIsInMemoryOnce(t *testing.T) {
 	if err := unix.Fadvise(int(shard.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
 		t.Fatal(err)
 	}
-	if n := cachedPages(t, shard); n != 0 {
+	if n := testenv.CachedPages(t, shard); n != 0 {
 		t.Fatalf("%d pages of the shard are in memory though they were dropped", n)
 	}
 	dir := t.TempDir()
@@ -92,7 +64,7 @@ func TestKernelViewIsInMemoryOnce(t *testing.T) {
 		t.Errorf("other bytes, %v", err)
 	}
 	// Some machines drop pages of their own accord: not all of the view's need be there.
-	if view, beneath := cachedPages(t, f), cachedPages(t, shard); view == 0 || beneath != 0 {
+	if view, beneath := testenv.CachedPages(t, f), testenv.CachedPages(t, shard); view == 0 || beneath != 0 {
 		t.Errorf("%d pages of the view's file and %d of the shard are in memory, want all of %d and none", view, beneath, len(body)/os.Getpagesize())
 	}
 }

@@ -18,11 +18,7 @@ func TestShardsHaveZerosBetweenFiles(t *testing.T) {
 		w.ufs.Put(name, body)
 	}
 	id := w.freeze(t)
-	set, err := w.cache.Open(t.Context(), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer set.Close()
+	set := w.opened(t, id)
 	man := set.Manifest()
 	size := int(man.Shard(0).Bytes)
 	want := make([]byte, size)
