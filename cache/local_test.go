@@ -47,15 +47,18 @@ func (g *generations) planLocal(id stoker.ID, round int64, nodes []int, source f
 	return pid
 }
 
-// beginOn reserves and begins a part of a plan.
-func (g *generations) beginOn(node int, plan stoker.ID) {
+// beginOn reserves some parts of a plan, and begins them.
+func (g *generations) beginOn(plan stoker.ID, nodes ...int) {
 	g.t.Helper()
-	c := g.nodes[node].cache
-	if _, err := c.Reserve(g.t.Context(), api.ReserveRequest{Plan: plan, Part: node}); err != nil {
-		g.t.Fatal(err)
+	for _, i := range nodes { // all first: one that reads through another is on that one's account
+		if _, err := g.nodes[i].cache.Reserve(g.t.Context(), api.ReserveRequest{Plan: plan, Part: i}); err != nil {
+			g.t.Fatal(err)
+		}
 	}
-	if err := c.Load(g.t.Context(), plan, node); err != nil {
-		g.t.Fatal(err)
+	for _, i := range nodes {
+		if err := g.nodes[i].cache.Load(g.t.Context(), plan, i); err != nil {
+			g.t.Fatal(err)
+		}
 	}
 }
 
@@ -72,9 +75,7 @@ func (g *generations) endOn(node int, plan stoker.ID) (p api.LoadProgress) {
 // loadAll loads several parts side by side.
 func (g *generations) loadAll(plan stoker.ID, nodes []int) (fetched int64) {
 	g.t.Helper()
-	for _, i := range nodes {
-		g.beginOn(i, plan)
-	}
+	g.beginOn(plan, nodes...)
 	for _, i := range nodes {
 		fetched += g.endOn(i, plan).UFSBytes
 	}
@@ -178,8 +179,7 @@ func TestLocalWaitsForItsSource(t *testing.T) {
 	g.asked()
 	gone := g.without(0)
 	plan := g.planLocal(id, 2, nodes, func(int) int { return 0 })
-	g.beginOn(1, plan)
-	g.beginOn(2, plan)
+	g.beginOn(plan, 1, 2)
 	for _, f := range gone {
 		<-f.asked
 		f.mu.Lock()
